@@ -1,0 +1,36 @@
+# Thin targets over real scripts. `make demo` and `make test` start from nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# A torch that the given Python already has is used, not downloaded again.
+$(BIN)/python:
+	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
+
+.PHONY: demo test lint format bench clean
+demo: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py demo
+	$(BIN)/python demo/train_digits.py
+
+test: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'ops/*.cpp' 'ops/*.h')
+
+format: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'ops/*.cpp' 'ops/*.h')
+
+bench: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test
+	$(BIN)/python tools/benchmarks/benchmark_ops.py
+
+clean:
+	rm -rf build *.egg-info ops/*.so work_dirs

@@ -1,0 +1,3 @@
+"""GrootV: vision backbones whose state-space scan runs along a minimum spanning tree."""
+
+__version__ = '0.1.0'

@@ -1,0 +1,29 @@
+"""Tree-scan operators: image features -> edge weights -> spanning tree -> order -> scan.
+
+====================================== =====================================================
+:func:`grid_edge_weight`               features to the weight of every edge of the grid
+:func:`minimum_spanning_tree`          edge weights to the edges of the tree
+:func:`breadth_first_order`            tree edges to a :class:`Tree`: order, parents, levels
+:func:`build_tree`                     the three above in one step
+:func:`tree_scan`                      the state-space recurrence along the tree
+====================================== =====================================================
+
+:mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.
+"""
+
+from .edge_weight import METRICS, grid_edge_weight
+from .spanning_tree import minimum_spanning_tree, minimum_spanning_tree_from_edges
+from .traversal import Tree, breadth_first_order, breadth_first_order_from_edges, build_tree
+from .tree_scan import tree_scan
+
+__all__ = [
+    'METRICS',
+    'Tree',
+    'breadth_first_order',
+    'breadth_first_order_from_edges',
+    'build_tree',
+    'grid_edge_weight',
+    'minimum_spanning_tree',
+    'minimum_spanning_tree_from_edges',
+    'tree_scan',
+]

@@ -1,0 +1,97 @@
+// Argument checks with one wording for all backends: function, rule, value found.
+#pragma once
+
+#include <initializer_list>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+namespace grootv {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+void check(bool holds, const Parts&... message) {
+    if (holds) return;
+    std::ostringstream text;
+    (text << ... << message);
+    throw std::runtime_error(text.str());
+}
+
+template <class Sizes>
+std::string format_shape(const Sizes& sizes) {
+    std::ostringstream text;
+    text << '(';
+    const char* separator = "";
+    for (int64_t size : sizes) {
+        text << separator << size;
+        separator = ", ";
+    }
+    text << ')';
+    return text.str();
+}
+
+inline const char* dtype_name(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Float: return "float32";
+        case ScalarType::Double: return "float64";
+        case ScalarType::Half: return "float16";
+        case ScalarType::BFloat16: return "bfloat16";
+        case ScalarType::Int: return "int32";
+        case ScalarType::Long: return "int64";
+        case ScalarType::Bool: return "bool";
+        default: return "another dtype";
+    }
+}
+
+inline void check_floating(const char* function, const char* name, const Tensor& tensor) {
+    ScalarType dtype = tensor.scalar_type();
+    check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+              dtype == ScalarType::BFloat16,
+          function, ": ", name, " must be float32, float64, float16 or bfloat16, got ", dtype_name(dtype));
+}
+
+inline void check_dtype(const char* function, const char* name, const Tensor& tensor, ScalarType expected) {
+    check(tensor.scalar_type() == expected, function, ": ", name, " must be ", dtype_name(expected), ", got ",
+          dtype_name(tensor.scalar_type()));
+}
+
+inline void check_dim(const char* function, const char* name, const Tensor& tensor, int64_t dim, const char* shape) {
+    check(tensor.dim() == dim, function, ": ", name, " must have shape ", shape, ", got ",
+          format_shape(tensor.sizes()));
+}
+
+inline void check_shape(const char* function, const char* name, const char* rule, const Tensor& tensor,
+                        std::initializer_list<int64_t> expected) {
+    bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
+    int64_t dim = 0;
+    for (int64_t size : expected) equal = equal && tensor.size(dim++) == size;
+    check(equal, function, ": ", name, " needs ", rule, ", shape ", format_shape(expected), ", got ",
+          format_shape(tensor.sizes()));
+}
+
+inline void check_same_device(const char* function, const char* name, const Tensor& tensor, const Tensor& first) {
+    bool same = tensor.is_cpu() == first.is_cpu() && tensor.is_cuda() == first.is_cuda() &&
+                (tensor.is_cpu() || tensor.get_device_index() == first.get_device_index());
+    check(same, function, ": all tensors must be on one device, but ", name, " is on another than the first");
+}
+
+// Vertices and edges are counted in int32; a grid of L vertices has fewer than 2 L edges.
+inline void check_grid(const char* function, int64_t height, int64_t width) {
+    check(height >= 1 && width >= 1, function, ": the grid must have at least one row and one column, got ", height,
+          " x ", width);
+    check(height <= std::numeric_limits<int32_t>::max() / 2 / width, function,
+          ": the grid must have at most 2^30 vertices, got ", height, " x ", width);
+}
+
+inline void check_root(const char* function, int64_t root, int64_t vertices) {
+    check(root >= 0 && root < vertices, function, ": root must be a vertex, 0 to ", vertices - 1, ", got ", root);
+}
+
+}  // namespace grootv

@@ -1,0 +1,177 @@
+#include "edge_weight.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "checks.h"
+#include "cpu/vectorize.h"
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // Lanes crosses inlined calls only
+
+namespace grootv {
+namespace {
+
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+GROOTV_INLINE Lanes load(const float* from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+GROOTV_INLINE Lanes load_tail(const float* from, int64_t count) {
+    Lanes lanes{};
+    std::memcpy(&lanes, from, count * sizeof(float));
+    return lanes;
+}
+
+// Upper half onto lower half, down to one lane.
+GROOTV_INLINE float sum(Lanes x) {
+    auto x8 = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+              __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    auto x4 = __builtin_shufflevector(x8, x8, 0, 1, 2, 3) + __builtin_shufflevector(x8, x8, 4, 5, 6, 7);
+    auto x2 = __builtin_shufflevector(x4, x4, 0, 1) + __builtin_shufflevector(x4, x4, 2, 3);
+    return x2[0] + x2[1];
+}
+
+template <Metric metric>
+GROOTV_INLINE Lanes term(Lanes x, Lanes y) {
+    if constexpr (metric == Metric::cosine) return x * y;
+    Lanes difference = x - y;
+    if constexpr (metric == Metric::euclidean) return difference * difference;
+    return difference < 0 ? -difference : difference;
+}
+
+struct VertexSums {
+    float own, down, right;
+};
+
+// Terms of vertex x with itself and its two neighbours, each vector read once.
+template <Metric metric>
+GROOTV_INLINE VertexSums vertex_sums(const float* x, const float* down, const float* right, int64_t channels) {
+    Lanes own_sum{}, down_sum{}, right_sum{};
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+        Lanes lanes = load(x + c);
+        if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
+        down_sum += term<metric>(lanes, load(down + c));
+        right_sum += term<metric>(lanes, load(right + c));
+    }
+    if (int64_t rest = channels - c) {
+        Lanes lanes = load_tail(x + c, rest);
+        if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
+        down_sum += term<metric>(lanes, load_tail(down + c, rest));
+        right_sum += term<metric>(lanes, load_tail(right + c, rest));
+    }
+    return {sum(own_sum), sum(down_sum), sum(right_sum)};
+}
+
+constexpr int64_t STRIP_BYTES = 12 << 10;
+
+// down, right: (vertices), an entry without a neighbour is meaningless. own: squared norms.
+template <Metric metric>
+GROOTV_INLINE void sum_terms(const float* features, int32_t height, int32_t width, int64_t channels, float* own,
+                             float* down, float* right) {
+    // In strips narrow enough that a row is still in the L1 cache when it is read as the row above.
+    const int32_t strip = static_cast<int32_t>(std::max<int64_t>(1, STRIP_BYTES / sizeof(float) / (channels + 1)));
+    for (int32_t left = 0; left < width; left += strip) {
+        for (int32_t row = 0; row < height; ++row) {
+            for (int32_t column = left; column < std::min(width, left + strip); ++column) {
+                int64_t vertex = int64_t{row} * width + column;
+                const float* x = features + vertex * channels;
+                const float* below = row + 1 < height ? x + width * channels : x;
+                const float* beside = column + 1 < width ? x + channels : x;
+                VertexSums sums = vertex_sums<metric>(x, below, beside, channels);
+                own[vertex] = sums.own;
+                down[vertex] = sums.down;
+                right[vertex] = sums.right;
+            }
+        }
+    }
+}
+
+GROOTV_VECTORIZE void sum_terms(const float* features, int32_t height, int32_t width, int64_t channels, Metric metric,
+                                float* own, float* down, float* right) {
+    switch (metric) {
+        case Metric::cosine: return sum_terms<Metric::cosine>(features, height, width, channels, own, down, right);
+        case Metric::euclidean:
+            return sum_terms<Metric::euclidean>(features, height, width, channels, own, down, right);
+        case Metric::manhattan:
+            return sum_terms<Metric::manhattan>(features, height, width, channels, own, down, right);
+    }
+}
+
+GROOTV_VECTORIZE void square_norm_to_norm(float* norm, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        float root = std::sqrt(norm[i]);
+        norm[i] = root < MIN_NORM ? MIN_NORM : root;
+    }
+}
+
+GROOTV_VECTORIZE void dot_to_weight(const float* dot, const float* norm, const float* neighbour_norm, int64_t count,
+                                    float* weight) {
+    for (int64_t i = 0; i < count; ++i) weight[i] = cosine_weight(dot[i], norm[i], neighbour_norm[i]);
+}
+
+}  // namespace
+
+Metric parse_metric(const char* function, const std::string& name) {
+    if (name == "cosine") return Metric::cosine;
+    if (name == "euclidean") return Metric::euclidean;
+    check(name == "manhattan", function, ": metric must be one of cosine, euclidean, manhattan, got '", name, "'");
+    return Metric::manhattan;
+}
+
+void grid_edge_weight_cpu(const float* features, int32_t height, int32_t width, int64_t channels, Metric metric,
+                          float* weight) {
+    int64_t vertices = int64_t{height} * width;
+    std::vector<float> sums(3 * vertices);
+    float *norm = sums.data(), *down = norm + vertices, *right = down + vertices;
+    sum_terms(features, height, width, channels, metric, norm, down, right);
+
+    int64_t vertical = vertices - width;
+    float* horizontal = weight + vertical;
+    if (metric == Metric::cosine) {
+        square_norm_to_norm(norm, vertices);
+        dot_to_weight(down, norm, norm + width, vertical, weight);
+        dot_to_weight(right, norm, norm + 1, vertices - 1, right);
+    } else {
+        std::memcpy(weight, down, vertical * sizeof(float));
+    }
+    for (int32_t row = 0; row < height; ++row)
+        std::memcpy(horizontal + int64_t{row} * (width - 1), right + int64_t{row} * width, (width - 1) * sizeof(float));
+}
+
+namespace {
+
+Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) {
+    const char* function = "grid_edge_weight";
+    check_floating(function, "features", features);
+    check_dim(function, "features", features, 4, "(B, H, W, C)");
+    Metric metric = parse_metric(function, metric_name);
+    int64_t batch = features.size(0), height = features.size(1), width = features.size(2), channels = features.size(3);
+    check_grid(function, height, width);
+    Tensor map = torch::stable::contiguous(torch::stable::to(features, ScalarType::Float));
+    int64_t edges = (height - 1) * width + height * (width - 1);
+    Tensor weight = torch::stable::new_empty(map, {batch, edges});
+
+    const float* from = map.const_data_ptr<float>();
+    float* to = weight.mutable_data_ptr<float>();
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t image = begin; image < end; ++image)
+            grid_edge_weight_cpu(from + image * height * width * channels, height, width, channels, metric,
+                                 to + image * edges);
+    });
+    return weight;
+}
+
+}  // namespace
+}  // namespace grootv
+
+STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
+    m.impl("grid_edge_weight", TORCH_BOX(&grootv::grid_edge_weight));
+}

@@ -1,0 +1,238 @@
+#include "traversal.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "checks.h"
+#include "cpu/vectorize.h"
+#include "edge_weight.h"
+#include "spanning_tree.h"
+
+namespace grootv {
+namespace {
+
+// Breadth-first search; visit(vertex, parent, append) appends the neighbours of a vertex but its parent, by
+// index. A search that meets more vertices than there are, or fewer, has not walked a spanning tree: false.
+template <class Visit>
+bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Visit visit) {
+    // Four entries to spare: a vertex of a grid is stored before it is known to exist.
+    std::vector<int32_t> queue(int64_t{vertices} + 4), parent(int64_t{vertices} + 4);
+    int32_t tail = 1, level = 0, level_end = 0;
+    queue[0] = parent[0] = root;
+    for (int32_t head = 0; head < tail; ++head) {
+        if (head == level_end) {
+            tree.level_ptr[level++] = head;
+            level_end = tail;
+        }
+        tail = visit(queue[head], parent[head], queue.data(), parent.data(), tail);
+        if (tail > vertices) return false;
+    }
+    if (tail != vertices) return false;
+    std::fill(tree.level_ptr + level, tree.level_ptr + vertices + 1, vertices);
+    std::copy_n(queue.begin(), vertices, tree.order);
+    for (int32_t i = 0; i < vertices; ++i) tree.parent[queue[i]] = parent[i];
+    return true;
+}
+
+// Bit by bit, whether a vertex is joined to the one above, left, right and below.
+GROOTV_VECTORIZE void join_flags(const uint8_t* down, const uint8_t* right, int32_t vertices, int32_t width,
+                                 uint8_t* joined) {
+    for (int32_t v = 0; v < vertices; ++v)
+        joined[v] = down[v - width] | right[v - 1] << 1 | right[v] << 2 | down[v] << 3;
+}
+
+}  // namespace
+
+bool grid_breadth_first_order_cpu(const uint8_t* down, const uint8_t* right, int32_t height, int32_t width,
+                                  int32_t root, TreePointers tree) {
+    int32_t vertices = height * width;
+    std::vector<uint8_t> joined(vertices);
+    join_flags(down, right, vertices, width, joined.data());
+    const int32_t offset[4] = {-width, -1, 1, width};
+    return breadth_first(vertices, root, tree,
+                         [&](int32_t v, int32_t from, int32_t* queue, int32_t* parent, int32_t tail) {
+                             for (int side = 0; side < 4; ++side) {
+                                 int32_t neighbour = v + offset[side];
+                                 queue[tail] = neighbour;
+                                 parent[tail] = v;
+                                 tail += (joined[v] >> side & 1) & (neighbour != from);
+                             }
+                             return tail;
+                         });
+}
+
+namespace {
+
+struct EmptyTree {
+    EmptyTree(const Tensor& like, int64_t batch, int64_t vertices)
+        : order(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
+          parent(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
+          level_ptr(torch::stable::new_empty(like, {batch, vertices + 1}, ScalarType::Int)),
+          first{order.mutable_data_ptr<int32_t>(), parent.mutable_data_ptr<int32_t>(),
+                level_ptr.mutable_data_ptr<int32_t>()},
+          vertices(vertices) {}
+
+    TreePointers operator[](int64_t item) const {
+        return {first.order + item * vertices, first.parent + item * vertices, first.level_ptr + item * (vertices + 1)};
+    }
+
+    std::tuple<Tensor, Tensor, Tensor> tensors() const { return {order, parent, level_ptr}; }
+
+    Tensor order, parent, level_ptr;
+    TreePointers first;
+    int64_t vertices;
+};
+
+// Tree flags of one grid, zero beyond the grid.
+struct GridFlags {
+    GridFlags(int32_t height, int32_t width)
+        : storage(2 * (int64_t{height} * width + 2 * grid_padding(width))),
+          down(storage.data() + grid_padding(width)),
+          right(down + int64_t{height} * width + 2 * grid_padding(width)) {}
+
+    std::vector<uint8_t> storage;
+    uint8_t *down, *right;
+};
+
+std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t height, int64_t width,
+                                                       int64_t root) {
+    const char* function = "breadth_first_order";
+    check_grid(function, height, width);
+    check_dtype(function, "tree_edges", tree_edges, ScalarType::Int);
+    check_dim(function, "tree_edges", tree_edges, 2, "(B, H * W - 1)");
+    int64_t batch = tree_edges.size(0), vertices = height * width, vertical = (height - 1) * width;
+    int64_t edges = vertical + height * (width - 1);
+    check_shape(function, "tree_edges", "one edge less than the grid has vertices", tree_edges, {batch, vertices - 1});
+    check_root(function, root, vertices);
+    Tensor chosen = torch::stable::contiguous(tree_edges);
+    EmptyTree tree(chosen, batch, vertices);
+
+    const int32_t* from = chosen.const_data_ptr<int32_t>();
+    std::atomic<int64_t> wrong{-1};
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t image = begin; image < end; ++image) {
+            GridFlags flags(height, width);
+            bool fine = true;
+            for (int64_t i = 0; i < vertices - 1; ++i) {
+                int64_t edge = from[image * (vertices - 1) + i];
+                if (edge < 0 || edge >= edges) {
+                    fine = false;
+                } else if (edge < vertical) {
+                    flags.down[edge] = 1;
+                } else {
+                    flags.right[edge - vertical + (edge - vertical) / (width - 1)] = 1;
+                }
+            }
+            fine = fine && grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
+            if (!fine) wrong = image;
+        }
+    });
+    check(wrong < 0, function, ": tree_edges must be a spanning tree of the ", height, " x ", width,
+          " grid, but those of item ", wrong.load(), " are not");
+    return tree.tensors();
+}
+
+std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
+                                                                  int64_t num_vertices, int64_t root) {
+    const char* function = "breadth_first_order_from_edges";
+    check(num_vertices >= 1 && num_vertices <= 1 << 30, function, ": num_vertices must be 1 to 2^30, got ",
+          num_vertices);
+    check_dtype(function, "edges", edges, ScalarType::Int);
+    check_dtype(function, "tree_edges", tree_edges, ScalarType::Int);
+    check_dim(function, "tree_edges", tree_edges, 2, "(B, V - 1)");
+    check_dim(function, "edges", edges, 3, "(M, 2) or (B, M, 2)");
+    int64_t batch = tree_edges.size(0), count = edges.size(1), vertices = num_vertices;
+    int64_t graphs = edges.size(0) == 1 ? 1 : batch;
+    check_shape(function, "edges", "one list of vertex pairs per tree, or one for all", edges, {graphs, count, 2});
+    check_shape(function, "tree_edges", "one edge less than the graph has vertices", tree_edges, {batch, vertices - 1});
+    check_same_device(function, "tree_edges", tree_edges, edges);
+    check_root(function, root, vertices);
+    Tensor pairs = torch::stable::contiguous(edges), chosen = torch::stable::contiguous(tree_edges);
+    EmptyTree tree(chosen, batch, vertices);
+
+    const int32_t* ends_of = pairs.const_data_ptr<int32_t>();
+    const int32_t* from = chosen.const_data_ptr<int32_t>();
+    std::atomic<int64_t> wrong{-1};
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t graph = begin; graph < end; ++graph) {
+            const int32_t* pair = ends_of + (graphs == 1 ? 0 : graph) * count * 2;
+            const int32_t* tree_edge = from + graph * (vertices - 1);
+            bool fine = true;
+            for (int64_t i = 0; i < vertices - 1 && fine; ++i) {
+                int64_t edge = tree_edge[i];
+                fine = edge >= 0 && edge < count;
+                for (int side = 0; side < 2 && fine; ++side)
+                    fine = pair[2 * edge + side] >= 0 && pair[2 * edge + side] < vertices;
+            }
+            if (!fine) {
+                wrong = graph;
+                continue;
+            }
+            // Neighbours of v: neighbour[start[v]] to neighbour[start[v + 1] - 1], by index.
+            std::vector<int32_t> start(vertices + 2), neighbour(2 * (vertices - 1));
+            for (int64_t i = 0; i < vertices - 1; ++i)
+                for (int side = 0; side < 2; ++side) ++start[pair[2 * int64_t{tree_edge[i]} + side] + 2];
+            for (int64_t v = 2; v <= vertices + 1; ++v) start[v] += start[v - 1];
+            for (int64_t i = 0; i < vertices - 1; ++i) {
+                const int32_t* ends = pair + 2 * int64_t{tree_edge[i]};
+                for (int side = 0; side < 2; ++side) neighbour[start[ends[side] + 1]++] = ends[1 - side];
+            }
+            for (int64_t v = 0; v < vertices; ++v) {
+                auto begin = neighbour.begin() + start[v], end = neighbour.begin() + start[v + 1];
+                std::sort(begin, end);
+                fine = fine && std::adjacent_find(begin, end) == end;
+            }
+            auto visit = [&](int32_t v, int32_t parent_of_v, int32_t* queue, int32_t* parent, int32_t tail) {
+                for (int32_t i = start[v]; i < start[v + 1]; ++i) {
+                    if (neighbour[i] == parent_of_v) continue;
+                    if (tail == vertices) return tail + 1;
+                    queue[tail] = neighbour[i];
+                    parent[tail++] = v;
+                }
+                return tail;
+            };
+            fine = fine && breadth_first(static_cast<int32_t>(vertices), root, tree[graph], visit);
+            if (!fine) wrong = graph;
+        }
+    });
+    check(wrong < 0, function, ": tree_edges must be a spanning tree of the graph, but those of item ", wrong.load(),
+          " are not");
+    return tree.tensors();
+}
+
+std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std::string& metric_name, int64_t root) {
+    const char* function = "build_tree";
+    check_floating(function, "features", features);
+    check_dim(function, "features", features, 4, "(B, H, W, C)");
+    Metric metric = parse_metric(function, metric_name);
+    int64_t batch = features.size(0), height = features.size(1), width = features.size(2), channels = features.size(3);
+    check_grid(function, height, width);
+    int64_t vertices = height * width, edges = (height - 1) * width + height * (width - 1);
+    check_root(function, root, vertices);
+    Tensor map = torch::stable::contiguous(torch::stable::to(features, ScalarType::Float));
+    EmptyTree tree(map, batch, vertices);
+
+    const float* from = map.const_data_ptr<float>();
+    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+        std::vector<float> weight(edges);
+        GridFlags flags(height, width);
+        for (int64_t image = begin; image < end; ++image) {
+            grid_edge_weight_cpu(from + image * vertices * channels, height, width, channels, metric, weight.data());
+            grid_spanning_tree_cpu(weight.data(), height, width, flags.down, flags.right);
+            grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
+        }
+    });
+    return tree.tensors();
+}
+
+}  // namespace
+}  // namespace grootv
+
+STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
+    m.impl("breadth_first_order", TORCH_BOX(&grootv::breadth_first_order));
+    m.impl("breadth_first_order_from_edges", TORCH_BOX(&grootv::breadth_first_order_from_edges));
+    m.impl("build_tree", TORCH_BOX(&grootv::build_tree));
+}

@@ -1,0 +1,27 @@
+// Every operator's schema. Kernels register themselves in cpu/ and cuda/; fake kernels, autograd and
+// autocast are registered in Python, in the module of the same name.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(grootv, m) {
+    m.def("grid_edge_weight(Tensor features, str metric) -> Tensor");
+
+    m.def("minimum_spanning_tree(Tensor edge_weight, SymInt height, SymInt width) -> Tensor");
+    m.def("minimum_spanning_tree_from_edges(Tensor edges, Tensor edge_weight, SymInt num_vertices) -> Tensor");
+
+    m.def(
+        "breadth_first_order(Tensor tree_edges, SymInt height, SymInt width, SymInt root)"
+        " -> (Tensor order, Tensor parent, Tensor level_ptr)");
+    m.def(
+        "breadth_first_order_from_edges(Tensor edges, Tensor tree_edges, SymInt num_vertices, SymInt root)"
+        " -> (Tensor order, Tensor parent, Tensor level_ptr)");
+    m.def(
+        "build_tree(Tensor features, str metric, SymInt root)"
+        " -> (Tensor order, Tensor parent, Tensor level_ptr)");
+
+    m.def(
+        "tree_scan(Tensor input, Tensor decay, Tensor order, Tensor parent, Tensor level_ptr, str direction)"
+        " -> Tensor");
+    m.def(
+        "tree_scan_backward(Tensor grad, Tensor input, Tensor decay, Tensor order, Tensor parent,"
+        " Tensor level_ptr, str direction) -> (Tensor grad_input, Tensor grad_decay)");
+}

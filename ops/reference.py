@@ -1,0 +1,183 @@
+"""The operators in plain PyTorch, slow and obvious: the yardstick of every kernel.
+
+Names, arguments and results are those of :mod:`grootv.ops`. Trees are equal to the compiled ones bit for
+bit; scans are differentiable by PyTorch itself, to any order.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .edge_weight import METRICS, check_metric
+from .grid_graph import grid_edges
+from .traversal import Tree
+
+__all__ = [
+    'METRICS',
+    'Tree',
+    'breadth_first_order',
+    'breadth_first_order_from_edges',
+    'build_tree',
+    'grid_edge_weight',
+    'minimum_spanning_tree',
+    'minimum_spanning_tree_from_edges',
+    'tree_scan',
+]
+
+LANES = 16  # csrc/metric.h
+
+
+def grid_edge_weight(features: Tensor, metric: str = 'cosine') -> Tensor:
+    """See :func:`grootv.ops.grid_edge_weight`."""
+    check_metric('grid_edge_weight', metric)
+    batch, height, width, channels = features.shape
+    vertices = features.detach().float().reshape(batch, height * width, channels)
+    first, second = grid_edges(height, width, features.device).long().unbind(1)
+    x, y = vertices[:, first], vertices[:, second]
+    if metric == 'cosine':
+        # In float64, because torch's float32 root may be off by one unit in the last place.
+        norm = [_lane_sum(v * v).double().sqrt().float().clamp_min(1e-8) for v in (x, y)]
+        return _exp(-(_lane_sum(x * y) / (norm[0] * norm[1])))
+    difference = x - y
+    return _lane_sum(difference * difference if metric == 'euclidean' else difference.abs())
+
+
+def _lane_sum(terms: Tensor) -> Tensor:
+    """Sum over the last dimension in the one order that every device keeps.
+
+    Lane l adds the terms l, l + 16, l + 32 ... one by one; then halves are added to halves.
+    """
+    channels = terms.shape[-1]
+    lanes = terms.new_zeros(*terms.shape[:-1], LANES)
+    for start in range(0, channels, LANES):
+        chunk = terms[..., start : start + LANES]
+        lanes = lanes + torch.nn.functional.pad(chunk, (0, LANES - chunk.shape[-1]))
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes.squeeze(-1)
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp on [-1, 1] as float32: its Taylor polynomial of degree 13 in float64, by Horner's rule."""
+    x = x.double()
+    result = torch.full_like(x, 1 / math.factorial(13))
+    for n in range(12, -1, -1):
+        result = result * x + 1 / math.factorial(n)
+    return result.float()
+
+
+def minimum_spanning_tree(edge_weight: Tensor, height: int, width: int) -> Tensor:
+    """See :func:`grootv.ops.minimum_spanning_tree`."""
+    return minimum_spanning_tree_from_edges(grid_edges(height, width), edge_weight, height * width)
+
+
+def minimum_spanning_tree_from_edges(edges: Tensor, edge_weight: Tensor, num_vertices: int) -> Tensor:
+    """Kruskal's algorithm; see :func:`grootv.ops.minimum_spanning_tree_from_edges`."""
+    edges = edges.expand(len(edge_weight), *edges.shape[-2:]).tolist()
+    trees = [
+        _kruskal(graph, weight, num_vertices)
+        for graph, weight in zip(edges, edge_weight.detach().float().cpu(), strict=True)
+    ]
+    tree_edges = torch.tensor(trees, dtype=torch.int32, device=edge_weight.device)
+    return tree_edges.view(len(edge_weight), num_vertices - 1)
+
+
+def _kruskal(edges: list, weight: Tensor, num_vertices: int) -> list[int]:
+    component = list(range(num_vertices))
+
+    def find(vertex: int) -> int:
+        while component[vertex] != vertex:
+            vertex = component[vertex]
+        return vertex
+
+    tree = []
+    for edge in torch.sort(weight, stable=True).indices.tolist():  # NaN sorts last, -0 equals 0
+        first, second = (find(vertex) for vertex in edges[edge])
+        if first != second:
+            component[second] = first
+            tree.append(edge)
+    if len(tree) != num_vertices - 1:
+        raise RuntimeError('minimum_spanning_tree_from_edges: a graph is not connected')
+    return sorted(tree)
+
+
+def breadth_first_order(tree_edges: Tensor, height: int, width: int, root: int = 0) -> Tree:
+    """See :func:`grootv.ops.breadth_first_order`."""
+    return breadth_first_order_from_edges(grid_edges(height, width), tree_edges, height * width, root)
+
+
+def breadth_first_order_from_edges(
+    edges: Tensor, tree_edges: Tensor, num_vertices: int, root: int = 0
+) -> Tree:
+    """See :func:`grootv.ops.breadth_first_order_from_edges`."""
+    edges = edges.cpu().expand(len(tree_edges), *edges.shape[-2:])
+    trees = [
+        _breadth_first(graph[tree.long()].tolist(), num_vertices, root)
+        for graph, tree in zip(edges, tree_edges.cpu(), strict=True)
+    ]
+    sizes = (num_vertices, num_vertices, num_vertices + 1)
+    columns = zip(*trees, strict=True) if trees else ([], [], [])
+    return Tree(
+        *(
+            torch.tensor(list(column), dtype=torch.int32, device=tree_edges.device).view(-1, size)
+            for column, size in zip(columns, sizes, strict=True)
+        )
+    )
+
+
+def _breadth_first(tree_edges: list, num_vertices: int, root: int) -> tuple[list, list, list]:
+    neighbours = [[] for _ in range(num_vertices)]
+    for first, second in tree_edges:
+        neighbours[first].append(second)
+        neighbours[second].append(first)
+    parent = [-1] * num_vertices
+    parent[root] = root
+    order, level, level_ptr = [], [root], []
+    while level:
+        level_ptr.append(len(order))
+        order += level
+        below = []
+        for vertex in level:
+            for child in sorted(neighbours[vertex]):
+                if parent[child] == -1:
+                    parent[child] = vertex
+                    below.append(child)
+        level = below
+    level_ptr += [num_vertices] * (num_vertices + 1 - len(level_ptr))
+    return order, parent, level_ptr
+
+
+def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:
+    """See :func:`grootv.ops.build_tree`."""
+    height, width = features.shape[1:3]
+    tree_edges = minimum_spanning_tree(grid_edge_weight(features, metric), height, width)
+    return breadth_first_order(tree_edges, height, width, root)
+
+
+def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both') -> Tensor:
+    """The two passes of the definition, vertex by vertex; see :func:`grootv.ops.tree_scan`."""
+    wide = torch.promote_types(input.dtype, torch.float32)
+    scans = [
+        _scan(u, a, order, parent, direction)
+        for u, a, order, parent in zip(
+            input.to(wide), decay.to(wide), tree.order.tolist(), tree.parent.tolist(), strict=True
+        )
+    ]
+    return (torch.stack(scans) if scans else input.to(wide)).to(input.dtype)
+
+
+def _scan(input: Tensor, decay: Tensor, order: list, parent: list, direction: str) -> Tensor:
+    root, below = order[0], order[1:]
+    up = list(input.unbind())
+    for vertex in reversed(below):
+        up[parent[vertex]] = up[parent[vertex]] + decay[vertex] * up[vertex]
+    if direction == 'up':
+        return torch.stack(up)
+    total = {root: up[root]}
+    for vertex in below:
+        # up[vertex] already flowed into its parent: take that share out before the total flows back.
+        elsewhere = total[parent[vertex]] - decay[vertex] * up[vertex]
+        total[vertex] = up[vertex] + decay[vertex] * elsewhere
+    return torch.stack([total[vertex] for vertex in range(len(input))])

@@ -1,0 +1,104 @@
+"""What PyTorch expects of operators: schemas, fake kernels, autograd, autocast, compilation, loading."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from grootv.ops import grid_graph
+
+from grootv import ops
+from tests.ops.cases import features, scan_inputs
+
+CHECKS = (
+    'test_schema',
+    'test_autograd_registration',
+    'test_faketensor',
+    'test_aot_dispatch_dynamic',
+)
+
+
+def operator_calls():
+    maps = features('normal', 2, 3, 4, 5)
+    weights = ops.grid_edge_weight(maps)
+    tree_edges = ops.minimum_spanning_tree(weights, 3, 4)
+    edges = grid_graph.grid_edges(3, 4).unsqueeze(0)
+    signal, decay, tree = scan_inputs(2, 3, 4, 5)
+    trained = signal.requires_grad_(), decay.requires_grad_()
+    fixed = signal.detach(), decay.detach()
+    return {
+        'grid_edge_weight': (maps, 'cosine'),
+        'minimum_spanning_tree': (weights, 3, 4),
+        'minimum_spanning_tree_from_edges': (edges, weights, 12),
+        'breadth_first_order': (tree_edges, 3, 4, 0),
+        'breadth_first_order_from_edges': (edges, tree_edges, 12, 0),
+        'build_tree': (maps, 'cosine', 0),
+        'tree_scan': (*trained, *tree, 'both'),
+        'tree_scan_backward': (torch.randn(2, 12, 5), *fixed, *tree, 'both'),
+    }
+
+
+@pytest.mark.parametrize('name', operator_calls())
+def test_opcheck(name):
+    operator = getattr(torch.ops.grootv, name).default
+    torch.library.opcheck(operator, operator_calls()[name], test_utils=CHECKS)
+
+
+def test_every_operator_is_checked():
+    names = torch._C._dispatch_get_all_op_names()
+    ours = {name.removeprefix('grootv::') for name in names if name.startswith('grootv::')}
+    assert ours == set(operator_calls())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_scans_in_float32(dtype):
+    signal, decay, tree = scan_inputs(1, 4, 4, 3)
+    with torch.autocast('cpu', dtype):
+        found = ops.tree_scan(signal.to(dtype), decay.to(dtype), tree)
+        double = ops.tree_scan(signal.double(), decay.double(), tree)
+    assert found.dtype == torch.float32
+    assert double.dtype == torch.float64
+    rounded = signal.to(dtype).float(), decay.to(dtype).float()
+    assert torch.equal(found, ops.tree_scan(*rounded, tree))
+
+
+def block(maps, decay):
+    batch, height, width, channels = maps.shape
+    tree = ops.build_tree(maps)
+    signal = maps.view(batch, height * width, channels)
+    return ops.tree_scan(signal * 2, decay.sigmoid(), tree) + 1
+
+
+def test_compiles_without_a_graph_break_for_any_size():
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend='aot_eager')
+    for height, width in ((4, 4), (5, 3), (2, 9)):
+        maps = features('normal', 2, height, width, 6).requires_grad_()
+        decay = torch.randn(2, height * width, 6, requires_grad=True)
+        found, expected = compiled(maps, decay), block(maps, decay)
+        torch.testing.assert_close(found, expected)
+        grads = [torch.autograd.grad(h.sum(), (maps, decay)) for h in (found, expected)]
+        torch.testing.assert_close(*grads)
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+
+
+def test_import_is_light():
+    code = 'import sys, grootv, grootv.ops; print("mmengine" in sys.modules, "timm" in sys.modules)'
+    assert run(code).stdout.strip() == 'False False'
+
+
+def test_a_missing_library_explains_itself_at_the_first_call():
+    code = (
+        'import pathlib; exists = pathlib.Path.exists\n'
+        'pathlib.Path.exists = lambda self: self.name != "_cpu.so" and exists(self)\n'
+        'import torch, grootv.ops as ops, grootv.ops.reference as reference\n'
+        'tree = reference.build_tree(torch.rand(1, 2, 2, 1))\n'
+        'ops.build_tree(torch.rand(1, 2, 2, 1))'
+    )
+    result = run(code)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1
+    assert 'grootv.ops.build_tree needs the compiled library: _cpu.so is not in' in last
+    assert 'pip install' in last

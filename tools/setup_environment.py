@@ -1,0 +1,172 @@
+"""Install what ``make demo`` or ``make test`` needs into the running Python.
+
+    python tools/setup_environment.py {demo,test,lint}
+
+Every step looks first and skips what is already there, so a second call takes seconds. A torch that
+is already installed is kept, and every other package is resolved against it.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Three equals signs ask for the registry's own build: torchvision's binary fits the torch it was built with.
+TORCH_PAIR = ['torch===2.13.0', 'torchvision===0.28.0']
+MMCV = 'onedl-mmcv==2.3.6'
+BUILD_TOOLS = ['setuptools>=80', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy']
+WHEEL_CACHE = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'grootv/wheels'
+
+
+def say(text: str) -> None:
+    print(f'[setup] {text}', flush=True)
+
+
+def fail(text: str) -> None:
+    sys.exit(f'[setup] {text}')
+
+
+def pip(*args: str, **environment: str) -> None:
+    command = [sys.executable, '-m', 'pip', '--disable-pip-version-check', *args]
+    if subprocess.run(command, env={**os.environ, **environment}).returncode:
+        fail(f'this command failed, its own message is above: {" ".join(command)}')
+
+
+def python(code: str) -> tuple[bool, str]:
+    """Run code in a fresh interpreter; whether it worked, and its output or the last line of its error."""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    if result.returncode == 0:
+        return True, result.stdout.strip()
+    return False, (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def ensure_build_tools() -> None:
+    if python('import setuptools as s, ninja, psutil, numpy; assert int(s.__version__.split(".")[0]) >= 80')[
+        0
+    ]:
+        return
+    pip('install', '-q', *BUILD_TOOLS)
+
+
+def ensure_torch() -> str:
+    """Install torch and torchvision if there are none; return torch's full version."""
+    if version('torch') is None:
+        say(f'installing {" and ".join(TORCH_PAIR)} (no torch found)')
+        pip('install', '-q', *TORCH_PAIR)
+    elif version('torchvision') is None:
+        say(f'keeping torch {version("torch")} and installing the torchvision that fits')
+        pip('install', '-q', 'torchvision', '-c', constraints())
+    works, found = python('import torch, torchvision; print(torch.__version__)')
+    if not works:
+        pair = f'torch {version("torch")} and torchvision {version("torchvision")}'
+        fail(
+            f'{pair} do not fit together ({found}): install both from one source, or remove both and try again.'
+        )
+    say(f'torch {found}, torchvision {version("torchvision")}')
+    return found
+
+
+def constraints() -> str:
+    """A pip constraints file that keeps the installed torch, torchvision and mmcv."""
+    kept = {name: version(name) for name in ('torch', 'torchvision', 'onedl-mmcv')}
+    path = Path(sys.prefix) / 'grootv-constraints.txt'
+    path.write_text(''.join(f'{name}=={found}\n' for name, found in kept.items() if found))
+    return str(path)
+
+
+def ensure_mmcv(torch_version: str, compiled: bool) -> None:
+    """Install mmcv; ``compiled`` asks for its C++ operators, which mmdet and mmseg import."""
+    if python('from mmcv.ops import nms')[0] or (version('onedl-mmcv') and not compiled):
+        return
+    key = f'{MMCV.replace("==", "-")}-torch{torch_version}-cp{sys.version_info.major}{sys.version_info.minor}'
+    folder = WHEEL_CACHE / key
+    wheels = list(folder.glob('*.whl'))
+    if not wheels and not compiled:
+        say('installing mmcv without its operators, which classification does not use')
+        pip('install', '-q', '--no-cache-dir', '-c', constraints(), MMCV, MMCV_WITH_OPS='0')
+        return
+    if not wheels:
+        wheels = [build_mmcv(folder)]
+    say(f'installing {wheels[0].name} with its operators')
+    pip('install', '-q', '--force-reinstall', '--no-deps', str(wheels[0]))
+    pip('install', '-q', '-c', constraints(), MMCV)
+    works, message = python('from mmcv.ops import nms')
+    if not works:
+        fail(f'the mmcv wheel in {folder} does not work here ({message}): delete it and try again.')
+
+
+def build_mmcv(folder: Path) -> Path:
+    """Build mmcv with operators and keep its wheel in ``folder``, outside the checkout."""
+    jobs = os.environ.get('MAX_JOBS', str(os.cpu_count()))
+    say(f'building the operators of {MMCV} with {jobs} jobs, once: 9 to 18 minutes on two cores')
+    WHEEL_CACHE.mkdir(parents=True, exist_ok=True)
+    # Without isolation the build sees torch; with it, or from pip's cache, there would be no operators.
+    options = ['--no-cache-dir', '--no-build-isolation', '--no-deps']
+    with tempfile.TemporaryDirectory(dir=WHEEL_CACHE) as build:
+        pip('wheel', '-q', *options, MMCV, '-w', build, CFLAGS='-g0', MAX_JOBS=jobs, MMCV_WITH_OPS='1')
+        folder.mkdir(exist_ok=True)
+        return Path(shutil.move(next(Path(build).glob('*.whl')), folder))
+
+
+def once(name: str, *patterns: str) -> tuple[Path, str, bool]:
+    """A stamp file for a step, the fingerprint of the files it depends on, and whether the two agree."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()):
+        digest.update(path.read_bytes())
+    stamp = Path(sys.prefix) / f'grootv-{name}.stamp'
+    return stamp, digest.hexdigest(), stamp.exists() and stamp.read_text() == digest.hexdigest()
+
+
+def ensure_requirements(profile: str) -> None:
+    stamp, digest, done = once(f'requirements-{profile}', 'requirements/*.txt')
+    if done:
+        return
+    say(f'installing requirements/{profile}.txt')
+    # Some of them come as sources, which need setuptools to build and no second copy of torch.
+    options = ['--no-build-isolation', '-c', constraints()]
+    pip('install', '-q', '-r', str(ROOT / f'requirements/{profile}.txt'), *options)
+    stamp.write_text(digest)
+
+
+def ensure_operator() -> None:
+    """Build the operator library and install grootv in editable form."""
+    stamp, digest, done = once('operator', 'setup.py', 'pyproject.toml', 'ops/csrc/**/*')
+    require = 'from grootv.ops import _library; _library.require()'
+    if done and python(require)[0]:
+        return
+    say('building the tree-scan operator')
+    pip('install', '-q', '--no-build-isolation', '--no-deps', '-e', str(ROOT))
+    works, message = python(require)
+    if not works:
+        fail(f'the operator was built but does not load: {message}')
+    stamp.write_text(digest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('profile', choices=['demo', 'test', 'lint'])
+    profile = parser.parse_args().profile
+    if profile == 'lint':
+        ensure_requirements(profile)
+        return
+    ensure_build_tools()
+    ensure_mmcv(ensure_torch(), compiled=profile == 'test')
+    ensure_requirements(profile)
+    ensure_operator()
+
+
+if __name__ == '__main__':
+    main()
