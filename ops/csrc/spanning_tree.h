@@ -16,12 +16,13 @@ constexpr uint32_t ordered_key(float weight) {
     return weight != weight ? NO_EDGE - 1 : key;
 }
 
-// The tree of a grid as flags: down[v] joins v to v + width, right[v] joins v to v + 1. Both arrays carry
-// grid_padding(width) zero entries before the first vertex and after the last one.
+// Entries that arrays over the vertices of a grid carry before and after the grid, so that every vertex may look at
+// its four neighbours.
 constexpr int64_t grid_padding(int32_t width) {
-    return width + 1;
+    return int64_t{width} + 1;
 }
 
+// The tree of a grid as flags: down[v] joins v to v + width, right[v] joins v to v + 1. Their padding is not touched.
 void grid_spanning_tree_cpu(const float* weight, int32_t height, int32_t width, uint8_t* down, uint8_t* right);
 
 }  // namespace grootv

@@ -12,7 +12,7 @@ struct TreePointers {
     int32_t* level_ptr;
 };
 
-// Flags as in spanning_tree.h. False if they are not a spanning tree of the grid.
+// Flags as in spanning_tree.h, with zeros in their padding. False if they are not a spanning tree of the grid.
 bool grid_breadth_first_order_cpu(const uint8_t* down, const uint8_t* right, int32_t height, int32_t width,
                                   int32_t root, TreePointers tree);
 

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
 #include "cpu/vectorize.h"
+#include "cpu/workspace.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // Lanes crosses inlined calls only
 
@@ -129,8 +129,9 @@ Metric parse_metric(const char* function, const std::string& name) {
 void grid_edge_weight_cpu(const float* features, int32_t height, int32_t width, int64_t channels, Metric metric,
                           float* weight) {
     int64_t vertices = int64_t{height} * width;
-    std::vector<float> sums(3 * vertices);
-    float *norm = sums.data(), *down = norm + vertices, *right = down + vertices;
+    Workspace workspace;
+    auto* norm = workspace.take<float>(vertices);
+    auto *down = workspace.take<float>(vertices), *right = workspace.take<float>(vertices);
     sum_terms(features, height, width, channels, metric, norm, down, right);
 
     int64_t vertical = vertices - width;

@@ -1,67 +1,97 @@
-// A grid decides most edges in two vector passes: the lightest edge of a vertex is in the tree (cut
-// property), the heaviest edge of a 2 x 2 cell is not (cycle property). Kruskal's algorithm settles the rest,
-// about 0.6 L of 2 L edges. A general graph is all rest.
+// Boruvka's algorithm: every component joins the neighbour at the other end of its lightest edge, until one is
+// left. The total order on the edges excludes cycles other than two components that choose the same edge.
+//
+// A grid decides most edges in two vector passes before that: the lightest edge of a vertex is in the tree (cut
+// property), the heaviest edge of a 2 x 2 cell is not (cycle property). About 0.6 L of 2 L edges stay open.
 #include "spanning_tree.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <cstring>
-#include <vector>
+#include <limits>
+#include <utility>
 
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
 #include "cpu/vectorize.h"
+#include "cpu/workspace.h"
 
 namespace grootv {
 namespace {
 
-struct Candidate {
+// An edge still to be decided, between components a and b. `edge` is the caller's name for it.
+struct OpenEdge {
     uint32_t key;
     uint32_t edge;
+    int32_t a, b;
 };
 
-// Stable least-significant-digit radix sort by key: candidates that come in by edge index leave in the total
-// order. The result is in `candidates`; `spare` has the same size.
-void sort_by_key(std::vector<Candidate>& candidates, std::vector<Candidate>& spare) {
-    constexpr int BITS = 11, DIGITS = 3;
-    constexpr uint32_t BUCKETS = 1u << BITS;
-    std::array<std::array<uint32_t, BUCKETS>, DIGITS> start{};
-    for (Candidate candidate : candidates)
-        for (int digit = 0; digit < DIGITS; ++digit) ++start[digit][candidate.key >> digit * BITS & (BUCKETS - 1)];
-    for (int digit = 0; digit < DIGITS; ++digit) {
-        uint32_t shift = digit * BITS, total = 0;
-        auto& bucket = start[digit];
-        if (!candidates.empty() && bucket[candidates[0].key >> shift & (BUCKETS - 1)] == candidates.size()) continue;
-        for (uint32_t& count : bucket) total += std::exchange(count, total);
-        for (Candidate candidate : candidates) spare[bucket[candidate.key >> shift & (BUCKETS - 1)]++] = candidate;
-        std::swap(candidates, spare);
+GROOTV_VECTORIZE bool jump(const int32_t* from, int64_t count, int32_t* to) {
+    int32_t changed = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        to[i] = from[from[i]];
+        changed |= to[i] ^ from[i];
     }
+    return changed != 0;
 }
 
-class Components {
-public:
-    explicit Components(int32_t* parent) : parent_(parent) {}
+// Replaces the pointers of a forest, whose roots point at themselves, by the index of their root among all roots.
+// Returns the number of roots. `spare` and `index` have the size of `next`.
+int32_t number_components(int32_t* next, int64_t count, int32_t* spare, int32_t* index) {
+    int32_t *from = next, *to = spare;
+    while (jump(from, count, to)) std::swap(from, to);
+    int32_t roots = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        index[i] = roots;
+        roots += from[i] == i;
+    }
+    for (int64_t i = 0; i < count; ++i) next[i] = index[from[i]];
+    return roots;
+}
 
-    int32_t find(int32_t vertex) {
-        while (parent_[vertex] != vertex) {
-            parent_[vertex] = parent_[parent_[vertex]];
-            vertex = parent_[vertex];
+// Calls choose(edge) for the edges that join all components. `open` is in the order of the edge indices, which
+// decides ties, and is used up. Returns the number of components that are left: 1 for a connected graph.
+template <class Choose>
+int32_t boruvka(OpenEdge* open, int64_t count, int32_t components, Workspace& workspace, Choose choose) {
+    constexpr uint64_t NONE = std::numeric_limits<uint64_t>::max();
+    auto* lightest = workspace.take<uint64_t>(components);  // key and position in `open`
+    auto* next = workspace.take<int32_t>(components);
+    auto* spare = workspace.take<int32_t>(components);
+    auto* index = workspace.take<int32_t>(components);
+    while (components > 1 && count > 0) {
+        std::fill_n(lightest, components, NONE);
+        for (int64_t i = 0; i < count; ++i) {
+            uint64_t key = uint64_t{open[i].key} << 32 | static_cast<uint64_t>(i);
+            uint64_t &a = lightest[open[i].a], &b = lightest[open[i].b];
+            a = std::min(a, key);
+            b = std::min(b, key);
         }
-        return vertex;
+        for (int32_t c = 0; c < components; ++c) {
+            uint64_t key = lightest[c];
+            if (key == NONE) {
+                next[c] = c;
+                continue;
+            }
+            const OpenEdge& edge = open[static_cast<uint32_t>(key)];
+            int32_t other = edge.a ^ edge.b ^ c;
+            bool root = (lightest[other] == key) & (c < other);
+            next[c] = root ? c : other;
+            choose(edge.edge);
+        }
+        int32_t roots = number_components(next, components, spare, index);
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            OpenEdge edge = open[i];
+            edge.a = next[edge.a];
+            edge.b = next[edge.b];
+            open[kept] = edge;
+            kept += edge.a != edge.b;
+        }
+        components = roots;
+        count = kept;
     }
-
-    bool join(int32_t a, int32_t b) {
-        a = find(a);
-        b = find(b);
-        parent_[b] = a;
-        return a != b;
-    }
-
-private:
-    int32_t* parent_;
-};
+    return components;
+}
 
 enum Direction : uint8_t { UP, DOWN, LEFT, RIGHT, NONE };
 
@@ -69,21 +99,26 @@ GROOTV_VECTORIZE void ordered_keys(const float* weight, int64_t count, uint32_t*
     for (int64_t i = 0; i < count; ++i) key[i] = ordered_key(weight[i]);
 }
 
-// Edge keys by vertex, with NO_EDGE wherever the grid has no edge.
-struct GridKeys {
-    GridKeys(const float* weight, int32_t height, int32_t width)
-        : storage(2 * (int64_t{height} * width + 2 * grid_padding(width)), NO_EDGE),
-          down(storage.data() + grid_padding(width)),
-          right(down + int64_t{height} * width + 2 * grid_padding(width)) {
-        int64_t vertical = int64_t{height - 1} * width;
-        ordered_keys(weight, vertical, down);
-        for (int64_t row = 0; row < height; ++row)
-            ordered_keys(weight + vertical + row * (width - 1), width - 1, right + row * width);
-    }
+// An array over the vertices of a grid with grid_padding entries of `empty` on both sides.
+template <class T>
+T* take_padded(Workspace& workspace, int64_t vertices, int32_t width, T empty) {
+    const int64_t padding = grid_padding(width);
+    T* array = workspace.take<T>(vertices + 2 * padding) + padding;
+    std::fill_n(array - padding, padding, empty);
+    std::fill_n(array + vertices, padding, empty);
+    return array;
+}
 
-    std::vector<uint32_t> storage;
-    uint32_t *down, *right;
-};
+// Edge keys by vertex, with NO_EDGE wherever the grid has no edge.
+void grid_keys(const float* weight, int32_t height, int32_t width, uint32_t* down, uint32_t* right) {
+    const int64_t vertical = int64_t{height - 1} * width;
+    ordered_keys(weight, vertical, down);
+    std::fill_n(down + vertical, width, NO_EDGE);
+    for (int64_t row = 0; row < height; ++row) {
+        ordered_keys(weight + vertical + row * (width - 1), width - 1, right + row * width);
+        right[row * width + width - 1] = NO_EDGE;
+    }
+}
 
 // Direction of each vertex's lightest edge. Edge indices grow from up to right, so the first of equals wins.
 GROOTV_VECTORIZE void lightest_edges(const uint32_t* down, const uint32_t* right, int64_t vertices, int32_t width,
@@ -135,73 +170,52 @@ GROOTV_VECTORIZE void decide_edges(const uint8_t* lightest, const uint8_t* heavi
     }
 }
 
-// Following lightest edges ends in a pair of vertices that chose each other; the smaller one is the root. The
-// result is a forest of component pointers. Returns its number of roots.
-GROOTV_VECTORIZE int32_t link_components(const uint8_t* lightest, int32_t vertices, int32_t width, int32_t* parent) {
-    int32_t roots = 0;
+// The forest of lightest edges: of two vertices that chose each other, the smaller one is the root.
+GROOTV_VECTORIZE void point_to_neighbours(const uint8_t* lightest, int32_t vertices, int32_t width, int32_t* next) {
     for (int32_t v = 0; v < vertices; ++v) {
         int32_t direction = lightest[v], below = lightest[v + width], beside = lightest[v + 1];
         int32_t root = ((direction == DOWN) & (below == UP)) | ((direction == RIGHT) & (beside == LEFT));
         int32_t offset = direction == UP ? -width : direction == DOWN ? width : direction == LEFT ? -1 : 1;
-        parent[v] = v + (root ? 0 : offset);
-        roots += root;
+        next[v] = v + (root ? 0 : offset);
     }
-    return roots;
 }
 
-// Kruskal over `candidates`, given by edge index; calls choose(edge) for the edges of the tree until one
-// component is left. Returns the number of components.
-template <class Ends, class Choose>
-int64_t kruskal(std::vector<Candidate>& candidates, Components components, int64_t count, Ends ends, Choose choose) {
-    std::vector<Candidate> spare(candidates.size());
-    sort_by_key(candidates, spare);
-    for (Candidate candidate : candidates) {
-        if (count == 1) break;
-        auto [a, b] = ends(candidate.edge);
-        if (components.join(a, b)) {
-            choose(candidate.edge);
-            --count;
-        }
+// Appends the open edges between different components; `step` leads from v to the edge's other end and
+// `edge_of_v`(v) = 2 v + side names the edge.
+OpenEdge* collect(const uint8_t* is_open, const uint32_t* key, const int32_t* component, int64_t vertices, int32_t step,
+                  uint32_t side, OpenEdge* next) {
+    for (int64_t v = 0; v < vertices - step; ++v) {
+        *next = {key[v], static_cast<uint32_t>(2 * v + side), component[v], component[v + step]};
+        next += is_open[v] & (next->a != next->b);
     }
-    return count;
+    return next;
 }
 
 }  // namespace
 
 void grid_spanning_tree_cpu(const float* weight, int32_t height, int32_t width, uint8_t* down, uint8_t* right) {
-    const int64_t vertices = int64_t{height} * width, padding = grid_padding(width), padded = vertices + 2 * padding;
+    const int32_t vertices = height * width;
     if (vertices == 1) return;
-    GridKeys keys(weight, height, width);
+    Workspace workspace;
+    uint32_t* down_key = take_padded(workspace, vertices, width, NO_EDGE);
+    uint32_t* right_key = take_padded(workspace, vertices, width, NO_EDGE);
+    uint8_t* lightest = take_padded<uint8_t>(workspace, vertices, width, NONE);
+    uint8_t* heaviest = take_padded<uint8_t>(workspace, vertices, width, NONE);
+    uint8_t *down_open = workspace.take<uint8_t>(vertices), *right_open = workspace.take<uint8_t>(vertices);
+    grid_keys(weight, height, width, down_key, right_key);
+    lightest_edges(down_key, right_key, vertices, width, lightest);
+    heaviest_edges(down_key, right_key, vertices, width, heaviest);
+    decide_edges(lightest, heaviest, down_key, right_key, vertices, width, down, right, down_open, right_open);
 
-    std::vector<uint8_t> flags(4 * padded, NONE);
-    uint8_t* lightest = flags.data() + padding;
-    uint8_t* heaviest = lightest + padded;
-    uint8_t* open[2] = {heaviest + padded, heaviest + 2 * padded};
-    lightest_edges(keys.down, keys.right, vertices, width, lightest);
-    heaviest_edges(keys.down, keys.right, vertices, width, heaviest);
-    decide_edges(lightest, heaviest, keys.down, keys.right, vertices, width, down, right, open[0], open[1]);
-
-    std::vector<int32_t> parent(vertices);
-    int64_t components = link_components(lightest, vertices, width, parent.data());
-
-    // Candidates carry 2 v for the edge down of v and 2 v + 1 for the edge to its right.
-    std::vector<Candidate> candidates(2 * vertices);
-    int64_t count = 0;
-    for (uint32_t side = 0; side < 2; ++side) {
-        const uint32_t* key = side ? keys.right : keys.down;
-        for (uint32_t v = 0; v < vertices; ++v) {
-            candidates[count] = {key[v], 2 * v + side};
-            count += open[side][v];
-        }
-    }
-    candidates.resize(count);
-    kruskal(
-        candidates, Components(parent.data()), components,
-        [width](uint32_t edge) {
-            int32_t v = edge / 2;
-            return std::pair(v, edge % 2 ? v + 1 : v + width);
-        },
-        [down, right](uint32_t edge) { (edge % 2 ? right : down)[edge / 2] = 1; });
+    auto* component = workspace.take<int32_t>(vertices);
+    point_to_neighbours(lightest, vertices, width, component);
+    int32_t components =
+        number_components(component, vertices, workspace.take<int32_t>(vertices), workspace.take<int32_t>(vertices));
+    auto* open = workspace.take<OpenEdge>(2 * int64_t{vertices});
+    OpenEdge* end = collect(down_open, down_key, component, vertices, width, 0, open);
+    end = collect(right_open, right_key, component, vertices, 1, 1, end);
+    boruvka(open, end - open, components, workspace,
+            [down, right](uint32_t edge) { (edge % 2 ? right : down)[edge / 2] = 1; });
 }
 
 namespace {
@@ -220,18 +234,23 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     const float* from = weight.const_data_ptr<float>();
     int32_t* to = tree.mutable_data_ptr<int32_t>();
     torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-        int64_t padding = grid_padding(width), padded = vertices + 2 * padding;
-        std::vector<uint8_t> flags(2 * padded);
-        uint8_t *down = flags.data() + padding, *right = down + padded;
+        Workspace workspace;
+        auto *down = workspace.take<uint8_t>(vertices), *right = workspace.take<uint8_t>(vertices);
         for (int64_t image = begin; image < end; ++image) {
+            if (vertices == 1) continue;
             grid_spanning_tree_cpu(from + image * edges, height, width, down, right);
+            // The next edge is written whether or not it is in the tree; the last write is inside the grid's tree.
             int32_t* next = to + image * (vertices - 1);
-            int32_t vertical = static_cast<int32_t>((height - 1) * width);
-            for (int32_t v = 0; v < vertical; ++v)
-                if (down[v]) *next++ = v;
-            for (int32_t row = 0; row < height; ++row)
-                for (int32_t column = 0; column + 1 < width; ++column)
-                    if (right[row * width + column]) *next++ = vertical + row * (width - 1) + column;
+            const int32_t* last = next + vertices - 1;
+            int32_t edge = 0;
+            auto append = [&](uint8_t chosen) {
+                if (next < last) *next = edge;
+                next += chosen;
+                ++edge;
+            };
+            for (int64_t v = 0; v < vertices - width; ++v) append(down[v]);
+            for (int64_t row = 0; row < height; ++row)
+                for (int64_t column = 0; column + 1 < width; ++column) append(right[row * width + column]);
         }
     });
     return tree;
@@ -253,30 +272,34 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     Tensor pairs = torch::stable::contiguous(edges), weight = torch::stable::contiguous(edge_weight);
     Tensor tree = torch::stable::new_empty(weight, {batch, num_vertices - 1}, ScalarType::Int);
 
-    const int32_t* ends_of = pairs.const_data_ptr<int32_t>();
+    const int32_t* ends = pairs.const_data_ptr<int32_t>();
     const float* from = weight.const_data_ptr<float>();
     int32_t* to = tree.mutable_data_ptr<int32_t>();
     for (int64_t i = 0; i < 2 * graphs * count; ++i)
-        check(ends_of[i] >= 0 && ends_of[i] < num_vertices, function, ": edges must join vertices 0 to ",
-              num_vertices - 1, ", got ", ends_of[i]);
+        check(ends[i] >= 0 && ends[i] < num_vertices, function, ": edges must join vertices 0 to ", num_vertices - 1,
+              ", got ", ends[i]);
 
     std::atomic<int64_t> unconnected{-1};
     torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
         for (int64_t graph = begin; graph < end; ++graph) {
-            const int32_t* pair = ends_of + (graphs == 1 ? 0 : graph) * count * 2;
-            std::vector<Candidate> candidates(count);
+            Workspace workspace;
+            const int32_t* pair = ends + (graphs == 1 ? 0 : graph) * count * 2;
+            auto* open = workspace.take<OpenEdge>(count);
+            OpenEdge* next_open = open;
+            for (int64_t e = 0; e < count; ++e, pair += 2)
+                if (pair[0] != pair[1])
+                    *next_open++ = {ordered_key(from[graph * count + e]), static_cast<uint32_t>(e), pair[0], pair[1]};
+            auto* chosen = workspace.take<uint8_t>(count);
+            std::fill_n(chosen, count, 0);
+            int32_t components = boruvka(open, next_open - open, static_cast<int32_t>(num_vertices), workspace,
+                                         [chosen](uint32_t edge) { chosen[edge] = 1; });
+            if (components > 1) {
+                unconnected = graph;
+                continue;
+            }
+            int32_t* next = to + graph * (num_vertices - 1);
             for (int64_t e = 0; e < count; ++e)
-                candidates[e] = {ordered_key(from[graph * count + e]), static_cast<uint32_t>(e)};
-            std::vector<int32_t> parent(num_vertices);
-            for (int32_t v = 0; v < num_vertices; ++v) parent[v] = v;
-            int32_t* first = to + graph * (num_vertices - 1);
-            int32_t* next = first;
-            int64_t left = kruskal(
-                candidates, Components(parent.data()), num_vertices,
-                [pair](uint32_t e) { return std::pair(pair[2 * e], pair[2 * e + 1]); },
-                [&next](uint32_t e) { *next++ = static_cast<int32_t>(e); });
-            if (left > 1) unconnected = graph;
-            std::sort(first, next);
+                if (chosen[e]) *next++ = static_cast<int32_t>(e);
         }
     });
     check(unconnected < 0, function, ": every graph must be connected, but graph ", unconnected.load(),

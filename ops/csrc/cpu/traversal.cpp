@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <vector>
 
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
 #include "cpu/vectorize.h"
+#include "cpu/workspace.h"
 #include "edge_weight.h"
 #include "spanning_tree.h"
 
@@ -19,7 +19,9 @@ namespace {
 template <class Visit>
 bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Visit visit) {
     // Four entries to spare: a vertex of a grid is stored before it is known to exist.
-    std::vector<int32_t> queue(int64_t{vertices} + 4), parent(int64_t{vertices} + 4);
+    Workspace workspace;
+    auto* queue = workspace.take<int32_t>(int64_t{vertices} + 4);
+    auto* parent = workspace.take<int32_t>(int64_t{vertices} + 4);
     int32_t tail = 1, level = 0, level_end = 0;
     queue[0] = parent[0] = root;
     for (int32_t head = 0; head < tail; ++head) {
@@ -27,12 +29,12 @@ bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Visit visi
             tree.level_ptr[level++] = head;
             level_end = tail;
         }
-        tail = visit(queue[head], parent[head], queue.data(), parent.data(), tail);
+        tail = visit(queue[head], parent[head], queue, parent, tail);
         if (tail > vertices) return false;
     }
     if (tail != vertices) return false;
     std::fill(tree.level_ptr + level, tree.level_ptr + vertices + 1, vertices);
-    std::copy_n(queue.begin(), vertices, tree.order);
+    std::copy_n(queue, vertices, tree.order);
     for (int32_t i = 0; i < vertices; ++i) tree.parent[queue[i]] = parent[i];
     return true;
 }
@@ -49,8 +51,9 @@ GROOTV_VECTORIZE void join_flags(const uint8_t* down, const uint8_t* right, int3
 bool grid_breadth_first_order_cpu(const uint8_t* down, const uint8_t* right, int32_t height, int32_t width,
                                   int32_t root, TreePointers tree) {
     int32_t vertices = height * width;
-    std::vector<uint8_t> joined(vertices);
-    join_flags(down, right, vertices, width, joined.data());
+    Workspace workspace;
+    auto* joined = workspace.take<uint8_t>(vertices);
+    join_flags(down, right, vertices, width, joined);
     const int32_t offset[4] = {-width, -1, 1, width};
     return breadth_first(vertices, root, tree,
                          [&](int32_t v, int32_t from, int32_t* queue, int32_t* parent, int32_t tail) {
@@ -86,14 +89,16 @@ struct EmptyTree {
     int64_t vertices;
 };
 
-// Tree flags of one grid, zero beyond the grid.
+// Tree flags of one grid, none set.
 struct GridFlags {
-    GridFlags(int32_t height, int32_t width)
-        : storage(2 * (int64_t{height} * width + 2 * grid_padding(width))),
-          down(storage.data() + grid_padding(width)),
-          right(down + int64_t{height} * width + 2 * grid_padding(width)) {}
+    GridFlags(Workspace& workspace, int64_t height, int32_t width) : size(height * width + 2 * grid_padding(width)) {
+        down = workspace.take<uint8_t>(size) + grid_padding(width);
+        right = workspace.take<uint8_t>(size) + grid_padding(width);
+        std::fill_n(down - grid_padding(width), size, 0);
+        std::fill_n(right - grid_padding(width), size, 0);
+    }
 
-    std::vector<uint8_t> storage;
+    int64_t size;
     uint8_t *down, *right;
 };
 
@@ -114,7 +119,8 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
     std::atomic<int64_t> wrong{-1};
     torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
         for (int64_t image = begin; image < end; ++image) {
-            GridFlags flags(height, width);
+            Workspace workspace;
+            GridFlags flags(workspace, height, width);
             bool fine = true;
             for (int64_t i = 0; i < vertices - 1; ++i) {
                 int64_t edge = from[image * (vertices - 1) + i];
@@ -172,7 +178,9 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
                 continue;
             }
             // Neighbours of v: neighbour[start[v]] to neighbour[start[v + 1] - 1], by index.
-            std::vector<int32_t> start(vertices + 2), neighbour(2 * (vertices - 1));
+            Workspace workspace;
+            auto *start = workspace.take<int32_t>(vertices + 2), *neighbour = workspace.take<int32_t>(2 * vertices);
+            std::fill_n(start, vertices + 2, 0);
             for (int64_t i = 0; i < vertices - 1; ++i)
                 for (int side = 0; side < 2; ++side) ++start[pair[2 * int64_t{tree_edge[i]} + side] + 2];
             for (int64_t v = 2; v <= vertices + 1; ++v) start[v] += start[v - 1];
@@ -181,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
                 for (int side = 0; side < 2; ++side) neighbour[start[ends[side] + 1]++] = ends[1 - side];
             }
             for (int64_t v = 0; v < vertices; ++v) {
-                auto begin = neighbour.begin() + start[v], end = neighbour.begin() + start[v + 1];
+                int32_t *begin = neighbour + start[v], *end = neighbour + start[v + 1];
                 std::sort(begin, end);
                 fine = fine && std::adjacent_find(begin, end) == end;
             }
@@ -217,11 +225,12 @@ std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std:
 
     const float* from = map.const_data_ptr<float>();
     torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-        std::vector<float> weight(edges);
-        GridFlags flags(height, width);
+        Workspace workspace;
+        auto* weight = workspace.take<float>(edges);
+        GridFlags flags(workspace, height, width);
         for (int64_t image = begin; image < end; ++image) {
-            grid_edge_weight_cpu(from + image * vertices * channels, height, width, channels, metric, weight.data());
-            grid_spanning_tree_cpu(weight.data(), height, width, flags.down, flags.right);
+            grid_edge_weight_cpu(from + image * vertices * channels, height, width, channels, metric, weight);
+            grid_spanning_tree_cpu(weight, height, width, flags.down, flags.right);
             grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
         }
     });
