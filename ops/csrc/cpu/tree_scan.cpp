@@ -127,10 +127,10 @@ GROOTV_INLINE void down_pass_backward(TreeSchedule tree, int64_t channels, Rows<
             prefetch(grad_sum, tree.order[p + AHEAD], channels);
         }
         const T* __restrict decay_row = decay[vertex];
-        const A* __restrict total_above = window[tree.parent_position[p] % window_size];
+        const A* __restrict total_above = window[tree.parent_position[p] & (window_size - 1)];
         const A* __restrict grad_above = grad_sum[tree.order[tree.parent_position[p]]];
         const A* up = sum[vertex];
-        A* __restrict total = window[p % window_size];
+        A* __restrict total = window[p & (window_size - 1)];
         A* __restrict grad_total = grad_sum[vertex];
         T* to_decay = grad_decay[vertex];
 #pragma GCC ivdep  // to_decay may be up itself
@@ -157,7 +157,8 @@ GROOTV_INLINE void down_pass_backward_up(TreeSchedule tree, int64_t channels, Ro
     }
     for (int64_t p = 1; p < tree.vertices; ++p) {
         const int32_t vertex = tree.order[p];
-        const T* __restrict own = grad[vertex], * __restrict decay_row = decay[vertex];
+        const T* __restrict own = grad[vertex];
+        const T* __restrict decay_row = decay[vertex];
         const A* __restrict grad_above = grad_sum[tree.order[tree.parent_position[p]]];
         const A* up = sum[vertex];
         A* __restrict grad_total = grad_sum[vertex];
