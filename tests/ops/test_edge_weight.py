@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from grootv.ops import reference
-from grootv.ops.grid_graph import grid_edges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grootv import ops
+from grootv.ops import reference
+from grootv.ops.grid_graph import grid_edges
 from tests.ops.cases import features
 
 

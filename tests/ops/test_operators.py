@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from grootv.ops import grid_graph
 
 from grootv import ops
+from grootv.ops import grid_graph
 from tests.ops.cases import features, scan_inputs
 
 CHECKS = (

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from grootv.ops import reference
-from grootv.ops.grid_graph import grid_edges, num_edges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csgraph, csr_matrix
 
 from grootv import ops
+from grootv.ops import reference
+from grootv.ops.grid_graph import grid_edges, num_edges
 from tests.ops.cases import GRIDS
 
 WEIGHT_KINDS = {

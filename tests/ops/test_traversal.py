@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from grootv.ops import reference
-from grootv.ops.grid_graph import grid_edges, num_edges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grootv import ops
+from grootv.ops import reference
+from grootv.ops.grid_graph import grid_edges, num_edges
 from tests.ops.cases import GRIDS, assert_same_tree, features
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from grootv.ops import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grootv import ops
+from grootv.ops import reference
 from tests.ops.cases import GRIDS, SCAN_DTYPES, scan_inputs
 
 

@@ -1,0 +1,3 @@
+from .grootv import GrootV
+
+__all__ = ['GrootV']

@@ -1,0 +1,3 @@
+from .grootv_cls_head import GrootVClsHead
+
+__all__ = ['GrootVClsHead']

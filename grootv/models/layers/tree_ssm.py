@@ -1,0 +1,108 @@
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grootv.ops import Tree, build_tree, tree_scan
+
+from .channels_last import convolve
+from .initialization import linear, step_projection
+
+
+class TreeSSM(nn.Module):
+    """A selective state-space model whose scan runs along the spanning tree of the map itself.
+
+    The map is projected to twice its width and convolved to the guide x, which the tree is built
+    from. Every vertex chooses its own step delta, and B and C; per channel then ::
+
+        decay a = exp(delta A)      signal u = delta B x      state h = tree_scan(u, a)
+        y = LayerNorm(C LayerNorm(h) + D x)
+
+    which is gated and projected back.
+
+    Args:
+        channels: Width of the map.
+        metric: Distance between neighbouring vertices, one of ``grootv.ops.METRICS``.
+    """
+
+    def __init__(self, channels: int, metric: str = 'cosine'):
+        super().__init__()
+        width, rank = 2 * channels, math.ceil(channels / 16)
+        self.metric = metric
+        self.in_proj = linear(channels, 2 * width, bias=False)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.x_proj = nn.Linear(width, rank + 2, bias=False)
+        self.dt_proj = step_projection(rank, width)
+        self.A_log = nn.Parameter(torch.zeros(width, 1))
+        self.D = nn.Parameter(torch.ones(width))
+        self.state_norm = nn.LayerNorm(width)
+        self.out_norm = nn.LayerNorm(width)
+        self.out_proj = linear(width, channels, bias=False)
+
+    def forward(self, x: Tensor, tree: Tree | None = None) -> tuple[Tensor, Tree]:
+        """Mix the vertices of a map (B, H, W, channels) along a tree.
+
+        Args:
+            x: The map.
+            tree: Tree to scan along; None builds it from the map. It passes no gradient on.
+
+        Returns:
+            The new map, of the same shape, and the tree that was used.
+        """
+        guide, gate = self.project(x)
+        if tree is None:
+            tree = self.build_tree(guide)
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.scan(guide, tree)
+        return self.out_proj(y.to(gate.dtype) * gate), tree
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The map to scan, which also guides the tree, and the gate; both (B, H, W, D)."""
+        # One projection and a split would leave two strided halves that later steps must copy.
+        to_guide, to_gate = self.in_proj.weight.chunk(2)
+        guide = F.silu(convolve(self.conv, F.linear(x, to_guide)))
+        gate = F.silu(F.linear(x, to_gate))
+        return guide, gate
+
+    def build_tree(self, guide: Tensor) -> Tree:
+        """The minimum spanning tree of the guide (B, H, W, D)."""
+        return build_tree(guide, self.metric)
+
+    def scan(self, guide: Tensor, tree: Tree) -> Tensor:
+        """Scan the guide along the tree and read the states out, (B, H, W, D).
+
+        A half-precision guide is computed on in float32: long products of decays need it.
+        """
+        x = guide.flatten(1, 2).to(torch.promote_types(guide.dtype, torch.float32))
+        signal, decay, read = self.scan_inputs(x)
+        state = tree_scan(signal, decay, tree)
+        return self.read_out(state, read, x).view(guide.shape)
+
+    def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the scan takes from vertices x (B, L, D).
+
+        Returns:
+            Signal u and decay a, both (B, L, D), and C for reading the states out, (B, L, 1).
+        """
+        rank = self.dt_proj.in_features
+        low, write, read = _linear(self.x_proj, x).split([rank, 1, 1], dim=-1)
+        delta = F.softplus(_linear(self.dt_proj, low))
+        rate = -self.A_log.to(x.dtype).exp().squeeze(-1)
+        return delta * (write * x), torch.exp(delta * rate), read
+
+    def read_out(self, state: Tensor, read: Tensor, x: Tensor) -> Tensor:
+        """LN(C LN(h) + D x) of the states h, (B, L, D)."""
+        y = torch.addcmul(self.D.to(x.dtype) * x, read, _norm(self.state_norm, state))
+        return _norm(self.out_norm, y)
+
+
+# A model cast to half precision as a whole has half parameters; its scan still runs in float32.
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    bias = layer.bias
+    return F.linear(x, layer.weight.to(x.dtype), bias if bias is None else bias.to(x.dtype))
+
+
+def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)

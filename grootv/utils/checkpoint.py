@@ -1,0 +1,156 @@
+"""Read checkpoints without running code that they may contain."""
+
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import Tensor, nn
+
+from grootv.utils.errors import UserError
+
+_SHOWN = 3  # names listed in an error
+
+
+def safe_globals() -> list:
+    """What a checkpoint of MMEngine holds beside tensors: its log history, as numpy arrays."""
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    functions = [multiarray._reconstruct, multiarray.scalar]
+    # NumPy renamed its core package in version 2; a checkpoint keeps the name it was written under.
+    names = ['numpy.core.multiarray', 'numpy._core.multiarray']
+    renamed = [(function, f'{name}.{function.__name__}') for function in functions for name in names]
+    dtypes = [type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['Float'] + '?']
+    statistic = (_statistic, 'builtins.getattr')  # how pickle writes HistoryBuffer.mean
+    return [HistoryBuffer, statistic, np.ndarray, np.dtype, *renamed, *dict.fromkeys(dtypes)]
+
+
+def _statistic(owner: type, name: str) -> Callable:
+    """Stands in for getattr while a checkpoint is read, and knows one class only."""
+    known = {'min', 'max', 'current', 'mean', *HistoryBuffer._statistics_methods}
+    if owner is not HistoryBuffer or name not in known:
+        raise pickle.UnpicklingError(f'GLOBAL getattr of {owner} and {name}')
+    return getattr(owner, name)
+
+
+def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Read a checkpoint from disk.
+
+    Args:
+        path: File written by ``torch.save``: a state dict, or a dict that holds one.
+        trust: Unpickle whatever the file contains, which runs any code its author put there.
+        map_location: As for :func:`torch.load`.
+
+    Raises:
+        UserError: If the file is missing or damaged, holds anything but weights and logs, or is
+            not a dict.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'checkpoint {path} does not exist: check the path')
+    return _read(path, str(path), trust, map_location)
+
+
+def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(safe_globals()):
+            checkpoint = torch.load(file, map_location=map_location, weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r'GLOBAL ([\w.]+)|class ([\w.]+)', str(error).replace('`', ''))
+        if foreign is None:
+            raise UserError(_damaged(name)) from error
+        raise UserError(
+            f'checkpoint {name} holds more than weights ({foreign[1] or foreign[2]}), and loading '
+            'that can run code: add --trust-checkpoint only if you trust its author'
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+        raise UserError(_damaged(name)) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(
+            f'checkpoint {name} holds a {type(checkpoint).__name__}, not a dict of weights: '
+            'save model.state_dict(), or convert the file with a script of tools/model_converters'
+        )
+    if not trust and isinstance(checkpoint.get('meta'), dict):
+        # MMEngine executes this text as a config when it resumes; its own files do not have it.
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
+
+
+def _damaged(name: str) -> str:
+    return f'checkpoint {name} is cut short or was not written by torch.save: get the file again'
+
+
+def install_safe_loader(trust: bool = False) -> None:
+    """Make every load of MMEngine go through :func:`load_checkpoint_file`'s rules.
+
+    MMEngine's own loader falls back to full unpickling with a warning. Addresses on the network
+    are read with PyTorch's default, which is weights only.
+
+    Args:
+        trust: See :func:`load_checkpoint_file`.
+    """
+
+    def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+        return load_checkpoint_file(filename, trust, map_location)
+
+    def load_any(file: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        return _read(file, str(getattr(file, 'name', file)), trust, map_location)
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    if hasattr(mmengine_checkpoint, '_safe_torch_load'):  # the fork's helper of the other schemes
+        mmengine_checkpoint._safe_torch_load = load_any
+
+
+def state_dict_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The weights of a checkpoint, without the prefix of a data-parallel wrapper."""
+    state = checkpoint.get('state_dict', checkpoint)
+    return OrderedDict((name.removeprefix('module.'), value) for name, value in state.items())
+
+
+def check_keys(model: nn.Module, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    """Compare a checkpoint with a model by names and shapes.
+
+    Args:
+        model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
+        checkpoint: What :func:`load_checkpoint_file` returned.
+        strict: Whether every weight must match, or a single one is enough.
+
+    Raises:
+        UserError: Names the first weights that do not fit.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    wanted, found = model.state_dict(), state_dict_of(checkpoint)
+    missing = [name for name in wanted if name not in found and 'num_batches_tracked' not in name]
+    foreign = [name for name in found if name not in wanted]
+    shapes = [
+        f'{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}'
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if strict:
+        parts = {'missing': missing, 'unknown': foreign, 'other shape': shapes}
+        faults = [f'{kind}: {_first(names)}' for kind, names in parts.items() if names]
+        if faults:
+            raise UserError(
+                f'checkpoint does not fit the model {type(model).__name__} of the config '
+                f'({"; ".join(faults)}): give the config that the checkpoint was trained with'
+            )
+    elif len(shapes) == len(wanted.keys() & found.keys()):
+        raise UserError(
+            f'checkpoint shares no weight with the model {type(model).__name__} of the config '
+            f'(it holds {_first(found)}; the model needs {_first(wanted)}): load another file'
+        )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return ', '.join(names[:_SHOWN]) + more

@@ -1,0 +1,300 @@
+"""What every command-line tool does alike: run, read a config, tell a failure in one sentence."""
+
+import argparse
+import difflib
+import errno
+import inspect
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from grootv.utils.distributed import rank
+from grootv.utils.errors import UserError
+
+# Top-level keys of a config that MMEngine reads and that are no argument of the Runner.
+_RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
+_RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
+_RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
+_OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
+_BUILD = re.compile(r'mmengine[/\\]registry[/\\]build_functions')
+
+
+class Interrupted(BaseException):
+    """The process was told to stop.
+
+    Args:
+        number: The signal.
+        hint: What the user can do next; ends the sentence.
+    """
+
+    def __init__(self, number: int, hint: str = ''):
+        super().__init__(f'stopped by {signal.Signals(number).name}{hint}')
+        self.number = number
+
+
+_received: int | None = None  # the signal that told this process to stop
+
+
+def _on_signal(number: int, _frame: Any) -> NoReturn:
+    global _received
+    _received = number
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable(hint: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what a signal causes inside into :class:`Interrupted`.
+
+    A library that a KeyboardInterrupt meets may turn it into anything, so the signal counts and
+    not the exception.
+
+    Args:
+        hint: Called once the body has stopped; its text ends the sentence.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise
+    except BaseException:
+        if _received is None:
+            raise
+        raise Interrupted(_received, hint()) from None
+
+
+class KeyValueAction(DictAction):
+    """MMEngine's KEY=VALUE arguments, which tell what is wrong with a malformed one."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for text in values:
+            key, separator, _ = text.partition('=')
+            if not separator or not all(key.split('.')):
+                raise UserError(
+                    f'{option_string} takes KEY=VALUE with a dotted KEY such as '
+                    f'train_dataloader.batch_size=64, got {text!r}'
+                )
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            raise UserError(f'{option_string}: {_one_line(error)}') from error
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that every tool which reads a config takes."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=KeyValueAction,
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config, for example '
+        'train_dataloader.batch_size=64 or model.backbone.out_indices="[1,3]"',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle checkpoints fully, which runs any code that their author put in',
+    )
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that train.py and test.py share."""
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints; default work_dirs/CONFIG')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher'
+    )
+    # torch.distributed.launch adds this argument; torchrun uses the environment.
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+
+
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file and replace single settings of it.
+
+    Args:
+        path: Config file.
+        options: Values by dotted key; an integer in a key counts the elements of a list.
+
+    Raises:
+        UserError: If the file is missing or does not parse, or an option has no place in it.
+    """
+    if not Path(path).is_file():
+        raise UserError(
+            f'config {path} does not exist: give a file such as '
+            'configs/classification/grootv-tiny_8xb128_in1k.py'
+        )
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program: it can raise anything
+        raise UserError(
+            f'config {path} does not parse: {type(error).__name__}: {_one_line(error)}'
+        ) from error
+    known = _RUNNER_KEYS | set(cfg.keys())
+    for key in options or {}:
+        head = key.split('.')[0]
+        similar = difflib.get_close_matches(head, known - {head}, n=1)
+        if head not in known and similar:
+            raise UserError(f'--cfg-options {key}: {path} has no {head}, did you mean {similar[0]}?')
+        try:
+            cfg.merge_from_dict({key: options[key]})
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(
+                f'--cfg-options {key} has no place in {path} ({_one_line(error)}): compare it with the config'
+            ) from error
+    return cfg
+
+
+def apply_runner_arguments(cfg: Config, args: argparse.Namespace) -> None:
+    """Write the work folder and the launcher into the config."""
+    if args.local_rank is not None:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    prepare_for_cpu(cfg)
+
+
+def prepare_for_cpu(cfg: Config) -> None:
+    """Without a GPU: pin no memory, and leave a core to each process that loads data.
+
+    PyTorch warns about the first at every epoch. The second matters more: computing threads that
+    wait for each other lose tenfold when they share a core. OMP_NUM_THREADS has precedence.
+    """
+    if get_device() != 'cpu':
+        return
+    names = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    loaders = [cfg[name] for name in names if cfg.get(name) is not None]
+    for loader in loaders:
+        loader.pin_memory = False
+    if 'OMP_NUM_THREADS' not in os.environ:
+        busy = max((loader.get('num_workers', 0) for loader in loaders), default=0)
+        torch.set_num_threads(max(1, torch.get_num_threads() - busy))
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Look for the data folders before anything is built or written.
+
+    Raises:
+        UserError: If a ``data_root`` below one of the loaders is not a folder.
+    """
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, Mapping):
+            root = node.get('data_root')
+            if isinstance(root, str) and root and '://' not in root and not Path(root).is_dir():
+                raise UserError(
+                    f'data folder {root} does not exist: put the data there, or give its place '
+                    f'with --cfg-options {key}.data_root=FOLDER'
+                )
+            for name in ('dataset', 'datasets'):
+                walk(node.get(name), f'{key}.{name}')
+        elif isinstance(node, Sequence) and not isinstance(node, str):
+            for index, element in enumerate(node):
+                walk(element, f'{key}.{index}')
+
+    for loader in loaders:
+        walk(cfg.get(loader), loader)
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise a UserError unless ``path`` is a file or an address on the network."""
+    if '://' not in path and not Path(path).expanduser().is_file():
+        raise UserError(f'checkpoint {path} does not exist: check the path')
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for a failure that the user can mend; None for any other."""
+    # An exception from a data-loading process carries the whole traceback as its text.
+    lines = str(error).strip().splitlines() or ['']
+    from_worker = lines[0].startswith('Caught ')
+    text = re.sub(r'^[\w.]+: ', '', lines[-1].strip()) if from_worker else _one_line(error)
+    if isinstance(error, UserError | Interrupted):
+        return text
+    if isinstance(error, OSError):
+        return _explain_os_error(error, text)
+    if isinstance(error, ImportError):
+        return text if text.startswith('grootv.ops') else f'cannot import what is needed: {text}'
+    if isinstance(error, KeyError) and ' registry' in text:
+        name = re.search(r'(\S+) is not in the (\S+ ?\w*)::([\w ]+) registry', text.strip('\'"'))
+        if name:
+            return (
+                f'the config asks for {name[1]}, which no {name[3]} registry of {name[2]} knows: '
+                'check the spelling, and the scope before the dot'
+            )
+    if isinstance(error, TypeError):
+        option = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+        if option:
+            return f'the config gives {option[1]} an option {option[2]!r} that it does not have'
+    if type(error).__name__ == 'OutOfMemoryError':
+        return 'the GPU has too little memory: lower train_dataloader.batch_size, or use --amp'
+    if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):
+        return f'no images in the data folder: {text}'
+    # OpenMMLab checks a config by assertions, and every constructor by errors of its own.
+    if isinstance(error, AssertionError) and text and _passed(error, _OPENMMLAB, last=True):
+        return text
+    if isinstance(error, ValueError) and text and _passed(error, _BUILD):
+        return f'the config is refused: {text}'
+    return None
+
+
+def _explain_os_error(error: OSError, text: str) -> str:
+    if isinstance(error, FileNotFoundError):
+        path = error.filename or re.sub(r".*No such file or directory: '(.*)'$", r'\1', text)
+        return f'{path} does not exist: check the path'
+    if error.errno == errno.ENOSPC:
+        return f'the disk is full ({text}): free some space and start again with --resume'
+    return text
+
+
+def _passed(error: BaseException, place: re.Pattern[str], last: bool = False) -> bool:
+    """Whether the error came through a file, or out of it as the ``last`` one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(place.search(frame.filename) for frame in (frames[-1:] if last else frames))
+
+
+def _one_line(error: BaseException) -> str:
+    return ' '.join(str(error).split())
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool, and end any failure in a sentence on stderr and a status that is not 0.
+
+    A failure that the user can mend prints the sentence alone; GROOTV_TRACEBACK=1 adds the
+    traceback. Any other failure is a fault of the program: it keeps its traceback.
+
+    Args:
+        main: The tool. It returns on success.
+    """
+    global _received
+    _received = None
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, _on_signal) for number in numbers}
+    try:
+        with stoppable():
+            main()
+    except (Exception, Interrupted) as error:
+        sentence = explain(error)
+        if sentence is None or os.environ.get('GROOTV_TRACEBACK') == '1':
+            traceback.print_exc()
+        if sentence is None:
+            summary = (str(error).strip().splitlines() or [''])[-1]
+            sentence = f'unexpected {type(error).__name__}: {summary}'
+        place = f'[rank {rank()}] ' if rank() else ''
+        sys.stdout.flush()
+        print(f'{Path(sys.argv[0]).name}: {place}{sentence}', file=sys.stderr, flush=True)
+        sys.exit(128 + error.number if isinstance(error, Interrupted) else 1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,327 @@
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from grootv.models import GrootV
+from grootv.models.layers import tree_ssm
+from grootv.registry import MODELS
+
+PICO = dict(embed_dims=8, depths=[1, 1, 2, 1])
+
+
+def pico(**options):
+    torch.manual_seed(0)
+    return GrootV(**{'arch': PICO, 'out_indices': (0, 1, 2, 3), **options})
+
+
+def image(*size, batch=2, **options):
+    return torch.randn(
+        batch, 3, *size, generator=torch.Generator().manual_seed(1), dtype=options.get('dtype')
+    )
+
+
+@pytest.fixture
+def built_trees(monkeypatch):
+    """A list that grows by one tree with every call of build_tree by the network."""
+    trees = []
+
+    def build_tree(*args):
+        trees.append(tree_ssm_build_tree(*args))
+        return trees[-1]
+
+    tree_ssm_build_tree = tree_ssm.build_tree
+    monkeypatch.setattr(tree_ssm, 'build_tree', build_tree)
+    return trees
+
+
+@pytest.mark.parametrize(
+    ('arch', 'width', 'parameters'),
+    [('tiny', 80, 29_958_600), ('small', 96, 51_331_624), ('base', 128, 90_597_096)],
+)
+def test_published_parameter_counts(arch, width, parameters):
+    head = dict(type='grootv.GrootVClsHead', num_classes=1000, in_channels=8 * width)
+    with torch.device('meta'):
+        parts = [MODELS.build(dict(type='GrootV', arch=arch)), ROOT_MODELS.build(head)]
+    assert sum(p.numel() for part in parts for p in part.parameters()) == parameters
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 40), (33, 1), (7, 5), (33, 50), (64, 32)])
+def test_maps_of_any_size_halve_and_double(size):
+    maps = pico()(image(*size))
+    for i, x in enumerate(maps):
+        expected = [-(-side // 2 ** (i + 2)) for side in size]
+        assert x.shape == (2, 8 * 2**i, *expected)
+        assert x.permute(0, 2, 3, 1).is_contiguous()
+
+
+def test_an_empty_batch_gives_empty_maps():
+    assert [x.shape[0] for x in pico()(image(32, 32, batch=0))] == [0] * 4
+
+
+def test_a_map_is_the_output_of_its_stages_norm():
+    model = pico()
+    outputs = []
+    for stage in model.stages:
+        stage.norm.register_forward_hook(lambda module, args, output: outputs.append(output))
+    for x, normalised in zip(model(image(40, 24)), outputs, strict=True):
+        assert torch.equal(x.permute(0, 2, 3, 1), normalised)
+
+
+def test_out_indices_select_maps_and_skip_later_stages():
+    every = pico()(image(32, 32))
+    model = pico(out_indices=[0, 2])
+    ran = []
+    model.stages[3].register_forward_hook(lambda *_: ran.append(3))
+    some = model(image(32, 32))
+    assert len(some) == 2 and not ran
+    assert torch.equal(some[0], every[0]) and torch.equal(some[1], every[2])
+
+
+def test_one_tree_a_block_or_one_a_stage(built_trees):
+    used = []
+    for tree_per, count in (('block', 5), ('stage', 4)):
+        model = pico(tree_per=tree_per)
+        for block in model.stages[2].blocks:
+            block.register_forward_hook(lambda module, args, output: used.append(output[1]))
+        model(image(64, 64))
+        assert len(built_trees) == count
+        built_trees.clear()
+    per_block, per_stage = used[:2], used[2:]
+    assert not torch.equal(per_block[0].parent, per_block[1].parent)
+    assert per_stage[0] is per_stage[1]
+
+
+def test_the_metric_reaches_the_tree():
+    parents = []
+    for metric in ('cosine', 'euclidean', 'manhattan'):
+        model = pico(metric=metric, out_indices=(0,))
+        ssm = model.stages[0].blocks[0].ssm
+        ssm.register_forward_hook(lambda module, args, output: parents.append(output[1].parent))
+        model(image(48, 48))
+    assert not torch.equal(parents[0], parents[1]) and not torch.equal(parents[1], parents[2])
+
+
+@pytest.mark.parametrize('tree_per', ['block', 'stage'])
+def test_with_cp_keeps_values_gradients_and_drop_path(tree_per):
+    results = []
+    for with_cp in (False, True):
+        model = pico(with_cp=with_cp, drop_path_rate=0.5, tree_per=tree_per).train()
+        torch.manual_seed(5)
+        loss = sum(x.square().sum() for x in model(image(40, 24, batch=4)))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_with_cp_keeps_fewer_activations():
+    kept = []
+    for with_cp in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
+        ):
+            pico(with_cp=with_cp)(image(64, 64))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 4
+
+
+def test_drop_path_grows_linearly_and_drops_whole_samples():
+    model = pico(drop_path_rate=0.4)
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    assert [block.drop_path.drop_prob for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    x = torch.randn(64, 2, 2, 64)
+    y = blocks[-1].train()(x)[0]
+    untouched = (y == x).flatten(1).all(1)
+    assert 0 < untouched.sum() < 64
+    assert not (blocks[-1].eval()(x)[0] == x).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
+def test_frozen_stages_get_no_gradient_and_stay_in_evaluation_mode(frozen_stages):
+    model = pico(frozen_stages=frozen_stages, drop_path_rate=0.5).train()
+    parts = [model.stem, *model.stages]
+    for index, part in enumerate(parts):
+        frozen = index <= frozen_stages
+        assert all(p.requires_grad is not frozen for p in part.parameters())
+        assert all(module.training is not frozen for module in part.modules())
+    assert model.training
+
+
+def test_norm_eval_holds_norms_in_evaluation_mode():
+    model = pico(norm_eval=True).train()
+    modes = {type(module): module.training for module in model.modules()}
+    assert not modes[nn.LayerNorm] and modes[nn.Linear]
+
+
+def test_layer_scale_and_post_norm():
+    x = image(32, 32)
+    model = pico(layer_scale_init_value=0.5)
+    names = {name for name, _ in model.named_parameters()}
+    assert {'stages.2.blocks.1.gamma1', 'stages.2.blocks.1.gamma2'} <= names
+    model = pico(layer_scale_init_value=0.0, out_indices=(0,))
+    stem = model.stages[0].norm(model.stem(x))
+    assert torch.equal(model(x)[0], stem.permute(0, 3, 1, 2))  # no branch adds anything
+    block = pico(post_norm=True).stages[0].blocks[0]
+    y = torch.randn(1, 4, 4, 8)
+    middle = y + block.norm1(block.ssm(y)[0])
+    torch.testing.assert_close(block(y)[0], middle + block.norm2(block.mlp(middle)))
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    model = GrootV('tiny')
+    ssm = model.stages[1].blocks[0].ssm
+    for layer in (ssm.in_proj, ssm.out_proj, model.stages[1].blocks[0].mlp.fc1):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert not model.stages[1].blocks[0].mlp.fc2.bias.any()
+    step = nn.functional.softplus(ssm.dt_proj.bias)
+    assert step.min() >= 1e-3 * 0.999 and step.max() <= 0.1 * 1.001
+    assert step.log().mean().item() == pytest.approx(-4.6, abs=0.3)  # log-uniform, not uniform
+    assert ssm.dt_proj.weight.abs().max().item() == pytest.approx(ssm.dt_proj.in_features**-0.5, rel=0.01)
+    assert ssm.x_proj.weight.abs().max().item() == pytest.approx(ssm.x_proj.in_features**-0.5, rel=0.01)
+    assert ssm.A_log.shape == (320, 1) and not ssm.A_log.any()
+    assert (ssm.D == 1).all() and ssm.conv.bias is None
+    downsample = model.stages[0].downsample.conv
+    assert downsample.weight.abs().max().item() == pytest.approx((80 * 9) ** -0.5, rel=0.01)
+
+
+def test_norms_use_the_published_eps():
+    for name, module in GrootV(PICO).named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == (1e-5 if '.ssm.' in name else 1e-6), name
+
+
+def test_init_weights_changes_nothing_by_itself():
+    model = pico()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.init_weights()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_pretrained_weights_load_under_a_prefix(tmp_path):
+    torch.manual_seed(9)
+    source = GrootV(PICO)
+    weights = {f'backbone.{name}': value for name, value in source.state_dict().items()}
+    weights['head.fc.weight'] = torch.zeros(1)
+    torch.save({'state_dict': weights}, tmp_path / 'model.pth')
+    checkpoint = dict(type='Pretrained', checkpoint=str(tmp_path / 'model.pth'), prefix='backbone.')
+    model = pico(init_cfg=checkpoint)
+    model.init_weights()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ('name', 'depth'),
+    [
+        ('backbone.stem.conv1.weight', 0),
+        ('backbone.stages.0.blocks.0.norm1.weight', 1),
+        ('backbone.stages.0.blocks.1.ssm.A_log', 2),
+        ('backbone.stages.0.norm.bias', 2),
+        ('backbone.stages.0.downsample.conv.weight', 2),
+        ('backbone.stages.2.blocks.8.mlp.fc1.bias', 13),
+        ('backbone.stages.3.norm.weight', 15),
+        ('head.fc.weight', 16),
+    ],
+)
+def test_layer_depth(name, depth):
+    with torch.device('meta'):
+        model = GrootV('tiny')
+    assert model.get_layer_depth(name, 'backbone.') == (depth, 17)
+
+
+def test_layer_decay_optimizer_builds():
+    head = dict(type='grootv.GrootVClsHead', num_classes=3, in_channels=64)
+    backbone = dict(type='grootv.GrootV', arch=PICO)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = ROOT_MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head))
+        wrapper = build_optim_wrapper(
+            model,
+            dict(
+                constructor='LearningRateDecayOptimWrapperConstructor',
+                optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+                paramwise_cfg=dict(layer_decay_rate=0.5),
+            ),
+        )
+    rates = {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
+    assert len(rates) == len(list(model.parameters()))
+    assert rates['head.fc.weight'] == 1
+    assert rates['backbone.stages.3.blocks.0.ssm.D'] == 0.5
+    assert rates['backbone.stem.conv1.weight'] == 0.5**6
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'grootv'])
+def test_builds_from_any_default_scope(scope):
+    if scope in ('mmdet', 'mmseg'):
+        pytest.importorskip(scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        assert isinstance(ROOT_MODELS.build(dict(type='grootv.GrootV', arch=PICO)), GrootV)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(arch='huge'), "arch must be one of tiny, small, base or a dict, got 'huge'"),
+        (dict(arch=dict(embed_dims=8)), 'an arch dict has the keys embed_dims and depths, got'),
+        (dict(arch=dict(embed_dims=7, depths=[1] * 4)), 'embed_dims must be an even positive'),
+        (dict(arch=dict(embed_dims=8, depths=[1, 1])), 'depths must be 4 positive integers'),
+        (dict(out_indices=(4,)), r'out_indices must be ascending stages from 0 to 3, got \(4,\)'),
+        (dict(out_indices=(2, 1)), 'out_indices must be ascending'),
+        (dict(metric='angle'), "metric must be one of cosine, euclidean, manhattan, got 'angle'"),
+        (dict(tree_per='image'), "tree_per must be one of block, stage, got 'image'"),
+        (dict(frozen_stages=5), 'frozen_stages must be one of -1, 0, 1, 2, 3, 4, got 5'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate must be at least 0 and below 1, got 1.0'),
+    ],
+)
+def test_a_bad_option_is_one_clear_sentence(options, message):
+    with pytest.raises(ValueError, match=f'^GrootV: .*{message}'):
+        GrootV(**{'arch': PICO, **options})
+
+
+def test_float64_all_the_way():
+    maps = pico().double()(image(32, 32, dtype=torch.float64))
+    assert all(x.dtype is torch.float64 for x in maps)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_mixed_precision_trains_without_nan(dtype, monkeypatch):
+    scanned = []
+
+    def tree_scan(signal, decay, tree):
+        scanned.append((signal.dtype, decay.dtype))
+        return tree_ssm_tree_scan(signal, decay, tree)
+
+    tree_ssm_tree_scan = tree_ssm.tree_scan
+    monkeypatch.setattr(tree_ssm, 'tree_scan', tree_scan)
+    model = pico(drop_path_rate=0.1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(8):
+        with torch.autocast('cpu', dtype):
+            loss = sum(x.float().sub(0.3).square().mean() for x in model(image(32, 32)))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert set(scanned) == {(torch.float32, torch.float32)}
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_runs(dtype):
+    model, x = pico().eval(), image(32, 32)
+    exact, rough = model(x), model.to(dtype)(x.to(dtype))
+    for a, b in zip(exact, rough, strict=True):
+        assert b.dtype is dtype and b.isfinite().all()
+        # Half a guide exchanges edges of the tree, so only most of the map can be close.
+        assert (a - b).abs().median() < 0.1
+
+
+@pytest.mark.parametrize('tree_per', ['block', 'stage'])
+def test_compiles_as_one_graph(tree_per):
+    model, x = pico(tree_per=tree_per), image(32, 32)
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))

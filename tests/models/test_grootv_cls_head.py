@@ -1,0 +1,71 @@
+import pytest
+import torch
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from mmpretrain.structures import DataSample
+
+from grootv.models import GrootVClsHead
+
+CLASSIFIER = dict(
+    type='ImageClassifier',
+    backbone=dict(type='grootv.GrootV', arch=dict(embed_dims=8, depths=[1, 1, 1, 1])),
+    head=dict(type='grootv.GrootVClsHead', num_classes=5, in_channels=64, topk=(1, 2)),
+    data_preprocessor=dict(type='ClsDataPreprocessor', num_classes=5),
+)
+
+
+def samples(*labels):
+    return [DataSample().set_gt_label(label) for label in labels]
+
+
+def test_layers_by_hand():
+    torch.manual_seed(0)
+    head = GrootVClsHead(num_classes=3, in_channels=4).double().eval()
+    head.norm.running_mean.normal_()
+    early, last = torch.randn(2, 2, 8, 8), torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    x = torch.einsum('oc,bchw->bhwo', head.conv.weight[:, :, 0, 0], last)
+    x = (x - head.norm.running_mean) / (1 + 1e-5) ** 0.5
+    features = torch.nn.functional.gelu(x).mean((1, 2))
+    assert head.conv.out_channels == 6
+    torch.testing.assert_close(head.pre_logits((early, last)), features)
+    torch.testing.assert_close(head((early, last)), head.fc(features))
+
+
+def test_loss_and_accuracy():
+    head = GrootVClsHead(num_classes=5, in_channels=8, cal_acc=True, topk=(1, 2))
+    losses = head.loss((torch.randn(3, 8, 2, 2),), samples(0, 4, 2))
+    assert set(losses) == {'loss', 'accuracy_top-1', 'accuracy_top-2'}
+    losses['loss'].backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+def test_predictions_are_probabilities():
+    head = GrootVClsHead(num_classes=5, in_channels=8).eval()
+    feats = (torch.randn(2, 8, 2, 2),)
+    predictions = head.predict(feats, samples(1, 2))
+    for prediction, logits in zip(predictions, head(feats), strict=True):
+        torch.testing.assert_close(prediction.pred_score, logits.softmax(0))
+        assert prediction.pred_label.item() == logits.argmax()
+    assert [prediction.gt_label.item() for prediction in predictions] == [1, 2]
+
+
+def test_classifier_modes_features_and_averaged_predictions():
+    torch.manual_seed(0)
+    model = MMPRETRAIN_MODELS.build(CLASSIFIER).eval()
+    x = torch.randn(2, 3, 32, 40)
+    assert model(x).shape == (2, 5)
+    assert model.extract_feat(x, stage='pre_logits').shape == (2, 96)
+    assert model.extract_feat(x)[0].shape == (2, 64, 1, 2)
+    assert 'loss' in model(x, samples(1, 2), mode='loss')
+
+    tta = MMPRETRAIN_MODELS.build(dict(type='AverageClsScoreTTA', module=model))
+    views = [x, x.flip(3)]
+    merged = tta.test_step(
+        dict(inputs=[list(view) for view in views], data_samples=[samples(1, 2) for _ in views])
+    )
+    mean = sum(model(view).softmax(1) for view in views) / 2
+    torch.testing.assert_close(torch.stack([sample.pred_score for sample in merged]), mean)
+
+
+def test_no_classes_is_an_error():
+    with pytest.raises(ValueError, match=r'^GrootVClsHead: num_classes must be at least 1, got 0'):
+        GrootVClsHead(num_classes=0, in_channels=8)

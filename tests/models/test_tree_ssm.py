@@ -1,0 +1,102 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from grootv.models.layers import TreeSSM
+from grootv.models.layers.initialization import inverse_softplus, step_projection
+from grootv.ops import build_tree, reference
+
+
+def layer(channels=6, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    ssm = TreeSSM(channels, **options).to(dtype)
+    with torch.no_grad():  # away from the initial values, where D, A and the norms change nothing
+        for parameter in ssm.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return ssm
+
+
+def test_one_vertex_by_hand():
+    ssm = layer()
+    x = torch.randn(6, dtype=torch.float64)
+    guide, gate = (ssm.in_proj.weight @ x).split(12)
+    guide = F.silu(guide * ssm.conv.weight[:, 0, 1, 1])
+    low, write, read = ssm.x_proj.weight @ guide
+    delta = torch.log1p(torch.exp(ssm.dt_proj.weight[:, 0] * low + ssm.dt_proj.bias))
+    state = delta * write * guide  # alone, a vertex hears itself
+    y = ssm.out_norm(read * ssm.state_norm(state) + ssm.D * guide)
+    expected = ssm.out_proj.weight @ (y * F.silu(gate))
+    torch.testing.assert_close(ssm(x.view(1, 1, 1, 6))[0].flatten(), expected)
+
+
+def test_two_vertices_hear_each_other_through_the_decay():
+    ssm = layer()
+    x = torch.randn(1, 2, 12, dtype=torch.float64)
+    u, a, _ = ssm.scan_inputs(x)
+    tree = build_tree(x.view(1, 1, 2, 12))
+    delta = F.softplus(ssm.dt_proj(ssm.x_proj(x)[..., :1]))
+    torch.testing.assert_close(a, torch.exp(-delta * ssm.A_log.exp().squeeze(1)))
+    h = torch.stack([u[0, 0] + a[0, 1] * u[0, 1], u[0, 1] + a[0, 1] * u[0, 0]])
+    read = ssm.x_proj(x)[..., 2:]
+    expected = ssm.out_norm(read * ssm.state_norm(h) + ssm.D * x)
+    torch.testing.assert_close(ssm.scan(x.view(1, 1, 2, 12), tree), expected.view(1, 1, 2, 12))
+
+
+def test_equals_the_plain_pytorch_operators(monkeypatch):
+    ssm = layer()
+    x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    y, tree = ssm(x)
+    monkeypatch.setattr('grootv.models.layers.tree_ssm.build_tree', reference.build_tree)
+    monkeypatch.setattr('grootv.models.layers.tree_ssm.tree_scan', reference.tree_scan)
+    expected, expected_tree = ssm(x)
+    assert all(map(torch.equal, tree, expected_tree))
+    torch.testing.assert_close(y, expected)
+
+
+def test_scans_along_the_tree_it_is_given():
+    ssm = layer()
+    x = torch.randn(1, 6, 6, 6, dtype=torch.float64)
+    y, tree = ssm(x)
+    assert torch.equal(ssm(x, tree)[0], y)
+    other = build_tree(torch.randn(1, 6, 6, 3))
+    z, used = ssm(x, other)
+    assert used is other and not torch.allclose(y, z)
+
+
+def test_gradients_against_finite_differences():
+    ssm = layer(channels=2)
+    x = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    tree = ssm(x)[1]  # held fixed: it would jump, and the definition gives it no gradient
+    assert torch.autograd.gradcheck(lambda x: ssm(x, tree)[0], (x,))
+
+
+@pytest.mark.parametrize('shape', [(2, 4, 5, 6), (1, 1, 1, 6), (0, 3, 3, 6)])
+def test_keeps_the_shape(shape):
+    assert layer(dtype=torch.float32)(torch.randn(shape))[0].shape == shape
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_scan_and_its_inputs_alone(dtype, monkeypatch):
+    ssm = layer(dtype=torch.float32)
+    x = torch.randn(1, 4, 4, 6)
+    scanned = []
+
+    def tree_scan(*args):
+        scanned.append(args)
+        return reference.tree_scan(*args)
+
+    monkeypatch.setattr('grootv.models.layers.tree_ssm.tree_scan', tree_scan)
+    with torch.autocast('cpu', dtype):
+        guide, gate = ssm.project(x)
+        y, _ = ssm(x)
+    assert guide.dtype is gate.dtype is y.dtype is dtype
+    signal, decay, _ = ssm.scan_inputs(guide.flatten(1, 2).float())
+    assert torch.equal(scanned[0][0], signal) and torch.equal(scanned[0][1], decay)
+    assert ssm.scan(guide, ssm.build_tree(guide)).dtype is torch.float32
+
+
+def test_step_projection_inverts_softplus():
+    step = torch.tensor([1e-4, 1e-2, 1.0, 30.0], dtype=torch.float64)
+    torch.testing.assert_close(F.softplus(inverse_softplus(step)), step)
+    bias = step_projection(4, 1000, shortest=1e-6, longest=1e-1).bias
+    assert F.softplus(bias).min() >= 1e-4 * 0.999

@@ -1,0 +1,190 @@
+"""GrootV written a second time, from its definition and for tests only.
+
+Plain PyTorch on (B, C, H, W) maps, the parameters in a flat dict under the names of the published
+checkpoints. Slow and literal: the tree by Kruskal's algorithm, the state of a vertex as the sum
+over all vertices of the product of decays along the path. It shares nothing with the package.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def random_parameters(width, depths, classes, seed=0, layer_scale=False):
+    """Parameters under their published names, none at a value that would hide a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {}
+
+    def add(name, *shape, scale=None, centre=0.0):
+        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 4
+        scale = 1 / math.sqrt(fan_in) if scale is None else scale
+        parameters[name] = centre + scale * torch.randn(shape, generator=generator)
+
+    def add_norm(name, size):
+        add(f'{name}.weight', size, scale=0.2, centre=1.0)
+        add(f'{name}.bias', size, scale=0.2)
+
+    half = width // 2
+    add('patch_embed.conv1.weight', half, 3, 3, 3)
+    add('patch_embed.conv1.bias', half)
+    add_norm('patch_embed.norm1.1', half)
+    add('patch_embed.conv2.weight', width, half, 3, 3)
+    add('patch_embed.conv2.bias', width)
+    add_norm('patch_embed.norm2.1', width)
+    for i, depth in enumerate(depths):
+        c = width * 2**i
+        inner, rank = 2 * c, math.ceil(c / 16)
+        for j in range(depth):
+            block = f'levels.{i}.blocks.{j}'
+            ssm = f'{block}.TreeSSM'
+            add_norm(f'{block}.norm1.0', c)
+            add(f'{ssm}.in_proj.weight', 2 * inner, c)
+            add(f'{ssm}.conv2d.weight', inner, 1, 3, 3)
+            add(f'{ssm}.x_proj_weight', 1, rank + 2, inner, scale=inner**-0.5)
+            add(f'{ssm}.dt_projs_weight', 1, inner, rank, scale=rank**-0.5)
+            add(f'{ssm}.dt_projs_bias', 1, inner, scale=1.0, centre=-2.0)
+            add(f'{ssm}.A_logs', inner, 1, scale=0.3)
+            add(f'{ssm}.Ds', inner, scale=0.3, centre=1.0)
+            add_norm(f'{ssm}.out_norm', inner)
+            add_norm(f'{ssm}.h_norm', inner)
+            add(f'{ssm}.out_proj.weight', c, inner)
+            add_norm(f'{block}.norm2.0', c)
+            add(f'{block}.mlp.fc1.weight', 4 * c, c)
+            add(f'{block}.mlp.fc1.bias', 4 * c)
+            add(f'{block}.mlp.fc2.weight', c, 4 * c)
+            add(f'{block}.mlp.fc2.bias', c)
+            if layer_scale:
+                add(f'{block}.gamma1', c, scale=0.2, centre=0.5)
+                add(f'{block}.gamma2', c, scale=0.2, centre=0.5)
+        add_norm(f'levels.{i}.norm.0', c)
+        if i < len(depths) - 1:
+            add(f'levels.{i}.downsample.conv.weight', 2 * c, c, 3, 3)
+            add_norm(f'levels.{i}.downsample.norm.1', 2 * c)
+    last = 8 * width
+    hidden = last * 3 // 2
+    add('conv_head.0.weight', hidden, last, 1, 1)
+    add_norm('conv_head.1.0', hidden)
+    add('conv_head.1.0.running_mean', hidden, scale=0.2)
+    parameters['conv_head.1.0.running_var'] = 0.5 + torch.rand(hidden, generator=generator)
+    parameters['conv_head.1.0.num_batches_tracked'] = torch.tensor(7)
+    add('head.weight', classes, hidden)
+    add('head.bias', classes)
+    return parameters
+
+
+def forward(parameters, image, depths):
+    """Logits (B, classes), the maps of the four stages, and the parents of every block's tree."""
+    p = parameters
+    x = F.conv2d(image, p['patch_embed.conv1.weight'], p['patch_embed.conv1.bias'], 2, 1)
+    x = F.gelu(layer_norm(p, 'patch_embed.norm1.1', x))
+    x = F.conv2d(x, p['patch_embed.conv2.weight'], p['patch_embed.conv2.bias'], 2, 1)
+    x = layer_norm(p, 'patch_embed.norm2.1', x)
+    stages, parents = [], []
+    for i, depth in enumerate(depths):
+        for j in range(depth):
+            x, parent = block(p, f'levels.{i}.blocks.{j}', x)
+            parents.append(parent)
+        x = layer_norm(p, f'levels.{i}.norm.0', x)
+        stages.append(x)
+        if i < len(depths) - 1:
+            x = F.conv2d(x, p[f'levels.{i}.downsample.conv.weight'], None, 2, 1)
+            x = layer_norm(p, f'levels.{i}.downsample.norm.1', x)
+    norm = 'conv_head.1.0'
+    x = F.conv2d(x, p['conv_head.0.weight'])
+    mean, variance = p[f'{norm}.running_mean'], p[f'{norm}.running_var']
+    x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    x = F.gelu(x * p[f'{norm}.weight'][:, None, None] + p[f'{norm}.bias'][:, None, None])
+    logits = x.mean((2, 3)) @ p['head.weight'].T + p['head.bias']
+    return logits, stages, parents
+
+
+def block(p, name, x):
+    y, parent = tree_ssm(p, f'{name}.TreeSSM', layer_norm(p, f'{name}.norm1.0', x))
+    x = x + scale(p, f'{name}.gamma1', y)
+    y = linear(layer_norm(p, f'{name}.norm2.0', x), p[f'{name}.mlp.fc1.weight'])
+    y = F.gelu(y + p[f'{name}.mlp.fc1.bias'][:, None, None])
+    y = linear(y, p[f'{name}.mlp.fc2.weight']) + p[f'{name}.mlp.fc2.bias'][:, None, None]
+    return x + scale(p, f'{name}.gamma2', y), parent
+
+
+def tree_ssm(p, name, x):
+    height, width = x.shape[2:]
+    x, gate = linear(x, p[f'{name}.in_proj.weight']).chunk(2, 1)
+    inner = x.shape[1]
+    x = F.conv2d(x, p[f'{name}.conv2d.weight'], None, 1, 1, groups=inner)
+    x = x * torch.sigmoid(x)
+    trees = [spanning_tree(guide) for guide in x.detach().float()]
+
+    x = x.flatten(2)  # (B, inner, L)
+    rank = p[f'{name}.dt_projs_weight'].shape[2]
+    projected = p[f'{name}.x_proj_weight'][0] @ x
+    low, write, read = projected.split([rank, 1, 1], 1)
+    step = p[f'{name}.dt_projs_weight'][0] @ low + p[f'{name}.dt_projs_bias'][0][:, None]
+    step = torch.logaddexp(step, torch.zeros_like(step))  # softplus
+    decay = torch.exp(-step * torch.exp(p[f'{name}.A_logs']))
+    pairs = zip(trees, step * write * x, decay, strict=True)
+    state = torch.stack([scan(u, a, *tree) for tree, u, a in pairs])
+    y = read * layer_norm(p, f'{name}.h_norm', state, 1e-5) + p[f'{name}.Ds'][:, None] * x
+    y = layer_norm(p, f'{name}.out_norm', y, 1e-5).unflatten(2, (height, width))
+    y = linear(y * gate * torch.sigmoid(gate), p[f'{name}.out_proj.weight'])
+    return y, torch.tensor([parent for parent, _ in trees])
+
+
+def scan(u, a, parent, order):
+    """h[i] = sum over j of (product of decays on the path from i to j) u[j], shape (inner, L)."""
+    size = len(order)
+    place = {vertex: k for k, vertex in enumerate(order)}
+    paths = u.new_zeros(len(u), size, size)  # between the k-th and the l-th vertex of the order
+    paths[:, range(size), range(size)] = 1
+    for k, vertex in enumerate(order[1:], 1):
+        row = a[:, vertex, None] * paths[:, place[parent[vertex]], :k].clone()
+        paths[:, k, :k] = row
+        paths[:, :k, k] = row
+    h = (paths @ u[:, order, None]).squeeze(2)
+    return h[:, [place[vertex] for vertex in range(size)]]
+
+
+def spanning_tree(guide):
+    """Parents and an order from the root 0 of the minimum spanning tree of a map (C, H, W)."""
+    height, width = guide.shape[1:]
+    vertex = torch.arange(height * width).view(height, width)
+    edges = [*zip(vertex[:-1].flatten().tolist(), vertex[1:].flatten().tolist(), strict=True)]
+    edges += zip(vertex[:, :-1].flatten().tolist(), vertex[:, 1:].flatten().tolist(), strict=True)
+    columns = guide.flatten(1)
+    if edges:
+        ends = torch.tensor(edges).T
+        weight = torch.exp(-F.cosine_similarity(columns[:, ends[0]], columns[:, ends[1]], dim=0))
+    group = {v: {v} for v in range(height * width)}
+    neighbours = {v: [] for v in range(height * width)}
+    for e in sorted(range(len(edges)), key=lambda e: (weight[e].item(), e)):
+        a, b = edges[e]
+        if group[a] is not group[b]:
+            group[a] |= group[b]
+            for v in group[b]:
+                group[v] = group[a]
+            neighbours[a].append(b)
+            neighbours[b].append(a)
+    parent, order = {0: 0}, [0]
+    for v in order:
+        for child in neighbours[v]:
+            if child not in parent:
+                parent[child] = v
+                order.append(child)
+    return [parent[v] for v in range(height * width)], order
+
+
+def layer_norm(p, name, x, eps=1e-6):
+    """Over the channels, dimension 1."""
+    shape = (-1, *[1] * (x.dim() - 2))
+    x = x - x.mean(1, keepdim=True)
+    x = x / (x.square().mean(1, keepdim=True) + eps).sqrt()
+    return x * p[f'{name}.weight'].view(shape) + p[f'{name}.bias'].view(shape)
+
+
+def linear(x, weight):
+    return torch.einsum('oc,bchw->bohw', weight, x)
+
+
+def scale(p, name, x):
+    return x * p[name][:, None, None] if name in p else x

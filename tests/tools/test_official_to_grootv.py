@@ -1,0 +1,174 @@
+import importlib.util
+import os
+from pathlib import Path
+
+import published_network
+import pytest
+import torch
+from mmpretrain.registry import MODELS
+
+from grootv.utils.errors import UserError
+
+TOOL = Path(__file__).parents[2] / 'tools/model_converters/official_to_grootv.py'
+spec = importlib.util.spec_from_file_location('official_to_grootv', TOOL)
+official_to_grootv = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(official_to_grootv)
+
+WIDTH, DEPTHS, CLASSES = 8, [2, 1, 2, 1], 5
+
+
+def parameters(dtype=torch.float32, **options):
+    values = published_network.random_parameters(WIDTH, DEPTHS, CLASSES, **options)
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in values.items()}
+
+
+def converted(published, **backbone):
+    state_dict, config = official_to_grootv.convert(published)
+    config['backbone'].update(backbone)
+    model = MODELS.build(config).to(published['head.weight'].dtype).eval()
+    model.load_state_dict(state_dict, strict=True)
+    return model
+
+
+def write(path, content):
+    torch.save(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize('layer_scale', [False, True])
+@pytest.mark.parametrize('size', [(40, 40), (37, 29)])
+@pytest.mark.parametrize(
+    ('dtype', 'logits_tolerance', 'gradient_tolerance'),
+    # Float32 must tell a wrong formula; float64 tells even a wrong epsilon of a LayerNorm.
+    [(torch.float32, 5e-4, 2e-3), (torch.float64, 1e-9, 1e-9)],
+)
+def test_the_converted_network_is_the_published_one(
+    dtype, logits_tolerance, gradient_tolerance, size, layer_scale
+):
+    published = parameters(dtype, layer_scale=layer_scale)
+    model = converted(published, out_indices=(0, 1, 2, 3))
+    parents = []
+    for stage in model.backbone.stages:
+        for block in stage.blocks:
+            block.ssm.register_forward_hook(lambda m, args, out: parents.append(out[1].parent))
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(2, 3, *size, dtype=dtype, generator=generator)
+    weights = torch.randn(2, CLASSES, dtype=dtype, generator=generator)
+    learned = {k: v for k, v in published.items() if v.is_floating_point() and 'running' not in k}
+    for value in learned.values():
+        value.requires_grad_()
+
+    logits, stages, expected_parents = published_network.forward(published, image, DEPTHS)
+    maps = model.backbone(image)
+    ours = model.head(maps)
+    close = dict(atol=logits_tolerance, rtol=0)
+    torch.testing.assert_close(ours, logits, **close)
+    for x, expected in zip(maps, stages, strict=True):
+        torch.testing.assert_close(x, expected, **close)
+    for parent, expected in zip(parents, expected_parents, strict=True):
+        assert torch.equal(parent.long(), expected)
+
+    (logits * weights).sum().backward()
+    (ours * weights).sum().backward()
+    for name, parameter in model.named_parameters():
+        expected = learned[official_to_grootv.published_name(name)].grad.view_as(parameter)
+        error = (parameter.grad - expected).norm() / expected.norm()
+        assert error < gradient_tolerance, name
+
+
+@pytest.mark.parametrize('wrap', [lambda p: p, lambda p: {'model': p, 'epoch': 299}])
+def test_files(tmp_path, wrap, capsys):
+    published = {f'module.{k}': v for k, v in parameters(torch.float64).items()}
+    source = write(tmp_path / 'published.pth', wrap(published))
+    official_to_grootv.main([source, str(tmp_path / 'new' / 'ours.pth')])
+    checkpoint = torch.load(tmp_path / 'new' / 'ours.pth', weights_only=True)
+    model = MODELS.build(checkpoint['meta']['model']).double()
+    model.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert checkpoint['state_dict']['backbone.stages.0.blocks.1.ssm.A_log'].dtype is torch.float64
+    assert checkpoint['meta']['source']['name'] == 'published.pth'
+    assert len(checkpoint['meta']['source']['sha256']) == 64
+    assert '5 classes' in capsys.readouterr().out
+    assert os.listdir(tmp_path / 'new') == ['ours.pth']
+
+
+@pytest.mark.parametrize(('width', 'depth', 'arch'), [(80, 9, 'tiny'), (96, 13, 'small')])
+def test_published_sizes_get_their_names(width, depth, arch):
+    with torch.device('meta'):
+        config = dict(
+            type='ImageClassifier',
+            backbone=dict(type='grootv.GrootV', arch=arch),
+            head=dict(type='grootv.GrootVClsHead', num_classes=21841, in_channels=8 * width),
+        )
+        state = MODELS.build(config).state_dict()
+    published = {official_to_grootv.published_name(name): value for name, value in state.items()}
+    assert f'levels.2.blocks.{depth - 1}.TreeSSM.h_norm.weight' in published
+    assert official_to_grootv.infer_config(published) == config
+
+
+def renamed(published, old, new):
+    return {new if key == old else key: value for key, value in published.items()}
+
+
+def changed(key, value):
+    return lambda published: {**published, key: value}
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda p: {k: v for k, v in p.items() if k != 'conv_head.1.0.running_var'},
+         r'lacks keys \(1\): conv_head.1.0.running_var'),
+        (lambda p: {k: v for k, v in p.items() if k != 'head.weight'},
+         'has no parameter head.weight'),
+        (lambda p: {k: v for k, v in p.items() if not k.startswith('levels.1.blocks.0.')},
+         'levels.1.blocks.0.TreeSSM.A_logs'),
+        (changed('levels.0.blocks.0.mlp.fc3.bias', torch.zeros(1)),
+         r'has unknown keys \(1\): levels.0.blocks.0.mlp.fc3.bias'),
+        (changed('levels.1.blocks.0.TreeSSM.Ds', torch.zeros(31)),
+         r'levels.1.blocks.0.TreeSSM.Ds must have shape \(32,\), found \(31,\)'),
+        (changed('levels.0.blocks.0.TreeSSM.x_proj_weight', torch.zeros(3, 16)),
+         r'x_proj_weight must have shape \(1, 3, 16\), found \(3, 16\)'),
+        (changed('head.bias', 'five'), r'head.bias must have shape \(5,\), found str'),
+        (lambda p: {'weights': p}, 'has no parameter patch_embed.conv2.weight'),
+        (lambda p: {'model': None}, "'model' of the checkpoint is NoneType, not parameters"),
+    ],
+)  # fmt: skip
+def test_a_foreign_key_is_named(tmp_path, spoil, message):
+    target = tmp_path / 'ours.pth'
+    target.write_text('precious')
+    with pytest.raises(UserError, match=message):
+        official_to_grootv.main([write(tmp_path / 'a.pth', spoil(parameters())), str(target)])
+    assert target.read_text() == 'precious'
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    source, target = write(tmp_path / 'a.pth', parameters()), tmp_path / 'ours.pth'
+    target.write_text('precious')
+
+    def save(checkpoint, file):
+        file.write_bytes(b'half of it')
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(OSError, match='no space left'):
+        official_to_grootv.main([source, str(target)])
+    assert target.read_text() == 'precious'
+    assert sorted(os.listdir(tmp_path)) == ['a.pth', 'ours.pth']
+
+
+def test_a_folder_is_no_target(tmp_path):
+    with pytest.raises(UserError, match='is a folder: give the file'):
+        official_to_grootv.main([write(tmp_path / 'a.pth', parameters()), str(tmp_path)])
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / 'sprung'),))
+
+    source = write(tmp_path / 'a.pth', {'model': parameters(), 'config': Trap()})
+    with pytest.raises(UserError, match='--trust-checkpoint'):
+        official_to_grootv.main([source, str(tmp_path / 'ours.pth')])
+    assert not (tmp_path / 'sprung').exists() and not (tmp_path / 'ours.pth').exists()
+    official_to_grootv.main([source, str(tmp_path / 'ours.pth'), '--trust-checkpoint'])
+    assert (tmp_path / 'sprung').exists() and (tmp_path / 'ours.pth').exists()
