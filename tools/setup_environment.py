@@ -72,9 +72,7 @@ def ensure_torch() -> str:
     works, found = python('import torch, torchvision; print(torch.__version__)')
     if not works:
         pair = f'torch {version("torch")} and torchvision {version("torchvision")}'
-        fail(
-            f'{pair} do not fit together ({found}): install both from one source, or remove both and try again.'
-        )
+        fail(f'{pair} do not fit together ({found}): install both from one source.')
     say(f'torch {found}, torchvision {version("torchvision")}')
     return found
 

@@ -82,6 +82,16 @@ inline void check_same_device(const char* function, const char* name, const Tens
     check(same, function, ": all tensors must be on one device, but ", name, " is on another than the first");
 }
 
+// The tensor itself if it is contiguous already: a call through the dispatcher costs as much as a small tree.
+inline Tensor as_contiguous(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor as_contiguous_float32(const Tensor& tensor) {
+    bool done = tensor.scalar_type() == ScalarType::Float;
+    return as_contiguous(done ? tensor : torch::stable::to(tensor, ScalarType::Float));
+}
+
 // Vertices and edges are counted in int32; a grid of L vertices has fewer than 2 L edges.
 inline void check_grid(const char* function, int64_t height, int64_t width) {
     check(height >= 1 && width >= 1, function, ": the grid must have at least one row and one column, got ", height,

@@ -156,7 +156,7 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
     Metric metric = parse_metric(function, metric_name);
     int64_t batch = features.size(0), height = features.size(1), width = features.size(2), channels = features.size(3);
     check_grid(function, height, width);
-    Tensor map = torch::stable::contiguous(torch::stable::to(features, ScalarType::Float));
+    Tensor map = as_contiguous_float32(features);
     int64_t edges = (height - 1) * width + height * (width - 1);
     Tensor weight = torch::stable::new_empty(map, {batch, edges});
 

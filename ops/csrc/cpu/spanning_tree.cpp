@@ -228,7 +228,7 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     int64_t batch = edge_weight.size(0), vertices = height * width;
     int64_t edges = (height - 1) * width + height * (width - 1);
     check_shape(function, "edge_weight", "one value per edge of the grid", edge_weight, {batch, edges});
-    Tensor weight = torch::stable::contiguous(edge_weight);
+    Tensor weight = as_contiguous(edge_weight);
     Tensor tree = torch::stable::new_empty(weight, {batch, vertices - 1}, ScalarType::Int);
 
     const float* from = weight.const_data_ptr<float>();
@@ -269,7 +269,7 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     int64_t graphs = edges.dim() == 3 && edges.size(0) == 1 ? 1 : batch;
     check_shape(function, "edges", "one pair of vertices per weight", edges, {graphs, count, 2});
     check_same_device(function, "edge_weight", edge_weight, edges);
-    Tensor pairs = torch::stable::contiguous(edges), weight = torch::stable::contiguous(edge_weight);
+    Tensor pairs = as_contiguous(edges), weight = as_contiguous(edge_weight);
     Tensor tree = torch::stable::new_empty(weight, {batch, num_vertices - 1}, ScalarType::Int);
 
     const int32_t* ends = pairs.const_data_ptr<int32_t>();

@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
     int64_t edges = vertical + height * (width - 1);
     check_shape(function, "tree_edges", "one edge less than the grid has vertices", tree_edges, {batch, vertices - 1});
     check_root(function, root, vertices);
-    Tensor chosen = torch::stable::contiguous(tree_edges);
+    Tensor chosen = as_contiguous(tree_edges);
     EmptyTree tree(chosen, batch, vertices);
 
     const int32_t* from = chosen.const_data_ptr<int32_t>();
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
     check_shape(function, "tree_edges", "one edge less than the graph has vertices", tree_edges, {batch, vertices - 1});
     check_same_device(function, "tree_edges", tree_edges, edges);
     check_root(function, root, vertices);
-    Tensor pairs = torch::stable::contiguous(edges), chosen = torch::stable::contiguous(tree_edges);
+    Tensor pairs = as_contiguous(edges), chosen = as_contiguous(tree_edges);
     EmptyTree tree(chosen, batch, vertices);
 
     const int32_t* ends_of = pairs.const_data_ptr<int32_t>();
@@ -220,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std:
     check_grid(function, height, width);
     int64_t vertices = height * width, edges = (height - 1) * width + height * (width - 1);
     check_root(function, root, vertices);
-    Tensor map = torch::stable::contiguous(torch::stable::to(features, ScalarType::Float));
+    Tensor map = as_contiguous_float32(features);
     EmptyTree tree(map, batch, vertices);
 
     const float* from = map.const_data_ptr<float>();

@@ -275,8 +275,8 @@ public:
         check_same_device(function, "order", order, input);
         check_same_device(function, "parent", parent, input);
 
-        order_ = torch::stable::contiguous(order);
-        Tensor parents = torch::stable::contiguous(parent);
+        order_ = as_contiguous(order);
+        Tensor parents = as_contiguous(parent);
         parent_position_.resize(batch * vertices);
         std::atomic<int64_t> wrong{-1};
         torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
@@ -325,7 +325,7 @@ private:
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
                  const Tensor& level_ptr, const std::string& direction) {
     Scan scan("tree_scan", input, decay, order, parent, level_ptr, direction);
-    Tensor u = torch::stable::contiguous(input), a = torch::stable::contiguous(decay);
+    Tensor u = as_contiguous(input), a = as_contiguous(decay);
     Tensor output = scan.new_signal(u);
     dispatch_floating(u, [&](auto zero) {
         using T = decltype(zero);
@@ -349,8 +349,8 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     check_dtype(function, "grad", grad, input.scalar_type());
     check_shape(function, "grad", "one value per vertex and channel", grad, {scan.batch, scan.vertices, scan.channels});
     check_same_device(function, "grad", grad, input);
-    Tensor g = torch::stable::contiguous(grad), u = torch::stable::contiguous(input);
-    Tensor a = torch::stable::contiguous(decay);
+    Tensor g = as_contiguous(grad), u = as_contiguous(input);
+    Tensor a = as_contiguous(decay);
     Tensor grad_input = scan.new_signal(u), grad_decay = scan.new_signal(u);
     dispatch_floating(u, [&](auto zero) {
         using T = decltype(zero);
