@@ -175,8 +175,8 @@ GROOTV_VECTORIZE void point_to_neighbours(const uint8_t* lightest, int32_t verti
     for (int32_t v = 0; v < vertices; ++v) {
         int32_t direction = lightest[v], below = lightest[v + width], beside = lightest[v + 1];
         int32_t root = ((direction == DOWN) & (below == UP)) | ((direction == RIGHT) & (beside == LEFT));
-        int32_t offset = direction == UP ? -width : direction == DOWN ? width : direction == LEFT ? -1 : 1;
-        next[v] = v + (root ? 0 : offset);
+        int32_t rows = (direction == DOWN) - (direction == UP), columns = (direction == RIGHT) - (direction == LEFT);
+        next[v] = v + (rows * width + columns) * (1 - root);
     }
 }
 

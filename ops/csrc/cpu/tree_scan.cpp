@@ -13,6 +13,7 @@
 #include "checks.h"
 #include "cpu/huge_pages.h"
 #include "cpu/vectorize.h"
+#include "cpu/workspace.h"
 
 namespace grootv {
 namespace {
@@ -20,8 +21,9 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// Channels of one task: few enough that its rows stay near the core, enough that a row is several cache lines.
-constexpr int64_t BLOCK = 128;
+// Channels of one task, at most: few enough that its rows stay near the core, enough to be worth a walk over the tree.
+constexpr int64_t BLOCK = 256;
+constexpr int64_t LINE = 16;  // blocks start at multiples of this, for no two to share a cache line
 constexpr int64_t AHEAD = 4;  // positions to prefetch ahead: the vertices of a level lie scattered
 
 // Rows of a signal, one per vertex, of a block of channels.
@@ -238,16 +240,23 @@ void dispatch_floating(const Tensor& tensor, Function function) {
 
 // False if `order` is no permutation or not the breadth-first order of the tree that `parent` describes.
 bool find_parent_positions(const int32_t* order, const int32_t* parent, int64_t vertices, int32_t* parent_position) {
-    std::vector<uint8_t> seen(vertices);
-    int64_t above = 0;
+    Workspace workspace;
+    auto* position = workspace.take<int32_t>(vertices);
     for (int64_t p = 0; p < vertices; ++p) {
-        int32_t vertex = order[p];
-        if (vertex < 0 || vertex >= vertices || seen[vertex]++) return false;
-        while (above < p && order[above] != parent[vertex]) ++above;
-        if (order[above] != parent[vertex] || (above == p && p > 0)) return false;
-        parent_position[p] = static_cast<int32_t>(above);
+        if (order[p] < 0 || order[p] >= vertices) return false;
+        position[order[p]] = static_cast<int32_t>(p);
     }
-    return true;
+    bool fine = parent[order[0]] == order[0];
+    for (int64_t p = 0, previous = 0; p < vertices; ++p) {
+        const int32_t vertex = order[p], above = parent[vertex];
+        if (above < 0 || above >= vertices) return false;
+        // A vertex that stands twice in the order has lost its first position.
+        const int64_t found = position[above];
+        fine &= (position[vertex] == p) & (found >= previous) & (found < p || p == 0);
+        parent_position[p] = static_cast<int32_t>(found);
+        previous = found;
+    }
+    return fine;
 }
 
 // The checked arguments of a scan, and its division into tasks: a block of channels of one item.
@@ -296,8 +305,12 @@ public:
     // `offset` elements into the signals.
     template <class Task>
     void for_each_block(Task task) const {
-        int64_t blocks = (channels + BLOCK - 1) / BLOCK;
-        int64_t size = blocks ? (channels + blocks - 1) / blocks : 0;
+        if (batch == 0 || channels == 0) return;
+        // Blocks of about equal size, and one for each thread if there are fewer items than threads.
+        int64_t threads = torch::stable::get_num_threads();
+        int64_t blocks = std::max((channels + BLOCK - 1) / BLOCK, (threads + batch - 1) / batch);
+        int64_t size = ((channels + blocks - 1) / blocks + LINE - 1) / LINE * LINE;
+        blocks = (channels + size - 1) / size;
         torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 int64_t item = i / blocks, channel = i % blocks * size;
