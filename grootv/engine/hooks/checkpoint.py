@@ -1,0 +1,75 @@
+"""Checkpoints that survive an interruption at any moment."""
+
+import os
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.runner import Runner
+
+from grootv.registry import HOOKS
+
+
+class AtomicLocalBackend(LocalBackend):
+    """A file is there whole or not at all: written beside its place, then renamed into it."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        target = Path(filepath)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+        try:
+            with draft.open('wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+register_backend('atomic', AtomicLocalBackend, force=True)
+
+
+@HOOKS.register_module()
+class CheckpointHook(_CheckpointHook):
+    """MMEngine's hook, which never gives up an older file before the newer one is complete.
+
+    The base class overwrites in place, removes the file that ``max_keep_ckpts`` or ``save_best``
+    makes superfluous first and writes afterwards. Here the order is reversed, and files on a local
+    disk appear at once.
+
+    Args:
+        **kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        local = '://' not in str(self.out_dir or '')
+        if local and self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend='atomic')
+        super().before_train(runner)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        superfluous = None
+        if self.max_keep_ckpts > 0:
+            kept = self.keep_ckpt_ids
+            if len(kept) == self.max_keep_ckpts and kept[-1] != step:
+                superfluous = kept.popleft()  # the base class finds room and removes nothing
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if superfluous is not None:
+            self._remove(runner, self.filename_tmpl.format(superfluous))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best or len(self.key_indicators) > 1:
+            super()._save_best_checkpoint(runner, metrics)
+            return
+        previous, self.best_ckpt_path = self.best_ckpt_path, None
+        super()._save_best_checkpoint(runner, metrics)
+        if self.best_ckpt_path is None:
+            self.best_ckpt_path = previous
+        elif previous not in (None, self.best_ckpt_path):
+            self._remove(runner, os.path.basename(previous))
+
+    def _remove(self, runner: Runner, name: str) -> None:
+        path = self.file_backend.join_path(self.out_dir, name)
+        if runner.rank == 0 and self.file_backend.isfile(path):
+            self.file_backend.remove(path)

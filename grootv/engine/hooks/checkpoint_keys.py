@@ -1,0 +1,25 @@
+"""Refuse a checkpoint that does not belong to the model."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from grootv.registry import HOOKS
+from grootv.utils.checkpoint import check_keys
+
+
+@HOOKS.register_module()
+class CheckpointKeysHook(Hook):
+    """Compare a checkpoint with the model before it is loaded; MMEngine itself only warns.
+
+    Args:
+        strict: Every weight must match by name and shape (testing, resuming). Otherwise one match
+            is enough (fine-tuning from another task).
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, strict: bool = True):
+        self.strict = strict
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        check_keys(runner.model, checkpoint, strict=self.strict)

@@ -1,0 +1,112 @@
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import ROOT, write_config, write_images
+
+from grootv.utils.checkpoint import load_checkpoint_file
+
+
+def start(script: str, *args: object, **environment: str) -> subprocess.CompletedProcess:
+    command = ['bash', str(ROOT / 'tools' / script), *map(str, args)]
+    inherited = {'OMP_NUM_THREADS': '1', **os.environ, 'PYTHON': sys.executable}
+    environment = {**inherited, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def fake_srun(tmp_path) -> dict[str, str]:
+    """An srun on the PATH that writes its arguments, one a line."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    script = folder / 'srun'
+    script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\n')
+    script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    return {'PATH': f'{folder}:{os.environ["PATH"]}', 'PYTHON': 'python'}
+
+
+def arguments(tmp_path: Path) -> list[str]:
+    return (tmp_path / 'arguments').read_text().splitlines()
+
+
+def test_slurm_train_passes_everything_on(tmp_path, fake_srun):
+    resources = {'GPUS': '16', 'CPUS_PER_TASK': '7', 'SRUN_ARGS': '--quotatype=spot --mem=9G'}
+    work_dir = tmp_path / 'a folder'
+    args = ('part', 'job', 'config.py', work_dir, '--resume', '--cfg-options', 'a.b=[1, 2]')
+    result = start('slurm_train.sh', *args, **fake_srun, **resources)
+
+    assert result.returncode == 0, result.stderr
+    assert arguments(tmp_path) == [
+        '-p',
+        'part',
+        '--job-name=job',
+        '--gres=gpu:8',
+        '--ntasks=16',
+        '--ntasks-per-node=8',
+        '--cpus-per-task=7',
+        '--kill-on-bad-exit=1',
+        '--quotatype=spot',
+        '--mem=9G',
+        'python',
+        '-u',
+        f'{ROOT}/tools/train.py',
+        'config.py',
+        f'--work-dir={work_dir}',
+        '--launcher=slurm',
+        '--resume',
+        '--cfg-options',
+        'a.b=[1, 2]',
+    ]
+
+
+def test_slurm_test_takes_the_checkpoint_fourth(tmp_path, fake_srun):
+    args = ('part', 'job', 'config.py', 'model.pth', '--tta')
+    result = start('slurm_test.sh', *args, **fake_srun, GPUS='2')
+
+    assert result.returncode == 0, result.stderr
+    seen = arguments(tmp_path)
+    assert seen[3:8] == [
+        '--gres=gpu:2',
+        '--ntasks=2',
+        '--ntasks-per-node=2',
+        '--cpus-per-task=5',
+        '--kill-on-bad-exit=1',
+    ]
+    tool = f'{ROOT}/tools/test.py'
+    assert seen[8:] == ['python', '-u', tool, 'config.py', 'model.pth', '--launcher=slurm', '--tta']
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_too_few_arguments_print_the_usage(script):
+    result = start(script, 'config.py')
+    assert result.returncode == 1
+    assert result.stderr.startswith('usage:') and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would use the GPU')
+def test_two_processes_train_and_test_without_a_gpu(tmp_path):
+    config = write_config(tmp_path, write_images(tmp_path / 'data'))
+    work_dir = tmp_path / 'run'
+    options = ('--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=2')
+    result = start('dist_train.sh', config, 2, *options, PORT=free_port())
+    assert result.returncode == 0, result.stderr[-2000:]
+    # 20 images, 2 processes with batches of 8: two iterations an epoch, not three.
+    assert load_checkpoint_file(work_dir / 'epoch_2.pth')['meta']['iter'] == 4
+
+    out = tmp_path / 'metrics.json'
+    options = ('--work-dir', tmp_path / 'test', '--out', out)
+    checkpoint = work_dir / 'epoch_2.pth'
+    result = start('dist_test.sh', config, checkpoint, 2, *options, PORT=free_port())
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 'accuracy/top1' in out.read_text()

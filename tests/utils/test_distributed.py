@@ -1,0 +1,76 @@
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from grootv.utils import distributed
+from grootv.utils.errors import UserError
+
+SLURM = {'SLURM_PROCID': '3', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '1'}
+MPI = {
+    'OMPI_COMM_WORLD_RANK': '3',
+    'OMPI_COMM_WORLD_SIZE': '4',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+}
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[str]:
+    """Backends of the process groups that were started; none really is."""
+    groups = []
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', *SLURM, *MPI):
+        monkeypatch.setenv(name, '')  # so that monkeypatch restores what the code sets
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', groups.append)
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cpu')
+    return groups
+
+
+def prepared(launcher: str, **settings) -> Config:
+    cfg = Config(dict(launcher=launcher, **settings))
+    distributed.prepare(cfg)
+    return cfg
+
+
+def test_one_process_needs_nothing(started):
+    assert 'model_wrapper_cfg' not in prepared('none')
+    assert started == []
+
+
+@pytest.mark.parametrize('launcher, variables', [('slurm', SLURM), ('mpi', MPI)])
+def test_gloo_starts_with_the_ranks_of_the_launcher(started, monkeypatch, launcher, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    cfg = prepared(launcher, model_wrapper_cfg=dict(find_unused_parameters=True))
+    assert started == ['gloo']
+    found = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')]
+    assert found == ['3', '4', '1', '127.0.0.1']
+    assert cfg.model_wrapper_cfg.device_ids is None
+    assert cfg.model_wrapper_cfg.find_unused_parameters
+
+
+def test_the_first_host_of_slurm_leads(started, monkeypatch, tmp_path):
+    script = tmp_path / 'scontrol'
+    script.write_text('#!/bin/sh\nprintf "node7\\nnode8\\n"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    for name, value in {**SLURM, 'SLURM_NODELIST': 'node[7-8]'}.items():
+        monkeypatch.setenv(name, value)
+    prepared('slurm')
+    assert os.environ['MASTER_ADDR'] == 'node7'
+
+
+def test_a_launcher_without_its_variables_is_refused(started):
+    with pytest.raises(UserError, match='RANK, WORLD_SIZE, LOCAL_RANK: start with tools/dist_tra'):
+        prepared('pytorch')
+
+
+def test_more_processes_than_gpus_are_refused(started, monkeypatch):
+    for name, value in dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1').items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(UserError, match='process 1 of this machine has no GPU, 1 in sight'):
+        prepared('pytorch')
+    assert started == []

@@ -1,0 +1,128 @@
+"""Evaluate a checkpoint on the test set of a config.
+
+python tools/test.py configs/classification/grootv-tiny_8xb128_in1k.py CHECKPOINT --out metrics.json
+"""
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+import mmengine
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+from mmengine.registry import HOOKS, METRICS, RUNNERS
+from mmengine.runner import Runner
+
+from grootv.engine import CheckpointKeysHook
+from grootv.utils import cli, distributed
+from grootv.utils.checkpoint import install_safe_loader
+from grootv.utils.errors import UserError
+
+_ITEMS = {'.json': 'metrics', '.pkl': 'pred', '.pickle': 'pred'}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    cli.add_runner_arguments(parser)
+    parser.add_argument('--out', help='write the metrics to a .json, or the predictions to a .pkl')
+    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out writes')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--interval', type=int, default=1, help='picture of every n-th sample')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show waits')
+    parser.add_argument(
+        '--tta', action='store_true', help='average over the views of the config (tta_pipeline)'
+    )
+    return parser.parse_args()
+
+
+def what_to_write(args: argparse.Namespace) -> str | None:
+    """'metrics', 'pred' or None, from --out-item or the ending of --out."""
+    if args.out is None:
+        if args.out_item is not None:
+            raise UserError('--out-item says what to write, --out says where: give both')
+        return None
+    item = args.out_item or _ITEMS.get(Path(args.out).suffix)
+    if item is None:
+        raise UserError(f'--out {args.out}: end it in .json (metrics) or .pkl (predictions)')
+    return item
+
+
+def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Turn on the visualization hook, whichever library it comes from."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError(f'--show and --show-dir: {args.config} has no default_hooks.visualization')
+    folder = str(Path(args.show_dir).resolve()) if args.show_dir else None
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        known = inspect.signature(registry.get(hook.type).__init__).parameters
+    switches = dict(enable=True, draw=True, interval=args.interval)
+    switches |= dict(out_dir=folder, test_out_dir=folder)
+    hook.update({name: value for name, value in switches.items() if name in known})
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if folder and not {'out_dir', 'test_out_dir'} & set(known):
+        cfg.visualizer.save_dir = folder
+
+
+def use_tta(cfg: Config, path: str) -> None:
+    """Wrap the model and replace the pipeline as the config's tta_model and tta_pipeline say."""
+    absent = [name for name in ('tta_model', 'tta_pipeline') if cfg.get(name) is None]
+    if absent:
+        raise UserError(f'--tta: {path} has no {" and no ".join(absent)}, add them to the config')
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> None:
+    """Write the command line into the config."""
+    cli.apply_runner_arguments(cfg, args)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        show_predictions(cfg, args)
+    if args.tta:
+        use_tta(cfg, args.config)
+
+
+def dumper(scope: str | None, path: str) -> DumpResults:
+    """The metric that writes predictions; mmdet's own one packs masks."""
+    kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+    return METRICS.build(dict(type=kind, out_file_path=path))
+
+
+def plain(value: Any) -> Any:
+    """Tensors and numpy values as Python ones, for JSON."""
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def main() -> None:
+    args = parse_args()
+    item = what_to_write(args)
+    cfg = cli.load_config(args.config, args.cfg_options)
+    if cfg.get('test_dataloader') is None:
+        raise UserError(f'{args.config} has no test_dataloader: give a config that tests')
+    cli.check_checkpoint(args.checkpoint)
+    merge_args(cfg, args)
+    install_safe_loader(trust=args.trust_checkpoint)
+    cli.check_data(cfg, ['test_dataloader'])
+    distributed.prepare(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckpointKeysHook())
+    if item == 'pred':
+        runner.test_evaluator.metrics.append(dumper(cfg.get('default_scope'), args.out))
+    metrics = runner.test()
+    if item == 'metrics' and distributed.rank() == 0:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        mmengine.dump({name: plain(value) for name, value in metrics.items()}, args.out)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,113 @@
+"""Train a classifier, detector or segmenter from a config.
+
+python tools/train.py configs/classification/grootv-tiny_8xb128_in1k.py
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from grootv.engine import CheckpointKeysHook
+from grootv.utils import cli, distributed
+from grootv.utils.checkpoint import install_safe_loader
+from grootv.utils.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    cli.add_runner_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint, or from the latest one in the work folder',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='train without evaluation')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the total batch size over auto_scale_lr.base_batch_size',
+    )
+    return parser.parse_args()
+
+
+def use_amp(cfg: Config) -> None:
+    """Switch to mixed precision: float16 with loss scaling on a GPU, bfloat16 without one."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(
+            f'--amp replaces an OptimWrapper, and the config has a {kind}: '
+            'leave --amp out, or set optim_wrapper.type in the config'
+        )
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'grootv.BFloat16OptimWrapper'
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The newest checkpoint of a work folder, or None.
+
+    MMEngine's note of it is taken unless it is cut short, or the folder has been moved since.
+    """
+    folder = Path(work_dir)
+    noted = Path(find_latest_checkpoint(work_dir) or '')
+    written = [path for kind in ('epoch', 'iter') for path in folder.glob(f'{kind}_*.pth')]
+    written.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [path for path in (noted, folder / noted.name, *written) if path.is_file()]
+    return str(found[0]) if found else None
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> None:
+    """Write the command line into the config."""
+    cli.apply_runner_arguments(cfg, args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        if not cfg.get('auto_scale_lr'):
+            raise UserError(
+                f'--auto-scale-lr: {args.config} does not say for which total batch size its '
+                'learning rate is, set auto_scale_lr.base_batch_size'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, args.resume
+    elif args.resume or (cfg.get('resume') and not cfg.get('load_from')):
+        latest = latest_checkpoint(cfg.work_dir)
+        cfg.resume, cfg.load_from = latest is not None, latest or cfg.get('load_from')
+
+
+def how_to_continue(work_dir: str) -> str:
+    """End of the sentence that tells of an interruption."""
+    last = latest_checkpoint(work_dir)
+    return f'; continue from {last} with --resume' if last else ' before the first checkpoint'
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.load_config(args.config, args.cfg_options)
+    if cfg.get('train_dataloader') is None:
+        raise UserError(f'{args.config} has no train_dataloader: give a config that trains')
+    merge_args(cfg, args)
+    install_safe_loader(trust=args.trust_checkpoint)
+    if cfg.get('load_from'):
+        cli.check_checkpoint(cfg.load_from)
+    cli.check_data(cfg, ['train_dataloader', 'val_dataloader'])
+    distributed.prepare(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
+    with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):
+        runner.train()
+
+
+if __name__ == '__main__':
+    cli.run(main)
