@@ -1,7 +1,13 @@
+import sys
+
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _independent_of_other_tests():
+    """A fixed random state before each test; no default scope of MMEngine left behind after it."""
     torch.manual_seed(0)
+    yield
+    if 'mmengine.registry' in sys.modules:
+        sys.modules['mmengine.registry'].DefaultScope._instance_dict.clear()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import ROOT, run_tool, write_config, write_images
 
 from grootv.utils.checkpoint import load_checkpoint_file
+from tests.tools.tiny_run import ROOT, run_tool, write_config, write_images
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT
+
+from tests.tools.tiny_run import ROOT
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tiny_run import load_tool, run_tool
+
+from tests.tools.tiny_run import load_tool, run_tool
 
 digits = load_tool('dataset_converters/digits.py')
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import ROOT, write_config, write_images
 
 from grootv.utils.checkpoint import load_checkpoint_file
+from tests.tools.tiny_run import ROOT, write_config, write_images
 
 
 def start(script: str, *args: object, **environment: str) -> subprocess.CompletedProcess:

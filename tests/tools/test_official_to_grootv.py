@@ -2,12 +2,12 @@ import importlib.util
 import os
 from pathlib import Path
 
-import published_network
 import pytest
 import torch
 from mmpretrain.registry import MODELS
 
 from grootv.utils.errors import UserError
+from tests.tools import published_network
 
 TOOL = Path(__file__).parents[2] / 'tools/model_converters/official_to_grootv.py'
 spec = importlib.util.spec_from_file_location('official_to_grootv', TOOL)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_run import load_tool, run_tool, write_config, write_images
 
 from grootv.utils.checkpoint import load_checkpoint_file
+from tests.tools.tiny_run import load_tool, run_tool, write_config, write_images
 
 
 @pytest.fixture(scope='module')
