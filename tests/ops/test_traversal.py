@@ -127,6 +127,10 @@ EDGES = torch.tensor([[0, 1], [1, 2], [0, 2], [2, 3]])
             lambda: ops.breadth_first_order_from_edges(EDGES, torch.tensor([[0, 0, 3]]).int(), 4),
             'must be a spanning tree of the graph',
         ),
+        (  # the same edge twice, as many vertices met as there are
+            lambda: ops.breadth_first_order_from_edges(EDGES, torch.tensor([[0, 0]]).int(), 3),
+            'must be a spanning tree of the graph',
+        ),
         (
             lambda: ops.breadth_first_order_from_edges(EDGES, torch.tensor([[0, 1, 4]]).int(), 4),
             'must be a spanning tree of the graph',

@@ -187,6 +187,8 @@ def bad_calls():
     signal, decay, tree = scan_inputs(2, 3, 3, 4)
     swapped = tree._replace(order=tree.order.flip(1))
     twice = tree._replace(order=tree.order.clone().index_fill_(1, torch.tensor([8]), 0))
+    leaves = tree.order[:, -2:].clone()
+    leaf_twice = tree._replace(order=torch.cat([tree.order[:, :-2], leaves[:, :1], leaves[:, :1]], 1))
     beyond = tree._replace(parent=tree.parent.clone().index_fill_(1, torch.tensor([3]), 99))
     return {
         'decay needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': (
@@ -208,7 +210,7 @@ def bad_calls():
         ),
         'order must be int32, got int64': (signal, decay, tree._replace(order=tree.order.long())),
         'order and parent must be a tree in breadth-first order, but those of item': [
-            (signal, decay, wrong) for wrong in (swapped, twice, beyond)
+            (signal, decay, wrong) for wrong in (swapped, twice, leaf_twice, beyond)
         ],
     }
 
