@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import grid_graph
+from ._fake import check_dim
 from ._library import available, ops
 
 METRICS = ('cosine', 'euclidean', 'manhattan')
@@ -47,6 +48,7 @@ if available:
 
     @torch.library.register_fake('grootv::grid_edge_weight')
     def _(features, metric):
+        check_dim('grid_edge_weight', 'features', features, 4, '(B, H, W, C)')
         batch, height, width, _ = features.shape
         edges = grid_graph.num_edges(height, width)
         return features.new_empty((batch, edges), dtype=torch.float32)

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from ._fake import check_dim, check_same_device, check_shape
 from ._library import available, ops
+from .grid_graph import num_edges
 
 
 def minimum_spanning_tree(edge_weight: Tensor, height: int, width: int) -> Tensor:
@@ -24,7 +26,8 @@ def minimum_spanning_tree(edge_weight: Tensor, height: int, width: int) -> Tenso
     Raises:
         RuntimeError: If the number of weights is not that of the grid's edges.
     """
-    return ops.minimum_spanning_tree(edge_weight.detach().float(), height, width)
+    weight = float32_weight('minimum_spanning_tree', edge_weight)
+    return ops.minimum_spanning_tree(weight, height, width)
 
 
 def minimum_spanning_tree_from_edges(edges: Tensor, edge_weight: Tensor, num_vertices: int) -> Tensor:
@@ -41,8 +44,14 @@ def minimum_spanning_tree_from_edges(edges: Tensor, edge_weight: Tensor, num_ver
     Raises:
         RuntimeError: If a graph is not connected or an edge names a vertex outside 0 ... V - 1.
     """
-    weight = edge_weight.detach().float()
+    weight = float32_weight('minimum_spanning_tree_from_edges', edge_weight)
     return ops.minimum_spanning_tree_from_edges(edge_pairs(edges), weight, num_vertices)
+
+
+def float32_weight(function: str, edge_weight: Tensor) -> Tensor:
+    if not edge_weight.is_floating_point():
+        raise RuntimeError(f'{function}: edge_weight must be floating, got {edge_weight.dtype}')
+    return edge_weight.detach().float()
 
 
 def edge_pairs(edges: Tensor) -> Tensor:
@@ -56,8 +65,19 @@ if available:
 
     @torch.library.register_fake('grootv::minimum_spanning_tree')
     def _(edge_weight, height, width):
-        return edge_weight.new_empty((edge_weight.shape[0], height * width - 1), dtype=torch.int32)
+        function, rule = 'minimum_spanning_tree', 'one value per edge of the grid'
+        check_dim(function, 'edge_weight', edge_weight, 2, '(B, E)')
+        batch, edges = edge_weight.shape[0], num_edges(height, width)
+        check_shape(function, 'edge_weight', rule, edge_weight, (batch, edges))
+        return edge_weight.new_empty((batch, height * width - 1), dtype=torch.int32)
 
     @torch.library.register_fake('grootv::minimum_spanning_tree_from_edges')
     def _(edges, edge_weight, num_vertices):
-        return edge_weight.new_empty((edge_weight.shape[0], num_vertices - 1), dtype=torch.int32)
+        function, rule = 'minimum_spanning_tree_from_edges', 'one pair of vertices per weight'
+        check_dim(function, 'edge_weight', edge_weight, 2, '(B, M)')
+        check_dim(function, 'edges', edges, 3, '(M, 2) or (B, M, 2)')
+        batch, count = edge_weight.shape
+        graphs = 1 if edges.shape[0] == 1 else batch
+        check_shape(function, 'edges', rule, edges, (graphs, count, 2))
+        check_same_device(function, edges=edges, edge_weight=edge_weight)
+        return edge_weight.new_empty((batch, num_vertices - 1), dtype=torch.int32)

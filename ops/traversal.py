@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._fake import check_dim, check_same_device, check_shape
 from ._library import available, ops
 from .edge_weight import check_metric
 from .spanning_tree import edge_pairs
@@ -88,13 +89,24 @@ if available:
 
     @torch.library.register_fake('grootv::breadth_first_order')
     def _(tree_edges, height, width, root):
-        return _empty_tree(tree_edges, tree_edges.shape[0], height * width)
+        function, rule = 'breadth_first_order', 'one edge less than the grid has vertices'
+        check_dim(function, 'tree_edges', tree_edges, 2, '(B, H * W - 1)')
+        batch, vertices = tree_edges.shape[0], height * width
+        check_shape(function, 'tree_edges', rule, tree_edges, (batch, vertices - 1))
+        return _empty_tree(tree_edges, batch, vertices)
 
     @torch.library.register_fake('grootv::breadth_first_order_from_edges')
     def _(edges, tree_edges, num_vertices, root):
-        return _empty_tree(tree_edges, tree_edges.shape[0], num_vertices)
+        function, rule = 'breadth_first_order_from_edges', 'one edge less than the graph has vertices'
+        check_dim(function, 'tree_edges', tree_edges, 2, '(B, V - 1)')
+        check_dim(function, 'edges', edges, 3, '(M, 2) or (B, M, 2)')
+        batch = tree_edges.shape[0]
+        check_shape(function, 'tree_edges', rule, tree_edges, (batch, num_vertices - 1))
+        check_same_device(function, edges=edges, tree_edges=tree_edges)
+        return _empty_tree(tree_edges, batch, num_vertices)
 
     @torch.library.register_fake('grootv::build_tree')
     def _(features, metric, root):
+        check_dim('build_tree', 'features', features, 4, '(B, H, W, C)')
         batch, height, width, _ = features.shape
         return _empty_tree(features, batch, height * width)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ._fake import check_dim, check_same_device, check_shape
 from ._library import available, ops
 from .traversal import Tree
 
@@ -55,14 +56,28 @@ def _refuse_double_backward(ctx, *grads):
     )
 
 
+def _check(function, input, decay, order, parent, level_ptr):
+    check_dim(function, 'input', input, 3, '(B, L, C)')
+    batch, vertices, _ = input.shape
+    check_shape(function, 'decay', 'one value per vertex and channel', decay, tuple(input.shape))
+    rule = 'one entry per vertex of each item'
+    check_shape(function, 'order', rule, order, (batch, vertices))
+    check_shape(function, 'parent', rule, parent, (batch, vertices))
+    check_shape(function, 'level_ptr', 'one entry more than vertices', level_ptr, (batch, vertices + 1))
+    tree = dict(order=order, parent=parent, level_ptr=level_ptr)
+    check_same_device(function, input=input, decay=decay, **tree)
+
+
 if available:
 
     @torch.library.register_fake('grootv::tree_scan')
     def _(input, decay, order, parent, level_ptr, direction):
+        _check('tree_scan', input, decay, order, parent, level_ptr)
         return torch.empty_like(input, memory_format=torch.contiguous_format)
 
     @torch.library.register_fake('grootv::tree_scan_backward')
     def _(grad, input, decay, order, parent, level_ptr, direction):
+        _check('tree_scan_backward', input, decay, order, parent, level_ptr)
         contiguous = torch.contiguous_format
         return (
             torch.empty_like(input, memory_format=contiguous),

@@ -84,6 +84,46 @@ def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
 
 
+def test_other_devices_and_shapes_are_refused_before_any_kernel():
+    signal, decay, tree = scan_inputs(2, 3, 4, 5)
+    for name in tree._fields:
+        moved = tree._replace(**{name: getattr(tree, name).to('meta')})
+        with pytest.raises(RuntimeError, match=f'tree_scan: all tensors must be on one device, but {name}'):
+            ops.tree_scan(signal, decay, moved)
+    meta = ops.Tree(*(field.to('meta') for field in tree))
+    with pytest.raises(RuntimeError, match=r'decay needs .*, shape \(2, 12, 5\), got \(2, 12, 4\)'):
+        ops.tree_scan(signal.to('meta'), decay[..., :4].to('meta'), meta)
+    with pytest.raises(RuntimeError, match=r'shape \(1, 110\), got \(1, 4\)'):
+        ops.minimum_spanning_tree(torch.ones(1, 4, device='meta'), 7, 9)
+    with pytest.raises(RuntimeError, match='but edge_weight is on another'):
+        edges = grid_graph.grid_edges(3, 4)
+        ops.minimum_spanning_tree_from_edges(edges, torch.ones(1, 17, device='meta'), 12)
+
+
+def test_running_out_of_memory_is_told_and_survived():
+    code = (
+        'import resource, torch\n'
+        'from grootv import ops\n'
+        'expected = ops.build_tree(torch.ones(1, 9, 9, 4))\n'
+        'used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()\n'
+        'count = 20_000_000\n'
+        'edges = torch.tensor([[0, 1]], dtype=torch.int32).expand(count, 2).contiguous()\n'
+        'weight = torch.zeros(1, count)\n'
+        'used += 12 * count\n'
+        'resource.setrlimit(resource.RLIMIT_AS, (used + 10 * count, used + 10 * count))\n'
+        'try:\n'
+        '    ops.minimum_spanning_tree_from_edges(edges, weight, 2)\n'
+        'except RuntimeError as error:\n'
+        '    print(error)\n'
+        'for _ in range(3):\n'
+        '    found = ops.build_tree(torch.ones(1, 9, 9, 4))\n'
+        '    assert all(map(torch.equal, found, expected))\n'
+    )
+    result = run(code)
+    assert result.stdout == 'minimum_spanning_tree_from_edges: out of memory\n', result.stderr
+    assert result.returncode == 0
+
+
 def test_import_is_light():
     code = 'import sys, grootv, grootv.ops; print("mmengine" in sys.modules, "timm" in sys.modules)'
     assert run(code).stdout.strip() == 'False False'

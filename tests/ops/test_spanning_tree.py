@@ -119,8 +119,18 @@ def test_grid_trees_are_spanning_and_as_light_as_scipy_s(height, width):
         (lambda: ops.minimum_spanning_tree(torch.ones(1, 0), 0, 3), 'at least one row'),
         (lambda: ops.minimum_spanning_tree(torch.ones(1, 1), 65536, 65536), r'at most 2\^30'),
         (
-            lambda: ops.minimum_spanning_tree_from_edges(torch.tensor([[0, 1], [2, 3]]), torch.ones(1, 2), 4),
+            lambda: ops.minimum_spanning_tree_from_edges(
+                torch.tensor([[0, 1], [2, 3], [0, 1]]), torch.ones(1, 3), 4
+            ),
             'every graph must be connected, but graph 0',
+        ),
+        (
+            lambda: ops.minimum_spanning_tree_from_edges(torch.tensor([[0, 1]]), torch.ones(1, 1), 2**30),
+            'every graph must be connected, but 1 edges cannot join 1073741824 vertices',
+        ),
+        (
+            lambda: ops.minimum_spanning_tree(torch.ones(1, 4, dtype=torch.int32), 2, 2),
+            'minimum_spanning_tree: edge_weight must be floating, got torch.int32',
         ),
         (
             lambda: ops.minimum_spanning_tree_from_edges(torch.tensor([[0, 7]]), torch.ones(1, 1), 2),

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/vectorize.h"
 #include "cpu/workspace.h"
 
@@ -162,10 +163,9 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
 
     const float* from = map.const_data_ptr<float>();
     float* to = weight.mutable_data_ptr<float>();
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t image = begin; image < end; ++image)
-            grid_edge_weight_cpu(from + image * height * width * channels, height, width, channels, metric,
-                                 to + image * edges);
+    parallel_for_each(function, batch, [&](int64_t image) {
+        grid_edge_weight_cpu(from + image * height * width * channels, height, width, channels, metric,
+                             to + image * edges);
     });
     return weight;
 }

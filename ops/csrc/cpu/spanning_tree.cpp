@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/vectorize.h"
 #include "cpu/workspace.h"
 
@@ -214,8 +215,10 @@ void grid_spanning_tree_cpu(const float* weight, int32_t height, int32_t width, 
     auto* open = workspace.take<OpenEdge>(2 * int64_t{vertices});
     OpenEdge* end = collect(down_open, down_key, component, vertices, width, 0, open);
     end = collect(right_open, right_key, component, vertices, 1, 1, end);
-    boruvka(open, end - open, components, workspace,
-            [down, right](uint32_t edge) { (edge % 2 ? right : down)[edge / 2] = 1; });
+    boruvka(open, end - open, components, workspace, [down, right](uint32_t edge) {
+        uint8_t* side = edge % 2 ? right : down;
+        side[edge / 2] = 1;
+    });
 }
 
 namespace {
@@ -233,25 +236,23 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
 
     const float* from = weight.const_data_ptr<float>();
     int32_t* to = tree.mutable_data_ptr<int32_t>();
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    parallel_for_each(function, batch, [&](int64_t image) {
+        if (vertices == 1) return;
         Workspace workspace;
         auto *down = workspace.take<uint8_t>(vertices), *right = workspace.take<uint8_t>(vertices);
-        for (int64_t image = begin; image < end; ++image) {
-            if (vertices == 1) continue;
-            grid_spanning_tree_cpu(from + image * edges, height, width, down, right);
-            // The next edge is written whether or not it is in the tree; the last write is inside the grid's tree.
-            int32_t* next = to + image * (vertices - 1);
-            const int32_t* last = next + vertices - 1;
-            int32_t edge = 0;
-            auto append = [&](uint8_t chosen) {
-                if (next < last) *next = edge;
-                next += chosen;
-                ++edge;
-            };
-            for (int64_t v = 0; v < vertices - width; ++v) append(down[v]);
-            for (int64_t row = 0; row < height; ++row)
-                for (int64_t column = 0; column + 1 < width; ++column) append(right[row * width + column]);
-        }
+        grid_spanning_tree_cpu(from + image * edges, height, width, down, right);
+        // The next edge is written whether or not it is in the tree; the last write is inside the grid's tree.
+        int32_t* next = to + image * (vertices - 1);
+        const int32_t* last = next + vertices - 1;
+        int32_t edge = 0;
+        auto append = [&](uint8_t chosen) {
+            if (next < last) *next = edge;
+            next += chosen;
+            ++edge;
+        };
+        for (int64_t v = 0; v < vertices - width; ++v) append(down[v]);
+        for (int64_t row = 0; row < height; ++row)
+            for (int64_t column = 0; column + 1 < width; ++column) append(right[row * width + column]);
     });
     return tree;
 }
@@ -266,6 +267,8 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     int64_t batch = edge_weight.size(0), count = edge_weight.size(1);
     check(count <= std::numeric_limits<int32_t>::max(), function, ": a graph must have less than 2^31 edges, got ",
           count);
+    check(batch == 0 || count >= num_vertices - 1, function, ": every graph must be connected, but ", count,
+          " edges cannot join ", num_vertices, " vertices");
     int64_t graphs = edges.dim() == 3 && edges.size(0) == 1 ? 1 : batch;
     check_shape(function, "edges", "one pair of vertices per weight", edges, {graphs, count, 2});
     check_same_device(function, "edge_weight", edge_weight, edges);
@@ -280,27 +283,25 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
               ", got ", ends[i]);
 
     std::atomic<int64_t> unconnected{-1};
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t graph = begin; graph < end; ++graph) {
-            Workspace workspace;
-            const int32_t* pair = ends + (graphs == 1 ? 0 : graph) * count * 2;
-            auto* open = workspace.take<OpenEdge>(count);
-            OpenEdge* next_open = open;
-            for (int64_t e = 0; e < count; ++e, pair += 2)
-                if (pair[0] != pair[1])
-                    *next_open++ = {ordered_key(from[graph * count + e]), static_cast<uint32_t>(e), pair[0], pair[1]};
-            auto* chosen = workspace.take<uint8_t>(count);
-            std::fill_n(chosen, count, 0);
-            int32_t components = boruvka(open, next_open - open, static_cast<int32_t>(num_vertices), workspace,
-                                         [chosen](uint32_t edge) { chosen[edge] = 1; });
-            if (components > 1) {
-                unconnected = graph;
-                continue;
-            }
-            int32_t* next = to + graph * (num_vertices - 1);
-            for (int64_t e = 0; e < count; ++e)
-                if (chosen[e]) *next++ = static_cast<int32_t>(e);
+    parallel_for_each(function, batch, [&](int64_t graph) {
+        Workspace workspace;
+        const int32_t* pair = ends + (graphs == 1 ? 0 : graph) * count * 2;
+        auto* open = workspace.take<OpenEdge>(count);
+        OpenEdge* next_open = open;
+        for (int64_t e = 0; e < count; ++e, pair += 2)
+            if (pair[0] != pair[1])
+                *next_open++ = {ordered_key(from[graph * count + e]), static_cast<uint32_t>(e), pair[0], pair[1]};
+        auto* chosen = workspace.take<uint8_t>(count);
+        std::fill_n(chosen, count, 0);
+        int32_t components = boruvka(open, next_open - open, static_cast<int32_t>(num_vertices), workspace,
+                                     [chosen](uint32_t edge) { chosen[edge] = 1; });
+        if (components > 1) {
+            unconnected = graph;
+            return;
         }
+        int32_t* next = to + graph * (num_vertices - 1);
+        for (int64_t e = 0; e < count; ++e)
+            if (chosen[e]) *next++ = static_cast<int32_t>(e);
     });
     check(unconnected < 0, function, ": every graph must be connected, but graph ", unconnected.load(),
           " of the batch has several components");

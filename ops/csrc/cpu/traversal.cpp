@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/vectorize.h"
 #include "cpu/workspace.h"
 #include "edge_weight.h"
@@ -14,8 +15,9 @@
 namespace grootv {
 namespace {
 
-// Breadth-first search; visit(vertex, parent, append) appends the neighbours of a vertex but its parent, by
-// index. A search that meets more vertices than there are, or fewer, has not walked a spanning tree: false.
+// Breadth-first search. visit(vertex, its parent, queue, parents, tail) appends the other neighbours of a vertex by
+// index, with the vertex as their parent, and returns the new tail. A search that meets more vertices than there are,
+// or fewer, has not walked a spanning tree: false.
 template <class Visit>
 bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Visit visit) {
     // Four entries to spare: a vertex of a grid is stored before it is known to exist.
@@ -117,24 +119,22 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
 
     const int32_t* from = chosen.const_data_ptr<int32_t>();
     std::atomic<int64_t> wrong{-1};
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t image = begin; image < end; ++image) {
-            Workspace workspace;
-            GridFlags flags(workspace, height, width);
-            bool fine = true;
-            for (int64_t i = 0; i < vertices - 1; ++i) {
-                int64_t edge = from[image * (vertices - 1) + i];
-                if (edge < 0 || edge >= edges) {
-                    fine = false;
-                } else if (edge < vertical) {
-                    flags.down[edge] = 1;
-                } else {
-                    flags.right[edge - vertical + (edge - vertical) / (width - 1)] = 1;
-                }
+    parallel_for_each(function, batch, [&](int64_t image) {
+        Workspace workspace;
+        GridFlags flags(workspace, height, width);
+        bool fine = true;
+        for (int64_t i = 0; i < vertices - 1; ++i) {
+            int64_t edge = from[image * (vertices - 1) + i];
+            if (edge < 0 || edge >= edges) {
+                fine = false;
+            } else if (edge < vertical) {
+                flags.down[edge] = 1;
+            } else {
+                flags.right[edge - vertical + (edge - vertical) / (width - 1)] = 1;
             }
-            fine = fine && grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
-            if (!fine) wrong = image;
         }
+        fine = fine && grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
+        if (!fine) wrong = image;
     });
     check(wrong < 0, function, ": tree_edges must be a spanning tree of the ", height, " x ", width,
           " grid, but those of item ", wrong.load(), " are not");
@@ -162,49 +162,47 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
     const int32_t* ends_of = pairs.const_data_ptr<int32_t>();
     const int32_t* from = chosen.const_data_ptr<int32_t>();
     std::atomic<int64_t> wrong{-1};
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t graph = begin; graph < end; ++graph) {
-            const int32_t* pair = ends_of + (graphs == 1 ? 0 : graph) * count * 2;
-            const int32_t* tree_edge = from + graph * (vertices - 1);
-            bool fine = true;
-            for (int64_t i = 0; i < vertices - 1 && fine; ++i) {
-                int64_t edge = tree_edge[i];
-                fine = edge >= 0 && edge < count;
-                for (int side = 0; side < 2 && fine; ++side)
-                    fine = pair[2 * edge + side] >= 0 && pair[2 * edge + side] < vertices;
-            }
-            if (!fine) {
-                wrong = graph;
-                continue;
-            }
-            // Neighbours of v: neighbour[start[v]] to neighbour[start[v + 1] - 1], by index.
-            Workspace workspace;
-            auto *start = workspace.take<int32_t>(vertices + 2), *neighbour = workspace.take<int32_t>(2 * vertices);
-            std::fill_n(start, vertices + 2, 0);
-            for (int64_t i = 0; i < vertices - 1; ++i)
-                for (int side = 0; side < 2; ++side) ++start[pair[2 * int64_t{tree_edge[i]} + side] + 2];
-            for (int64_t v = 2; v <= vertices + 1; ++v) start[v] += start[v - 1];
-            for (int64_t i = 0; i < vertices - 1; ++i) {
-                const int32_t* ends = pair + 2 * int64_t{tree_edge[i]};
-                for (int side = 0; side < 2; ++side) neighbour[start[ends[side] + 1]++] = ends[1 - side];
-            }
-            for (int64_t v = 0; v < vertices; ++v) {
-                int32_t *begin = neighbour + start[v], *end = neighbour + start[v + 1];
-                std::sort(begin, end);
-                fine = fine && std::adjacent_find(begin, end) == end;
-            }
-            auto visit = [&](int32_t v, int32_t parent_of_v, int32_t* queue, int32_t* parent, int32_t tail) {
-                for (int32_t i = start[v]; i < start[v + 1]; ++i) {
-                    if (neighbour[i] == parent_of_v) continue;
-                    if (tail == vertices) return tail + 1;
-                    queue[tail] = neighbour[i];
-                    parent[tail++] = v;
-                }
-                return tail;
-            };
-            fine = fine && breadth_first(static_cast<int32_t>(vertices), root, tree[graph], visit);
-            if (!fine) wrong = graph;
+    parallel_for_each(function, batch, [&](int64_t graph) {
+        const int32_t* pair = ends_of + (graphs == 1 ? 0 : graph) * count * 2;
+        const int32_t* tree_edge = from + graph * (vertices - 1);
+        bool fine = true;
+        for (int64_t i = 0; i < vertices - 1 && fine; ++i) {
+            int64_t edge = tree_edge[i];
+            fine = edge >= 0 && edge < count;
+            for (int side = 0; side < 2 && fine; ++side)
+                fine = pair[2 * edge + side] >= 0 && pair[2 * edge + side] < vertices;
         }
+        if (!fine) {
+            wrong = graph;
+            return;
+        }
+        // Neighbours of v: neighbour[start[v]] to neighbour[start[v + 1] - 1], by index.
+        Workspace workspace;
+        auto *start = workspace.take<int32_t>(vertices + 2), *neighbour = workspace.take<int32_t>(2 * vertices);
+        std::fill_n(start, vertices + 2, 0);
+        for (int64_t i = 0; i < vertices - 1; ++i)
+            for (int side = 0; side < 2; ++side) ++start[pair[2 * int64_t{tree_edge[i]} + side] + 2];
+        for (int64_t v = 2; v <= vertices + 1; ++v) start[v] += start[v - 1];
+        for (int64_t i = 0; i < vertices - 1; ++i) {
+            const int32_t* ends = pair + 2 * int64_t{tree_edge[i]};
+            for (int side = 0; side < 2; ++side) neighbour[start[ends[side] + 1]++] = ends[1 - side];
+        }
+        for (int64_t v = 0; v < vertices; ++v) {
+            int32_t *begin = neighbour + start[v], *end = neighbour + start[v + 1];
+            std::sort(begin, end);
+            fine = fine && std::adjacent_find(begin, end) == end;
+        }
+        auto visit = [&](int32_t v, int32_t parent_of_v, int32_t* queue, int32_t* parent, int32_t tail) {
+            for (int32_t i = start[v]; i < start[v + 1]; ++i) {
+                if (neighbour[i] == parent_of_v) continue;
+                if (tail == vertices) return tail + 1;
+                queue[tail] = neighbour[i];
+                parent[tail++] = v;
+            }
+            return tail;
+        };
+        fine = fine && breadth_first(static_cast<int32_t>(vertices), root, tree[graph], visit);
+        if (!fine) wrong = graph;
     });
     check(wrong < 0, function, ": tree_edges must be a spanning tree of the graph, but those of item ", wrong.load(),
           " are not");
@@ -224,15 +222,13 @@ std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std:
     EmptyTree tree(map, batch, vertices);
 
     const float* from = map.const_data_ptr<float>();
-    torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    parallel_for_each(function, batch, [&](int64_t image) {
         Workspace workspace;
         auto* weight = workspace.take<float>(edges);
         GridFlags flags(workspace, height, width);
-        for (int64_t image = begin; image < end; ++image) {
-            grid_edge_weight_cpu(from + image * vertices * channels, height, width, channels, metric, weight);
-            grid_spanning_tree_cpu(weight, height, width, flags.down, flags.right);
-            grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
-        }
+        grid_edge_weight_cpu(from + image * vertices * channels, height, width, channels, metric, weight);
+        grid_spanning_tree_cpu(weight, height, width, flags.down, flags.right);
+        grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
     });
     return tree.tensors();
 }

@@ -12,6 +12,7 @@
 
 #include "checks.h"
 #include "cpu/huge_pages.h"
+#include "cpu/parallel.h"
 #include "cpu/vectorize.h"
 #include "cpu/workspace.h"
 
@@ -45,8 +46,8 @@ GROOTV_INLINE void prefetch(Rows<T> rows, int64_t vertex, int64_t channels) {
 template <int K, class T, class A, class Own>
 GROOTV_INLINE void add_children(int64_t channels, const Own* own, const T* const* decay, const A* const* child,
                                 A* sum) {
-#pragma GCC ivdep  // own may be sum itself
-    for (int64_t c = 0; c < channels; ++c) {
+    GROOTV_IVDEP  // own may be sum itself
+        for (int64_t c = 0; c < channels; ++c) {
         A total = static_cast<A>(own[c]);
         for (int k = 0; k < K; ++k) total += static_cast<A>(decay[k][c]) * child[k][c];
         sum[c] = total;
@@ -135,8 +136,8 @@ GROOTV_INLINE void down_pass_backward(TreeSchedule tree, int64_t channels, Rows<
         A* __restrict total = window[p & (window_size - 1)];
         A* __restrict grad_total = grad_sum[vertex];
         T* to_decay = grad_decay[vertex];
-#pragma GCC ivdep  // to_decay may be up itself
-        for (int64_t c = 0; c < channels; ++c) {
+        GROOTV_IVDEP  // to_decay may be up itself
+            for (int64_t c = 0; c < channels; ++c) {
             A a = static_cast<A>(decay_row[c]);
             A elsewhere = total_above[c] - a * up[c];
             A grad_elsewhere = grad_above[c] - a * grad_total[c];
@@ -165,8 +166,8 @@ GROOTV_INLINE void down_pass_backward_up(TreeSchedule tree, int64_t channels, Ro
         const A* up = sum[vertex];
         A* __restrict grad_total = grad_sum[vertex];
         T* to_decay = grad_decay[vertex];
-#pragma GCC ivdep  // to_decay may be up itself
-        for (int64_t c = 0; c < channels; ++c) {
+        GROOTV_IVDEP  // to_decay may be up itself
+            for (int64_t c = 0; c < channels; ++c) {
             grad_total[c] = static_cast<A>(own[c]) + static_cast<A>(decay_row[c]) * grad_above[c];
             to_decay[c] = static_cast<T>(up[c] * grad_above[c]);
         }
@@ -264,7 +265,7 @@ class Scan {
 public:
     Scan(const char* function, const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
          const Tensor& level_ptr, const std::string& direction)
-        : both(direction == "both") {
+        : both(direction == "both"), function_(function) {
         check(both || direction == "up", function, ": direction must be one of both, up, got '", direction, "'");
         check_floating(function, "input", input);
         check_dim(function, "input", input, 3, "(B, L, C)");
@@ -283,19 +284,18 @@ public:
         check_same_device(function, "decay", decay, input);
         check_same_device(function, "order", order, input);
         check_same_device(function, "parent", parent, input);
+        check_same_device(function, "level_ptr", level_ptr, input);
 
         order_ = as_contiguous(order);
         Tensor parents = as_contiguous(parent);
         parent_position_.resize(batch * vertices);
         std::atomic<int64_t> wrong{-1};
-        torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; ++item) {
-                int64_t offset = item * vertices;
-                if (!find_parent_positions(order_.const_data_ptr<int32_t>() + offset,
-                                           parents.const_data_ptr<int32_t>() + offset, vertices,
-                                           parent_position_.data() + offset))
-                    wrong = item;
-            }
+        parallel_for_each(function, batch, [&](int64_t item) {
+            int64_t offset = item * vertices;
+            if (!find_parent_positions(order_.const_data_ptr<int32_t>() + offset,
+                                       parents.const_data_ptr<int32_t>() + offset, vertices,
+                                       parent_position_.data() + offset))
+                wrong = item;
         });
         check(wrong < 0, function, ": order and parent must be a tree in breadth-first order, but those of item ",
               wrong.load(), " are not");
@@ -311,13 +311,11 @@ public:
         int64_t blocks = std::max((channels + BLOCK - 1) / BLOCK, (threads + batch - 1) / batch);
         int64_t size = ((channels + blocks - 1) / blocks + LINE - 1) / LINE * LINE;
         blocks = (channels + size - 1) / size;
-        torch::stable::parallel_for(0, batch * blocks, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                int64_t item = i / blocks, channel = i % blocks * size;
-                TreeSchedule tree{order_.const_data_ptr<int32_t>() + item * vertices,
-                                  parent_position_.data() + item * vertices, vertices};
-                task(tree, item * vertices * channels + channel, std::min(size, channels - channel));
-            }
+        parallel_for_each(function_, batch * blocks, [&](int64_t i) {
+            int64_t item = i / blocks, channel = i % blocks * size;
+            TreeSchedule tree{order_.const_data_ptr<int32_t>() + item * vertices,
+                              parent_position_.data() + item * vertices, vertices};
+            task(tree, item * vertices * channels + channel, std::min(size, channels - channel));
         });
     }
 
@@ -331,6 +329,7 @@ public:
     int64_t batch, vertices, channels;
 
 private:
+    const char* function_;
     Tensor order_;
     std::vector<int32_t> parent_position_;
 };

@@ -9,3 +9,10 @@
 #endif
 
 #define GROOTV_INLINE inline __attribute__((always_inline))
+
+// Before a loop: its iterations do not depend on each other, whatever the pointers may seem to share.
+#ifdef __clang__
+#define GROOTV_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define GROOTV_IVDEP _Pragma("GCC ivdep")
+#endif

@@ -1,6 +1,7 @@
 // Scratch memory that a thread keeps between calls: fresh pages would cost a small tree more than its work.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -8,13 +9,16 @@
 
 namespace grootv {
 
-// Hands out uninitialised arrays that live until the outermost Workspace of the thread ends.
+// Hands out uninitialised arrays that live as long as the Workspace. Workspaces nest like the scopes they are in.
 class Workspace {
 public:
-    Workspace() : pool_(thread_pool()) { ++pool_.users; }
+    Workspace() : pool_(thread_pool()), block_(pool_.block), used_(pool_.used) {}
 
     ~Workspace() {
-        if (--pool_.users == 0) pool_.recycle();
+        pool_.block = block_;
+        pool_.used = used_;
+        bool outermost = block_ == 0 && used_ == 0;
+        if (outermost && pool_.size() > KEPT) pool_.blocks.clear();
     }
 
     Workspace(const Workspace&) = delete;
@@ -26,39 +30,42 @@ public:
     }
 
 private:
+    static constexpr size_t ALIGNMENT = 64, SMALLEST = size_t{1} << 18, KEPT = size_t{16} << 20;
+
+    struct Block {
+        explicit Block(size_t size)
+            : memory(std::make_unique_for_overwrite<std::byte[]>(size + ALIGNMENT)), size(size) {}
+
+        std::byte* first() const {
+            auto address = reinterpret_cast<uintptr_t>(memory.get());
+            return memory.get() + (ALIGNMENT - address % ALIGNMENT) % ALIGNMENT;
+        }
+
+        std::unique_ptr<std::byte[]> memory;
+        size_t size;
+    };
+
+    // Blocks before the current one are full, those after it are free.
     struct Pool {
-        static constexpr size_t ALIGNMENT = 64, KEPT = size_t{8} << 20;
-
         void* take(size_t bytes) {
-            bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-            if (blocks.empty() || used + bytes > size) {
-                size = bytes;
+            bytes = std::max(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+            while (block < blocks.size() && used + bytes > blocks[block].size) {
+                ++block;
                 used = 0;
-                blocks.push_back(std::make_unique_for_overwrite<std::byte[]>(size + ALIGNMENT));
             }
-            auto address = reinterpret_cast<uintptr_t>(blocks.back().get());
-            void* array = reinterpret_cast<void*>((address + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + used);
+            if (block == blocks.size()) blocks.emplace_back(std::max(bytes, SMALLEST));
             used += bytes;
-            total += bytes;
-            return array;
+            return blocks[block].first() + used - bytes;
         }
 
-        // One block as large as everything taken, unless that is too much to keep.
-        void recycle() {
-            if (blocks.size() > 1 || total > KEPT) {
-                blocks.clear();
-                size = 0;
-                if (total <= KEPT) {
-                    size = total;
-                    blocks.push_back(std::make_unique_for_overwrite<std::byte[]>(size + ALIGNMENT));
-                }
-            }
-            used = total = 0;
+        size_t size() const {
+            size_t sum = 0;
+            for (const Block& each : blocks) sum += each.size;
+            return sum;
         }
 
-        std::vector<std::unique_ptr<std::byte[]>> blocks;
-        size_t size = 0, used = 0, total = 0;
-        int users = 0;
+        std::vector<Block> blocks;
+        size_t block = 0, used = 0;
     };
 
     static Pool& thread_pool() {
@@ -67,6 +74,7 @@ private:
     }
 
     Pool& pool_;
+    size_t block_, used_;
 };
 
 }  // namespace grootv
