@@ -31,12 +31,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out writes')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument('--interval', type=int, default=1, help='picture of every n-th sample')
+    parser.add_argument('--interval', type=positive, default=1, help='picture of every n-th sample')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show waits')
     parser.add_argument(
         '--tta', action='store_true', help='average over the views of the config (tta_pipeline)'
     )
     return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
+    return int(text)
 
 
 def what_to_write(args: argparse.Namespace) -> str | None:
@@ -48,6 +54,12 @@ def what_to_write(args: argparse.Namespace) -> str | None:
     item = args.out_item or _ITEMS.get(Path(args.out).suffix)
     if item is None:
         raise UserError(f'--out {args.out}: end it in .json (metrics) or .pkl (predictions)')
+    if item == 'pred' and _ITEMS.get(Path(args.out).suffix) != 'pred':
+        raise UserError(f'--out {args.out}: predictions are pickled, end it in .pkl')
+    try:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {args.out}: its folder cannot be made ({error.strerror})') from error
     return item
 
 
@@ -69,7 +81,11 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def use_tta(cfg: Config, path: str) -> None:
-    """Wrap the model and replace the pipeline as the config's tta_model and tta_pipeline say."""
+    """Wrap the model and replace the pipeline as the config's tta_model and tta_pipeline say.
+
+    The checkpoint's weights are the averaged ones already. EMAHook would swap in its own, which it cannot
+    find inside the wrapper.
+    """
     absent = [name for name in ('tta_model', 'tta_pipeline') if cfg.get(name) is None]
     if absent:
         raise UserError(f'--tta: {path} has no {" and no ".join(absent)}, add them to the config')
@@ -78,6 +94,8 @@ def use_tta(cfg: Config, path: str) -> None:
         dataset = dataset.dataset
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [hook for hook in hooks if hook['type'].split('.')[-1] != 'EMAHook']
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> None:
@@ -88,6 +106,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
         show_predictions(cfg, args)
+    if args.tta and (args.show or args.show_dir):
+        raise UserError('--tta averages several views of an image: leave out --show and --show-dir')
     if args.tta:
         use_tta(cfg, args.config)
 
@@ -120,7 +140,6 @@ def main() -> None:
         runner.test_evaluator.metrics.append(dumper(cfg.get('default_scope'), args.out))
     metrics = runner.test()
     if item == 'metrics' and distributed.rank() == 0:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         mmengine.dump({name: plain(value) for name, value in metrics.items()}, args.out)
 
 

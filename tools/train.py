@@ -86,6 +86,19 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = latest is not None, latest or cfg.get('load_from')
 
 
+def check_schedule(cfg: Config) -> None:
+    """Refuse a run that ends before one of its learning-rate schedules begins."""
+    last = cfg.train_cfg.get('max_epochs')
+    schedulers = cfg.get('param_scheduler')
+    for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
+        begin = scheduler.get('begin', 0)
+        if last is not None and scheduler.get('by_epoch', True) and begin >= last:
+            raise UserError(
+                f'param_scheduler.{index} begins at epoch {begin} and the run has {last}: '
+                f'raise train_cfg.max_epochs, or lower param_scheduler.{index}.begin and the end before it'
+            )
+
+
 def how_to_continue(work_dir: str) -> str:
     """End of the sentence that tells of an interruption."""
     last = latest_checkpoint(work_dir)
@@ -98,6 +111,7 @@ def main() -> None:
     if cfg.get('train_dataloader') is None:
         raise UserError(f'{args.config} has no train_dataloader: give a config that trains')
     merge_args(cfg, args)
+    check_schedule(cfg)
     install_safe_loader(trust=args.trust_checkpoint)
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg.load_from)

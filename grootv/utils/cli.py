@@ -27,7 +27,6 @@ _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'effici
 _RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
 _RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
 _OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
-_BUILD = re.compile(r'mmengine[/\\]registry[/\\]build_functions')
 
 
 class Interrupted(BaseException):
@@ -242,10 +241,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):
         return f'no images in the data folder: {text}'
     # OpenMMLab checks a config by assertions, and every constructor by errors of its own.
-    if isinstance(error, AssertionError) and text and _passed(error, _OPENMMLAB, last=True):
+    if isinstance(error, AssertionError) and text and _raised_in(error, _OPENMMLAB):
         return text
-    if isinstance(error, ValueError) and text and _passed(error, _BUILD):
-        return f'the config is refused: {text}'
+    if isinstance(error, ValueError | TypeError | AttributeError | KeyError) and text and _building(error):
+        kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+        return f'the config is refused: {kind}{text[:300]}'
     return None
 
 
@@ -258,10 +258,17 @@ def _explain_os_error(error: OSError, text: str) -> str:
     return text
 
 
-def _passed(error: BaseException, place: re.Pattern[str], last: bool = False) -> bool:
-    """Whether the error came through a file, or out of it as the ``last`` one."""
+def _raised_in(error: BaseException, place: re.Pattern[str]) -> bool:
+    """Whether a file of ``place`` raised the error itself."""
+    return any(place.search(frame.filename) for frame in traceback.extract_tb(error.__traceback__)[-1:])
+
+
+def _building(error: BaseException) -> bool:
+    """Whether an OpenMMLab function that builds something from the config met the error."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(place.search(frame.filename) for frame in (frames[-1:] if last else frames))
+    return any(
+        frame.name.startswith(('build', 'from_cfg')) and _OPENMMLAB.search(frame.filename) for frame in frames
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -207,3 +207,10 @@ def test_the_demo_uses_the_parts_that_imagenet_uses():
     assert demo.val_evaluator == tiny.val_evaluator
     assert demo.optim_wrapper.paramwise_cfg == tiny.optim_wrapper.paramwise_cfg
     assert 3e5 <= sum(p.numel() for p in build_model(demo).parameters()) <= 1e6
+
+
+def test_images_are_normalised_as_published(imagenet):
+    preprocessor = imagenet.data_preprocessor
+    assert preprocessor.to_rgb
+    assert [round(value / 255, 3) for value in preprocessor.mean] == [0.485, 0.456, 0.406]
+    assert [round(value / 255, 3) for value in preprocessor.std] == [0.229, 0.224, 0.225]

@@ -53,6 +53,45 @@ def test_every_view_of_tta_is_seen_and_averaged(run, tmp_path):
     assert not torch.equal(first, averaged)
 
 
+def test_tta_of_equal_views_is_the_plain_test(run, tmp_path):
+    """EMAHook once swapped random weights in, for it did not find the averaged ones in the wrapper."""
+    config, checkpoint = run
+    assert 'ema_state_dict' in load_checkpoint_file(checkpoint)
+    same = tmp_path / 'same_views.py'
+    same.write_text(f"""
+_base_ = '{config}'
+tta_pipeline = [
+    dict(type='grootv.LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='ResizeEdge', scale=32, backend='pillow', interpolation='bicubic')] * 2,
+            [dict(type='PackInputs')],
+        ],
+    ),
+]
+""")
+    plain, views = tmp_path / 'plain.pkl', tmp_path / 'views.pkl'
+    arguments = (same, checkpoint, '--work-dir', tmp_path)
+    assert run_tool('test.py', *arguments, '--out', plain) == 0
+    assert run_tool('test.py', *arguments, '--tta', '--out', views) == 0
+    for one, two in zip(unpickle(plain), unpickle(views), strict=True):
+        torch.testing.assert_close(one['pred_score'], two['pred_score'])
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--tta', '--show-dir', 'pictures'], '--tta averages several views'),
+        (['--out', 'metrics.json', '--out-item', 'pred'], 'predictions are pickled'),
+        (['--out', '/proc/nowhere/metrics.json'], 'its folder cannot be made'),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_test(run, tmp_path, capsys, options, message):
+    assert run_tool('test.py', *run, '--work-dir', tmp_path, *options) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_pictures_go_into_the_show_dir(run, tmp_path):
     folder = tmp_path / 'pictures'
     assert run_tool('test.py', *run, '--work-dir', tmp_path, '--show-dir', folder) == 0

@@ -165,3 +165,10 @@ def test_a_stopped_run_says_how_to_go_on(config, tmp_path):
     checkpoint = Path((tmp_path / 'last_checkpoint').read_text())
     assert str(checkpoint) in last
     assert load_checkpoint_file(checkpoint)['meta']['epoch'] >= 1
+
+
+def test_a_run_shorter_than_its_warm_up_is_refused(tmp_path, capsys):
+    config = write_config(tmp_path, write_images(tmp_path / 'data'))
+    options = ('train_cfg.max_epochs=1',)
+    assert run_tool('train.py', config, '--work-dir', tmp_path / 'run', options=options) == 1
+    assert 'param_scheduler.1 begins at epoch 1 and the run has 1' in capsys.readouterr().err

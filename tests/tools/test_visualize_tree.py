@@ -157,3 +157,9 @@ def test_bad_images(tmp_path):
         visualize_tree.main([str(tmp_path / 'text.png')])
     with pytest.raises(UserError, match='does not exist'):
         visualize_tree.main([str(tmp_path / 'nowhere.png')])
+
+
+def test_options_of_a_network_need_its_config(files, tmp_path):
+    for option in (['--checkpoint', 'weights.pth'], ['--stage', '1']):
+        with pytest.raises(UserError, match='need --config'):
+            visualize_tree.main([files[0], *option, '--out', str(tmp_path / 'tree.png')])

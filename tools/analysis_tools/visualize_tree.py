@@ -140,6 +140,8 @@ def main(argv: list[str] | None = None) -> None:
     image = read_image(args.image)
     name = Path(args.image).name
     if args.config is None:
+        if args.checkpoint or args.cfg_options or args.stage or args.block:
+            raise UserError('--checkpoint, --cfg-options, --stage and --block need --config')
         picture = np.array(image)
         grid, tree, decay = tree_of_colours(image, args.metric or 'euclidean')
         title = f'{name}, {args.metric or "euclidean"} distance of the colours'
