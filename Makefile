@@ -30,7 +30,7 @@ format: $(BIN)/python
 
 bench: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	$(BIN)/python tools/benchmarks/benchmark_ops.py
+	$(BIN)/python tools/benchmarks/benchmark_ops.py --out docs/results/ops_cpu.json
 
 clean:
 	rm -rf build *.egg-info ops/*.so work_dirs
