@@ -129,6 +129,7 @@ def changed(key, value):
         (changed('levels.0.blocks.0.TreeSSM.x_proj_weight', torch.zeros(3, 16)),
          r'x_proj_weight must have shape \(1, 3, 16\), found \(3, 16\)'),
         (changed('head.bias', 'five'), r'head.bias must have shape \(5,\), found str'),
+        (changed('module.head.bias', torch.zeros(5)), 'has head.bias twice'),
         (lambda p: {'weights': p}, 'has no parameter patch_embed.conv2.weight'),
         (lambda p: {'model': None}, "'model' of the checkpoint is NoneType, not parameters"),
     ],

@@ -56,7 +56,11 @@ def convert(published: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
     """
     if not isinstance(published, dict):
         raise UserError(f"'model' of the checkpoint is {type(published).__name__}, not parameters")
-    published = {str(name).removeprefix('module.'): x for name, x in published.items()}
+    stripped = [str(name).removeprefix('module.') for name in published]
+    twice = next((name for name in stripped if stripped.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f'the checkpoint has {twice} twice, with and without the prefix module.')
+    published = dict(zip(stripped, published.values(), strict=True))
     config = infer_config(published)
     ours = expected_shapes(config)
     names = {name: published_name(name) for name in ours}
