@@ -181,8 +181,8 @@ GROOTV_VECTORIZE void point_to_neighbours(const uint8_t* lightest, int32_t verti
     }
 }
 
-// Appends the open edges between different components; `step` leads from v to the edge's other end and
-// `edge_of_v`(v) = 2 v + side names the edge.
+// Appends the open edges between different components. `step` leads from v to the edge's other end, and the edge is
+// named 2 v + side: side 0 for the one below v, 1 for the one to its right.
 OpenEdge* collect(const uint8_t* is_open, const uint32_t* key, const int32_t* component, int64_t vertices, int32_t step,
                   uint32_t side, OpenEdge* next) {
     for (int64_t v = 0; v < vertices - step; ++v) {
