@@ -6,6 +6,7 @@
 :func:`breadth_first_order`            tree edges to a :class:`Tree`: order, parents, levels
 :func:`build_tree`                     the three above in one step
 :func:`tree_scan`                      the state-space recurrence along the tree
+:func:`selective_tree_scan`            the same from the parts of a selective state-space model
 ====================================== =====================================================
 
 :mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.
@@ -14,7 +15,7 @@
 from .edge_weight import METRICS, grid_edge_weight
 from .spanning_tree import minimum_spanning_tree, minimum_spanning_tree_from_edges
 from .traversal import Tree, breadth_first_order, breadth_first_order_from_edges, build_tree
-from .tree_scan import tree_scan
+from .tree_scan import selective_tree_scan, tree_scan
 
 __all__ = [
     'METRICS',
@@ -25,5 +26,6 @@ __all__ = [
     'grid_edge_weight',
     'minimum_spanning_tree',
     'minimum_spanning_tree_from_edges',
+    'selective_tree_scan',
     'tree_scan',
 ]

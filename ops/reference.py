@@ -22,6 +22,7 @@ __all__ = [
     'grid_edge_weight',
     'minimum_spanning_tree',
     'minimum_spanning_tree_from_edges',
+    'selective_tree_scan',
     'tree_scan',
 ]
 
@@ -181,3 +182,23 @@ def _scan(input: Tensor, decay: Tensor, order: list, parent: list, direction: st
         elsewhere = total[parent[vertex]] - decay[vertex] * up[vertex]
         total[vertex] = up[vertex] + decay[vertex] * elsewhere
     return torch.stack([total[vertex] for vertex in range(len(input))])
+
+
+def selective_tree_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    tree: Tree,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """The tree scan of decays and a signal in full; see :func:`grootv.ops.selective_tree_scan`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    step = delta.to(wide)
+    if delta_bias is not None:
+        step = step + delta_bias.to(wide)
+    if delta_softplus:
+        step = torch.nn.functional.softplus(step)
+    rate, write = A.to(wide).view(-1), B.to(wide).view(*x.shape[:2], 1)
+    return tree_scan(step * (write * x.to(wide)), torch.exp(step * rate), tree).to(x.dtype)

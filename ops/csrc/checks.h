@@ -100,6 +100,11 @@ inline void check_grid(const char* function, int64_t height, int64_t width) {
           ": the grid must have at most 2^30 vertices, got ", height, " x ", width);
 }
 
+inline void check_num_vertices(const char* function, int64_t num_vertices) {
+    check(num_vertices >= 1 && num_vertices <= 1 << 30, function, ": num_vertices must be 1 to 2^30, got ",
+          num_vertices);
+}
+
 inline void check_root(const char* function, int64_t root, int64_t vertices) {
     check(root >= 0 && root < vertices, function, ": root must be a vertex, 0 to ", vertices - 1, ", got ", root);
 }

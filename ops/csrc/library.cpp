@@ -24,4 +24,12 @@ STABLE_TORCH_LIBRARY(grootv, m) {
     m.def(
         "tree_scan_backward(Tensor grad, Tensor input, Tensor decay, Tensor order, Tensor parent,"
         " Tensor level_ptr, str direction) -> (Tensor grad_input, Tensor grad_decay)");
+
+    m.def(
+        "selective_tree_scan(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias, Tensor order,"
+        " Tensor parent, Tensor level_ptr, bool delta_softplus) -> Tensor");
+    m.def(
+        "selective_tree_scan_backward(Tensor grad, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias,"
+        " Tensor order, Tensor parent, Tensor level_ptr, bool delta_softplus)"
+        " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias)");
 }

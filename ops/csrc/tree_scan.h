@@ -1,25 +1,16 @@
-// The tree scan: h = sum over j of P(i, j) u_j by one pass to the root and one back.
+// The tree scan: h = sum over j of P(i, j) u_j by one pass to the root and one back. Element types and argument
+// checks of all backends; no check reads the values of a tensor.
 #pragma once
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
+#include <optional>
+#include <string>
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "checks.h"
 
 namespace grootv {
-
-struct TreeSchedule {
-    const int32_t* order;            // vertex at each position
-    const int32_t* parent_position;  // position of the parent; the root, at position 0, is its own
-    int64_t vertices;
-
-    // How many successive totals must be kept so that children find their parent's: a power of two above the
-    // greatest distance of a vertex from its parent.
-    int64_t window_size() const {
-        int64_t distance = 0;
-        for (int64_t p = 0; p < vertices; ++p) distance = std::max(distance, p - parent_position[p]);
-        return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(distance + 1)));
-    }
-};
 
 // Sums are kept wider than 16-bit signals.
 template <class T>
@@ -29,6 +20,112 @@ struct Accumulator {
 template <>
 struct Accumulator<double> {
     using type = double;
+};
+
+inline ScalarType accumulator_dtype(ScalarType dtype) {
+    return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Calls function(T{}) for the element type of a checked floating tensor.
+template <class Function>
+void dispatch_floating(const Tensor& tensor, Function function) {
+    switch (tensor.scalar_type()) {
+        case ScalarType::Float: return function(float{});
+        case ScalarType::Double: return function(double{});
+        case ScalarType::Half: return function(torch::headeronly::Half{});
+        default: return function(torch::headeronly::BFloat16{});
+    }
+}
+
+// Sizes of a scan, and the checks that every scan shares.
+struct ScanSizes {
+    ScanSizes(const char* function, const char* name, const Tensor& signal) : function(function) {
+        check_floating(function, name, signal);
+        check_dim(function, name, signal, 3, "(B, L, C)");
+        batch = signal.size(0), vertices = signal.size(1), channels = signal.size(2);
+        check(vertices >= 1, function, ": ", name, " must have at least one vertex, got shape ",
+              format_shape(signal.sizes()));
+    }
+
+    void check_like(const char* name, const Tensor& tensor, const Tensor& signal) const {
+        check_dtype(function, name, tensor, signal.scalar_type());
+        check_shape(function, name, "one value per vertex and channel", tensor, {batch, vertices, channels});
+    }
+
+    void check_per_channel(const char* name, const Tensor& tensor, const Tensor& signal) const {
+        check_dtype(function, name, tensor, accumulator_dtype(signal.scalar_type()));
+        check_shape(function, name, "one value per channel", tensor, {channels});
+    }
+
+    void check_per_vertex(const char* name, const Tensor& tensor, const Tensor& signal) const {
+        check_dtype(function, name, tensor, signal.scalar_type());
+        check_shape(function, name, "one value per vertex", tensor, {batch, vertices});
+    }
+
+    void check_tree(const Tensor& order, const Tensor& parent, const Tensor& level_ptr) const {
+        const char* rule = "one entry per vertex of each item";
+        check_shape(function, "order", rule, order, {batch, vertices});
+        check_shape(function, "parent", rule, parent, {batch, vertices});
+        check_shape(function, "level_ptr", "one entry more than vertices", level_ptr, {batch, vertices + 1});
+        check_dtype(function, "order", order, ScalarType::Int);
+        check_dtype(function, "parent", parent, ScalarType::Int);
+        check_dtype(function, "level_ptr", level_ptr, ScalarType::Int);
+    }
+
+    void check_tree_device(const Tensor& order, const Tensor& parent, const Tensor& level_ptr,
+                           const Tensor& signal) const {
+        check_same_device(function, "order", order, signal);
+        check_same_device(function, "parent", parent, signal);
+        check_same_device(function, "level_ptr", level_ptr, signal);
+    }
+
+    void check_grad(const Tensor& grad, const Tensor& signal) const {
+        check_like("grad", grad, signal);
+        check_same_device(function, "grad", grad, signal);
+    }
+
+    const char* function;
+    int64_t batch, vertices, channels;
+};
+
+// The arguments of tree_scan; its backward calls check_grad as well.
+struct ScanArguments : ScanSizes {
+    ScanArguments(const char* function, const Tensor& input, const Tensor& decay, const Tensor& order,
+                  const Tensor& parent, const Tensor& level_ptr, const std::string& direction)
+        : ScanSizes(check_direction(function, direction), "input", input), both(direction == "both") {
+        check_like("decay", decay, input);
+        check_tree(order, parent, level_ptr);
+        check_same_device(function, "decay", decay, input);
+        check_tree_device(order, parent, level_ptr, input);
+    }
+
+    static const char* check_direction(const char* function, const std::string& direction) {
+        check(direction == "both" || direction == "up", function, ": direction must be one of both, up, got '",
+              direction, "'");
+        return function;
+    }
+
+    bool both;
+};
+
+// The arguments of selective_tree_scan; its backward calls check_grad as well. A and delta_bias have the dtype of
+// the accumulator, all others that of x.
+struct SelectiveScanArguments : ScanSizes {
+    SelectiveScanArguments(const char* function, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
+                           const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent,
+                           const Tensor& level_ptr)
+        : ScanSizes(function, "x", x) {
+        check_like("delta", delta, x);
+        check_per_channel("A", A, x);
+        check_per_vertex("B", B, x);
+        if (delta_bias) check_per_channel("delta_bias", *delta_bias, x);
+        check_tree(order, parent, level_ptr);
+        check_same_device(function, "delta", delta, x);
+        check_same_device(function, "A", A, x);
+        check_same_device(function, "B", B, x);
+        if (delta_bias) check_same_device(function, "delta_bias", *delta_bias, x);
+        check_tree_device(order, parent, level_ptr, x);
+    }
 };
 
 }  // namespace grootv

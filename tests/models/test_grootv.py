@@ -289,12 +289,12 @@ def test_float64_all_the_way():
 def test_mixed_precision_trains_without_nan(dtype, monkeypatch):
     scanned = []
 
-    def tree_scan(signal, decay, tree):
-        scanned.append((signal.dtype, decay.dtype))
-        return tree_ssm_tree_scan(signal, decay, tree)
+    def scan(x, delta, *others):
+        scanned.append((x.dtype, delta.dtype))
+        return selective_tree_scan(x, delta, *others)
 
-    tree_ssm_tree_scan = tree_ssm.tree_scan
-    monkeypatch.setattr(tree_ssm, 'tree_scan', tree_scan)
+    selective_tree_scan = tree_ssm.selective_tree_scan
+    monkeypatch.setattr(tree_ssm, 'selective_tree_scan', scan)
     model = pico(drop_path_rate=0.1).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []

@@ -32,12 +32,12 @@ def test_one_vertex_by_hand():
 def test_two_vertices_hear_each_other_through_the_decay():
     ssm = layer()
     x = torch.randn(1, 2, 12, dtype=torch.float64)
-    u, a, _ = ssm.scan_inputs(x)
     tree = build_tree(x.view(1, 1, 2, 12))
-    delta = F.softplus(ssm.dt_proj(ssm.x_proj(x)[..., :1]))
-    torch.testing.assert_close(a, torch.exp(-delta * ssm.A_log.exp().squeeze(1)))
+    low, write, read = ssm.x_proj(x).split(1, dim=-1)
+    delta = F.softplus(ssm.dt_proj(low))
+    u, a = delta * write * x, torch.exp(-delta * ssm.A_log.exp().squeeze(1))
+    torch.testing.assert_close(ssm.decay(x), a)
     h = torch.stack([u[0, 0] + a[0, 1] * u[0, 1], u[0, 1] + a[0, 1] * u[0, 0]])
-    read = ssm.x_proj(x)[..., 2:]
     expected = ssm.out_norm(read * ssm.state_norm(h) + ssm.D * x)
     torch.testing.assert_close(ssm.scan(x.view(1, 1, 2, 12), tree), expected.view(1, 1, 2, 12))
 
@@ -47,7 +47,8 @@ def test_equals_the_plain_pytorch_operators(monkeypatch):
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     y, tree = ssm(x)
     monkeypatch.setattr('grootv.models.layers.tree_ssm.build_tree', reference.build_tree)
-    monkeypatch.setattr('grootv.models.layers.tree_ssm.tree_scan', reference.tree_scan)
+    scan = reference.selective_tree_scan
+    monkeypatch.setattr('grootv.models.layers.tree_ssm.selective_tree_scan', scan)
     expected, expected_tree = ssm(x)
     assert all(map(torch.equal, tree, expected_tree))
     torch.testing.assert_close(y, expected)
@@ -81,17 +82,19 @@ def test_autocast_leaves_the_scan_and_its_inputs_alone(dtype, monkeypatch):
     x = torch.randn(1, 4, 4, 6)
     scanned = []
 
-    def tree_scan(*args):
+    def scan(*args):
         scanned.append(args)
-        return reference.tree_scan(*args)
+        return reference.selective_tree_scan(*args)
 
-    monkeypatch.setattr('grootv.models.layers.tree_ssm.tree_scan', tree_scan)
+    monkeypatch.setattr('grootv.models.layers.tree_ssm.selective_tree_scan', scan)
     with torch.autocast('cpu', dtype):
         guide, gate = ssm.project(x)
         y, _ = ssm(x)
     assert guide.dtype is gate.dtype is y.dtype is dtype
-    signal, decay, _ = ssm.scan_inputs(guide.flatten(1, 2).float())
-    assert torch.equal(scanned[0][0], signal) and torch.equal(scanned[0][1], decay)
+    vertices = guide.flatten(1, 2).float()
+    delta, rate, write, _ = ssm.scan_inputs(vertices)
+    for found, expected in zip(scanned[0], (vertices, delta, rate, write), strict=False):
+        assert torch.equal(found, expected)
     assert ssm.scan(guide, ssm.build_tree(guide)).dtype is torch.float32
 
 

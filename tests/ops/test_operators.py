@@ -26,6 +26,9 @@ def operator_calls():
     signal, decay, tree = scan_inputs(2, 3, 4, 5)
     trained = signal.requires_grad_(), decay.requires_grad_()
     fixed = signal.detach(), decay.detach()
+    rate, write, bias = torch.rand(5).neg(), torch.rand(2, 12), torch.rand(5)
+    selected = *trained, *(tensor.requires_grad_() for tensor in (rate, write, bias))
+    selected_fixed = *fixed, *(tensor.detach() for tensor in (rate, write, bias))
     return {
         'grid_edge_weight': (maps, 'cosine'),
         'minimum_spanning_tree': (weights, 3, 4),
@@ -35,19 +38,22 @@ def operator_calls():
         'build_tree': (maps, 'cosine', 0),
         'tree_scan': (*trained, *tree, 'both'),
         'tree_scan_backward': (torch.randn(2, 12, 5), *fixed, *tree, 'both'),
+        'selective_tree_scan': (*selected, *tree, True),
+        'selective_tree_scan without bias': (*selected[:4], None, *tree, False),
+        'selective_tree_scan_backward': (torch.randn(2, 12, 5), *selected_fixed, *tree, True),
     }
 
 
 @pytest.mark.parametrize('name', operator_calls())
 def test_opcheck(name):
-    operator = getattr(torch.ops.grootv, name).default
+    operator = getattr(torch.ops.grootv, name.split()[0]).default
     torch.library.opcheck(operator, operator_calls()[name], test_utils=CHECKS)
 
 
 def test_every_operator_is_checked():
     names = torch._C._dispatch_get_all_op_names()
     ours = {name.removeprefix('grootv::') for name in names if name.startswith('grootv::')}
-    assert ours == set(operator_calls())
+    assert ours == {name.split()[0] for name in operator_calls()}
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

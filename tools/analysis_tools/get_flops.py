@@ -56,7 +56,7 @@ def count_operators(model: nn.Module, height: int, width: int) -> Counter:
     channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
     image = torch.zeros(1, channels, height, width)
     analyzer = FlopAnalyzer(model.eval(), (image,))
-    analyzer.set_op_handle(**{'grootv::tree_scan': scan, 'grootv::build_tree': tree})
+    analyzer.set_op_handle(**{'grootv::selective_tree_scan': scan, 'grootv::build_tree': tree})
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
     with torch.no_grad():

@@ -86,7 +86,7 @@ def tree_of_block(
         guide, _ = ssm.project(args[0])
         found['grid'] = tuple(guide.shape[1:3])
         found['tree'] = output[1]
-        found['decay'] = ssm.scan_inputs(guide.flatten(1, 2))[1]
+        found['decay'] = ssm.decay(guide.flatten(1, 2))
 
     backbone = model.backbone
     backbone.out_indices = (stage,)  # no need to run the stages after it

@@ -133,6 +133,40 @@ def scan_rows(batch: int, height: int, width: int, channels: int, dtype: torch.d
     yield row(f'tree_scan_backward {name}', peer, threads, backward, stream_backward, 2.5, budget)
 
 
+def selective_scan_rows(
+    batch: int, height: int, width: int, channels: int, dtype: torch.dtype, budget: float
+):
+    """The selective scan beside PyTorch's softplus, exp and products and tree_scan after them."""
+    vertices = height * width
+    with torch.inference_mode(False):
+        tree = ops.build_tree(torch.randn(batch, height, width, 4))
+        x, delta, grad = (torch.randn(batch, vertices, channels).to(dtype) for _ in range(3))
+        A, B = -torch.rand(channels) - 0.5, torch.randn(batch, vertices).to(dtype)
+        bias = torch.randn(channels) - 4  # short steps, as a network starts with
+        inputs = [tensor.requires_grad_() for tensor in (x, delta, A, B, bias)]
+
+    def fused():
+        return ops.selective_tree_scan(x, delta, A, B, tree, bias)
+
+    def separate():
+        step = torch.nn.functional.softplus(delta.float() + bias)
+        signal = step * (B.float().unsqueeze(-1) * x.float())
+        return ops.tree_scan(signal, torch.exp(step * A), tree).to(dtype)
+
+    def train(scan):
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.grad(scan(), inputs, grad)
+
+    for found, expected in zip(train(fused), train(separate), strict=True):
+        if (found - expected).norm() > 1e-2 * expected.norm():
+            raise RuntimeError('selective_tree_scan is not what its separate steps compute')
+    name = f'{batch}x{height}x{width}x{channels} {str(dtype).removeprefix("torch.")}'
+    common = 'softplus, exp, products, tree_scan', torch.get_num_threads()
+    yield row(f'selective_tree_scan {name}', *common, fused, separate, 1.0, budget)
+    pair = (lambda: train(fused)), (lambda: train(separate))
+    yield row(f'  with its backward {name}', *common, *pair, 1.0, budget)
+
+
 def growth_rows(channels: int, budget: float):
     """Time per vertex at 512 x 512 beside 56 x 56, both over about 262,000 vertices."""
     large, small = torch.randn(1, 512, 512, channels), torch.randn(84, 56, 56, channels)
@@ -199,6 +233,9 @@ def main() -> None:
             scan_rows(8, 56, 56, 160, torch.float32, args.budget),
             scan_rows(8, 14, 14, 640, torch.float32, args.budget),
             scan_rows(8, 56, 56, 160, torch.bfloat16, args.budget),
+            selective_scan_rows(8, 56, 56, 160, torch.float32, args.budget),
+            selective_scan_rows(8, 14, 14, 640, torch.float32, args.budget),
+            selective_scan_rows(8, 56, 56, 160, torch.bfloat16, args.budget),
             growth_rows(160, args.budget),
         ]
         for found in (found for group in groups for found in group):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grootv.ops import Tree, build_tree, tree_scan
+from grootv.ops import Tree, build_tree, selective_tree_scan
 
 from .channels_last import convolve
 from .initialization import linear, step_projection
@@ -75,21 +75,24 @@ class TreeSSM(nn.Module):
         A half-precision guide is computed on in float32: long products of decays need it.
         """
         x = guide.flatten(1, 2).to(torch.promote_types(guide.dtype, torch.float32))
-        signal, decay, read = self.scan_inputs(x)
-        state = tree_scan(signal, decay, tree)
+        delta, rate, write, read = self.scan_inputs(x)
+        state = selective_tree_scan(x, delta, rate, write, tree, self.dt_proj.bias)
         return self.read_out(state, read, x).view(guide.shape)
 
-    def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the scan takes from vertices x (B, L, D).
+    def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the scan takes besides the vertices x (B, L, D), and what reads it out.
 
         Returns:
-            Signal u and decay a, both (B, L, D), and C for reading the states out, (B, L, 1).
+            The step delta (B, L, D) before its bias and softplus; A (D, 1); B and C (B, L, 1).
         """
-        rank = self.dt_proj.in_features
-        low, write, read = _linear(self.x_proj, x).split([rank, 1, 1], dim=-1)
-        delta = F.softplus(_linear(self.dt_proj, low))
-        rate = -self.A_log.to(x.dtype).exp().squeeze(-1)
-        return delta * (write * x), torch.exp(delta * rate), read
+        low, write, read = _linear(self.x_proj, x).split([self.dt_proj.in_features, 1, 1], dim=-1)
+        delta = F.linear(low, self.dt_proj.weight.to(x.dtype))
+        return delta, -self.A_log.to(x.dtype).exp(), write, read
+
+    def decay(self, x: Tensor) -> Tensor:
+        """Factor of the edge from every vertex to its parent, (B, L, D)."""
+        delta, rate, _, _ = self.scan_inputs(x)
+        return torch.exp(F.softplus(delta + self.dt_proj.bias.to(x.dtype)) * rate.squeeze(1))
 
     def read_out(self, state: Tensor, read: Tensor, x: Tensor) -> Tensor:
         """LN(C LN(h) + D x) of the states h, (B, L, D)."""

@@ -120,13 +120,6 @@ GROOTV_VECTORIZE void dot_to_weight(const float* dot, const float* norm, const f
 
 }  // namespace
 
-Metric parse_metric(const char* function, const std::string& name) {
-    if (name == "cosine") return Metric::cosine;
-    if (name == "euclidean") return Metric::euclidean;
-    check(name == "manhattan", function, ": metric must be one of cosine, euclidean, manhattan, got '", name, "'");
-    return Metric::manhattan;
-}
-
 void grid_edge_weight_cpu(const float* features, int32_t height, int32_t width, int64_t channels, Metric metric,
                           float* weight) {
     int64_t vertices = int64_t{height} * width;
@@ -152,20 +145,15 @@ namespace {
 
 Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) {
     const char* function = "grid_edge_weight";
-    check_floating(function, "features", features);
-    check_dim(function, "features", features, 4, "(B, H, W, C)");
-    Metric metric = parse_metric(function, metric_name);
-    int64_t batch = features.size(0), height = features.size(1), width = features.size(2), channels = features.size(3);
-    check_grid(function, height, width);
-    Tensor map = as_contiguous_float32(features);
-    int64_t edges = (height - 1) * width + height * (width - 1);
-    Tensor weight = torch::stable::new_empty(map, {batch, edges});
+    FeatureMap map(function, features, metric_name);
+    Tensor vectors = as_contiguous_float32(features);
+    Tensor weight = torch::stable::new_empty(vectors, {map.batch, map.edges});
 
-    const float* from = map.const_data_ptr<float>();
+    const float* from = vectors.const_data_ptr<float>();
     float* to = weight.mutable_data_ptr<float>();
-    parallel_for_each(function, batch, [&](int64_t image) {
-        grid_edge_weight_cpu(from + image * height * width * channels, height, width, channels, metric,
-                             to + image * edges);
+    parallel_for_each(function, map.batch, [&](int64_t image) {
+        grid_edge_weight_cpu(from + image * map.vertices * map.channels, map.height, map.width, map.channels,
+                             map.metric, to + image * map.edges);
     });
     return weight;
 }

@@ -225,12 +225,8 @@ namespace {
 
 Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t width) {
     const char* function = "minimum_spanning_tree";
-    check_grid(function, height, width);
-    check_dtype(function, "edge_weight", edge_weight, ScalarType::Float);
-    check_dim(function, "edge_weight", edge_weight, 2, "(B, E)");
-    int64_t batch = edge_weight.size(0), vertices = height * width;
-    int64_t edges = (height - 1) * width + height * (width - 1);
-    check_shape(function, "edge_weight", "one value per edge of the grid", edge_weight, {batch, edges});
+    GridWeights grid(function, edge_weight, height, width);
+    const int64_t batch = grid.batch, vertices = grid.vertices, edges = grid.edges;
     Tensor weight = as_contiguous(edge_weight);
     Tensor tree = torch::stable::new_empty(weight, {batch, vertices - 1}, ScalarType::Int);
 
@@ -259,19 +255,8 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
 
 Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_weight, int64_t num_vertices) {
     const char* function = "minimum_spanning_tree_from_edges";
-    check(num_vertices >= 1 && num_vertices <= 1 << 30, function, ": num_vertices must be 1 to 2^30, got ",
-          num_vertices);
-    check_dtype(function, "edge_weight", edge_weight, ScalarType::Float);
-    check_dim(function, "edge_weight", edge_weight, 2, "(B, M)");
-    check_dtype(function, "edges", edges, ScalarType::Int);
-    int64_t batch = edge_weight.size(0), count = edge_weight.size(1);
-    check(count <= std::numeric_limits<int32_t>::max(), function, ": a graph must have less than 2^31 edges, got ",
-          count);
-    check(batch == 0 || count >= num_vertices - 1, function, ": every graph must be connected, but ", count,
-          " edges cannot join ", num_vertices, " vertices");
-    int64_t graphs = edges.dim() == 3 && edges.size(0) == 1 ? 1 : batch;
-    check_shape(function, "edges", "one pair of vertices per weight", edges, {graphs, count, 2});
-    check_same_device(function, "edge_weight", edge_weight, edges);
+    GraphWeights graph_weights(function, edges, edge_weight, num_vertices);
+    const int64_t batch = graph_weights.batch, graphs = graph_weights.graphs, count = graph_weights.count;
     Tensor pairs = as_contiguous(edges), weight = as_contiguous(edge_weight);
     Tensor tree = torch::stable::new_empty(weight, {batch, num_vertices - 1}, ScalarType::Int);
 
@@ -279,8 +264,7 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     const float* from = weight.const_data_ptr<float>();
     int32_t* to = tree.mutable_data_ptr<int32_t>();
     for (int64_t i = 0; i < 2 * graphs * count; ++i)
-        check(ends[i] >= 0 && ends[i] < num_vertices, function, ": edges must join vertices 0 to ", num_vertices - 1,
-              ", got ", ends[i]);
+        GraphWeights::check_vertex(function, ends[i] >= 0 && ends[i] < num_vertices, num_vertices, ends[i]);
 
     std::atomic<int64_t> unconnected{-1};
     parallel_for_each(function, batch, [&](int64_t graph) {
@@ -303,8 +287,7 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
         for (int64_t e = 0; e < count; ++e)
             if (chosen[e]) *next++ = static_cast<int32_t>(e);
     });
-    check(unconnected < 0, function, ": every graph must be connected, but graph ", unconnected.load(),
-          " of the batch has several components");
+    GraphWeights::check_connected(function, unconnected < 0, unconnected);
     return tree;
 }
 

@@ -71,26 +71,6 @@ bool grid_breadth_first_order_cpu(const uint8_t* down, const uint8_t* right, int
 
 namespace {
 
-struct EmptyTree {
-    EmptyTree(const Tensor& like, int64_t batch, int64_t vertices)
-        : order(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
-          parent(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
-          level_ptr(torch::stable::new_empty(like, {batch, vertices + 1}, ScalarType::Int)),
-          first{order.mutable_data_ptr<int32_t>(), parent.mutable_data_ptr<int32_t>(),
-                level_ptr.mutable_data_ptr<int32_t>()},
-          vertices(vertices) {}
-
-    TreePointers operator[](int64_t item) const {
-        return {first.order + item * vertices, first.parent + item * vertices, first.level_ptr + item * (vertices + 1)};
-    }
-
-    std::tuple<Tensor, Tensor, Tensor> tensors() const { return {order, parent, level_ptr}; }
-
-    Tensor order, parent, level_ptr;
-    TreePointers first;
-    int64_t vertices;
-};
-
 // Tree flags of one grid, none set.
 struct GridFlags {
     GridFlags(Workspace& workspace, int64_t height, int32_t width) : size(height * width + 2 * grid_padding(width)) {
@@ -107,13 +87,8 @@ struct GridFlags {
 std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t height, int64_t width,
                                                        int64_t root) {
     const char* function = "breadth_first_order";
-    check_grid(function, height, width);
-    check_dtype(function, "tree_edges", tree_edges, ScalarType::Int);
-    check_dim(function, "tree_edges", tree_edges, 2, "(B, H * W - 1)");
-    int64_t batch = tree_edges.size(0), vertices = height * width, vertical = (height - 1) * width;
-    int64_t edges = vertical + height * (width - 1);
-    check_shape(function, "tree_edges", "one edge less than the grid has vertices", tree_edges, {batch, vertices - 1});
-    check_root(function, root, vertices);
+    GridTreeEdges grid(function, tree_edges, height, width, root);
+    const int64_t batch = grid.batch, vertices = grid.vertices, edges = grid.edges, vertical = (height - 1) * width;
     Tensor chosen = as_contiguous(tree_edges);
     EmptyTree tree(chosen, batch, vertices);
 
@@ -136,26 +111,16 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
         fine = fine && grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
         if (!fine) wrong = image;
     });
-    check(wrong < 0, function, ": tree_edges must be a spanning tree of the ", height, " x ", width,
-          " grid, but those of item ", wrong.load(), " are not");
+    GridTreeEdges::check_tree(function, wrong < 0, height, width, wrong);
     return tree.tensors();
 }
 
 std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
                                                                   int64_t num_vertices, int64_t root) {
     const char* function = "breadth_first_order_from_edges";
-    check(num_vertices >= 1 && num_vertices <= 1 << 30, function, ": num_vertices must be 1 to 2^30, got ",
-          num_vertices);
-    check_dtype(function, "edges", edges, ScalarType::Int);
-    check_dtype(function, "tree_edges", tree_edges, ScalarType::Int);
-    check_dim(function, "tree_edges", tree_edges, 2, "(B, V - 1)");
-    check_dim(function, "edges", edges, 3, "(M, 2) or (B, M, 2)");
-    int64_t batch = tree_edges.size(0), count = edges.size(1), vertices = num_vertices;
-    int64_t graphs = edges.size(0) == 1 ? 1 : batch;
-    check_shape(function, "edges", "one list of vertex pairs per tree, or one for all", edges, {graphs, count, 2});
-    check_shape(function, "tree_edges", "one edge less than the graph has vertices", tree_edges, {batch, vertices - 1});
-    check_same_device(function, "tree_edges", tree_edges, edges);
-    check_root(function, root, vertices);
+    GraphTreeEdges graph_edges(function, edges, tree_edges, num_vertices, root);
+    const int64_t batch = graph_edges.batch, graphs = graph_edges.graphs, count = graph_edges.count;
+    const int64_t vertices = num_vertices;
     Tensor pairs = as_contiguous(edges), chosen = as_contiguous(tree_edges);
     EmptyTree tree(chosen, batch, vertices);
 
@@ -204,29 +169,25 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
         fine = fine && breadth_first(static_cast<int32_t>(vertices), root, tree[graph], visit);
         if (!fine) wrong = graph;
     });
-    check(wrong < 0, function, ": tree_edges must be a spanning tree of the graph, but those of item ", wrong.load(),
-          " are not");
+    GraphTreeEdges::check_tree(function, wrong < 0, wrong);
     return tree.tensors();
 }
 
 std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std::string& metric_name, int64_t root) {
     const char* function = "build_tree";
-    check_floating(function, "features", features);
-    check_dim(function, "features", features, 4, "(B, H, W, C)");
-    Metric metric = parse_metric(function, metric_name);
-    int64_t batch = features.size(0), height = features.size(1), width = features.size(2), channels = features.size(3);
-    check_grid(function, height, width);
-    int64_t vertices = height * width, edges = (height - 1) * width + height * (width - 1);
-    check_root(function, root, vertices);
-    Tensor map = as_contiguous_float32(features);
-    EmptyTree tree(map, batch, vertices);
+    FeatureMap map(function, features, metric_name);
+    check_root(function, root, map.vertices);
+    Tensor vectors = as_contiguous_float32(features);
+    EmptyTree tree(vectors, map.batch, map.vertices);
 
-    const float* from = map.const_data_ptr<float>();
-    parallel_for_each(function, batch, [&](int64_t image) {
+    const float* from = vectors.const_data_ptr<float>();
+    const auto height = static_cast<int32_t>(map.height), width = static_cast<int32_t>(map.width);
+    parallel_for_each(function, map.batch, [&](int64_t image) {
         Workspace workspace;
-        auto* weight = workspace.take<float>(edges);
+        auto* weight = workspace.take<float>(map.edges);
         GridFlags flags(workspace, height, width);
-        grid_edge_weight_cpu(from + image * vertices * channels, height, width, channels, metric, weight);
+        grid_edge_weight_cpu(from + image * map.vertices * map.channels, height, width, map.channels, map.metric,
+                             weight);
         grid_spanning_tree_cpu(weight, height, width, flags.down, flags.right);
         grid_breadth_first_order_cpu(flags.down, flags.right, height, width, root, tree[image]);
     });
