@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test sanitize lint format bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -16,17 +16,22 @@ test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# The CUDA kernels as host code, watched for wrong accesses, undefined behaviour and data races.
+sanitize: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test
+	$(BIN)/python -m tests.ops.emulation.sanitize
+
 lint: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'ops/*.cpp' 'ops/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
 
 format: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'ops/*.cpp' 'ops/*.h')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu')
 
 bench: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test

@@ -1,16 +1,22 @@
-"""Build ``grootv``: the Python packages and the compiled operator library.
+"""Build ``grootv``: the Python packages and the compiled operators, a library for the CPU and one for CUDA.
 
 Environment variables:
+    FORCE_CUDA: 1 builds the CUDA library or fails, 0 leaves it out. Otherwise it is built where nvcc is
+        found and fits the CUDA version of torch; a GPU or a CUDA build of torch is not needed.
+    TORCH_CUDA_ARCH_LIST: GPU architectures of the CUDA library, "8.0;9.0+PTX" unless set.
     GROOTV_WERROR: 1 turns compiler warnings into errors (continuous integration does).
     MAX_JOBS: number of parallel compiler processes.
 """
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
+import torch
 from setuptools import find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = '0x020a000000000000'  # the oldest torch whose stable ABI the library needs: 2.10
@@ -28,27 +34,78 @@ def sources(folder: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'ops/csrc').glob(folder))
 
 
-def cpu_library() -> CppExtension:
-    flags = [
-        '-O3',
-        '-g0',
-        '-std=c++20',
-        '-fvisibility=hidden',
-        '-ffp-contract=off',  # every processor rounds alike: trees must not depend on the machine
-        '-fno-math-errno',
-        '-Wall',
-        '-Wextra',
-        '-Wno-unused-parameter',  # torch's headers have some
-        *(['-Werror'] if os.environ.get('GROOTV_WERROR') == '1' else []),
-    ]
+WERROR = os.environ.get('GROOTV_WERROR') == '1'
+HOST_FLAGS = [
+    '-O3',
+    '-g0',
+    '-std=c++20',
+    '-fvisibility=hidden',
+    '-ffp-contract=off',  # every processor rounds alike: trees must not depend on the machine
+    '-fno-math-errno',
+    '-Wall',
+    '-Wextra',
+    '-Wno-unused-parameter',  # torch's headers have some
+    *(['-Werror'] if WERROR else []),
+]
+NVCC_FLAGS = [
+    '-O3',
+    '-std=c++20',
+    '-fmad=false',  # as -ffp-contract=off
+    '-Xcompiler=-fvisibility=hidden',
+    *(['-Werror=all-warnings'] if WERROR else []),
+]
+
+
+def extension(name: str, files: list[str], macros: tuple = (), **options) -> CppExtension:
     return CppExtension(
-        'grootv.ops._cpu',
-        sources('*.cpp') + sources('cpu/*.cpp'),
+        f'grootv.ops.{name}',
+        files,
         include_dirs=[str(ROOT / 'ops/csrc')],
-        define_macros=[('TORCH_TARGET_VERSION', TORCH_TARGET_VERSION)],
-        extra_compile_args={'cxx': flags},
+        define_macros=[('TORCH_TARGET_VERSION', TORCH_TARGET_VERSION), *macros],
+        extra_compile_args={'cxx': HOST_FLAGS, 'nvcc': NVCC_FLAGS},
         py_limited_api=True,  # leaves libtorch_python out of the link
+        **options,
     )
+
+
+def cuda_toolkit() -> tuple[Path | None, str]:
+    """Root of the CUDA toolkit to build with, or None and the reason."""
+    if os.environ.get('FORCE_CUDA') == '0':
+        return None, 'FORCE_CUDA=0'
+    nvcc = Path(CUDA_HOME or '') / 'bin/nvcc'
+    if not nvcc.is_file():
+        return None, 'nvcc was not found; set CUDA_HOME to build it'
+    found = re.search(r'release (\d+)', subprocess.check_output([nvcc, '--version'], text=True)).group(1)
+    wanted = (torch.version.cuda or found).split('.')[0]
+    if found != wanted:
+        return None, f'nvcc is of CUDA {found} and torch of CUDA {wanted}'
+    # nvcc may be a script elsewhere; what it would run names its own root.
+    steps = subprocess.run([nvcc, '--dryrun', '-x', 'cu', '-c', os.devnull], capture_output=True, text=True)
+    return Path(re.search(r'^#\$ TOP=(.+)$', steps.stderr, re.MULTILINE).group(1)).resolve(), ''
+
+
+def libraries() -> list[CppExtension]:
+    """The CPU library, and the CUDA library where it can be built; prints the switches."""
+    built = [extension('_cpu', sources('*.cpp') + sources('cpu/*.cpp'))]
+    toolkit, reason = cuda_toolkit()
+    if toolkit is None:
+        if os.environ.get('FORCE_CUDA') == '1':
+            raise SystemExit(f'setup.py: FORCE_CUDA=1 asks for the CUDA library, but {reason}')
+        print(f'grootv: CPU library only: {reason}')
+        return built
+    architectures = os.environ.setdefault('TORCH_CUDA_ARCH_LIST', '8.0;9.0+PTX')
+    print(f'grootv: CPU and CUDA libraries, nvcc of {toolkit}, architectures {architectures}')
+    cuda = extension(
+        '_cuda',
+        sources('cuda/*.cu'),
+        macros=(('USE_CUDA', None),),  # declares the current stream of torch's C interface
+        # CUDA's runtime goes in, for torch may be built with another one, or with none here.
+        library_dirs=[str(path) for path in (toolkit / 'lib64', toolkit / 'lib') if path.is_dir()],
+        libraries=['cudart_static', 'rt', 'dl', 'pthread'],
+        # libtorch stands for libtorch_cuda, which a CPU build of torch does not have.
+        extra_link_args=['-Wl,--no-as-needed', '-ltorch', '-Wl,--as-needed', '-Wl,--exclude-libs,ALL'],
+    )
+    return [*built, cuda]
 
 
 def requirements(name: str) -> list[str]:
@@ -73,7 +130,7 @@ setup(
     package_dir={'grootv.ops': 'ops'},
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in extras},
-    ext_modules=[cpu_library()],
+    ext_modules=libraries(),
     cmdclass={
         'build_ext': BuildExtension.with_options(no_python_abi_suffix=True),
         'bdist_wheel': PlatformWheel,

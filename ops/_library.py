@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-_CPU = Path(__file__).with_name('_cpu.so')
+_CPU, _CUDA = (Path(__file__).with_name(name) for name in ('_cpu.so', '_cuda.so'))
+_BUILD = 'build it with `pip install --no-build-isolation -e .` in the checkout'
 
 
 class _Missing:
@@ -17,23 +18,44 @@ class _Missing:
         raise ImportError(f'grootv.ops.{name} needs the compiled library: {self._reason}')
 
 
-def _load():
-    if not _CPU.exists():
-        return _Missing(
-            f'{_CPU.name} is not in {_CPU.parent}; build it with '
-            '`pip install --no-build-isolation -e .` in the checkout.'
-        )
+def _load(library: Path, build: str = _BUILD) -> str | None:
+    """Load a library, or say why it cannot be."""
+    if not library.exists():
+        return f'{library.name} is not in {library.parent}; {build}.'
     try:
-        torch.ops.load_library(_CPU)
+        torch.ops.load_library(library)
     except OSError as error:
-        return _Missing(
-            f'{_CPU} does not load under torch {torch.__version__} ({error}); build it again with '
-            '`pip install --no-build-isolation -e .` in the checkout.'
-        )
+        return f'{library} does not load under torch {torch.__version__} ({error}); {build}.'
+    return None
+
+
+def _explain_missing_cuda(reason: str) -> None:
+    """Let every operator tell the reason when it is called on a CUDA tensor."""
+
+    def explain(name: str):
+        def kernel(*args, **kwargs):
+            raise ImportError(f'grootv.ops.{name} on a CUDA tensor needs the CUDA library: {reason}')
+
+        return kernel
+
+    for operator in torch._C._dispatch_get_all_op_names():
+        namespace, _, name = operator.partition('::')
+        if namespace == 'grootv':
+            torch.library.impl(operator, 'CUDA', explain(name))
+
+
+def _load_all():
+    reason = _load(_CPU)
+    if reason:
+        return _Missing(reason)
+    if torch.version.cuda:
+        reason = _load(_CUDA, f'{_BUILD}, with nvcc of CUDA {torch.version.cuda.split(".")[0]} at hand')
+        if reason:
+            _explain_missing_cuda(reason)
     return torch.ops.grootv
 
 
-ops = _load()
+ops = _load_all()
 available = not isinstance(ops, _Missing)
 
 

@@ -140,16 +140,17 @@ def ensure_requirements(profile: str) -> None:
 
 
 def ensure_operator() -> None:
-    """Build the operator library and install grootv in editable form."""
+    """Build the operator libraries and install grootv in editable form."""
     stamp, digest, done = once('operator', 'setup.py', 'pyproject.toml', 'ops/csrc/**/*')
     require = 'from grootv.ops import _library; _library.require()'
     if done and python(require)[0]:
         return
-    say('building the tree-scan operator')
+    say('building the tree-scan operators; with nvcc this takes two minutes')
     pip('install', '-q', '--no-build-isolation', '--no-deps', '-e', str(ROOT))
     works, message = python(require)
     if not works:
-        fail(f'the operator was built but does not load: {message}')
+        fail(f'the operators were built but do not load: {message}')
+    say(f'built {" and ".join(sorted(library.name for library in ROOT.glob("ops/*.so")))}')
     stamp.write_text(digest)
 
 

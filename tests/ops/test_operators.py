@@ -148,3 +148,39 @@ def test_a_missing_library_explains_itself_at_the_first_call():
     assert result.returncode == 1
     assert 'grootv.ops.build_tree needs the compiled library: _cpu.so is not in' in last
     assert 'pip install' in last
+
+
+CALL_ON_CUDA = (
+    'import torch, grootv.ops as ops\n'
+    'cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)\n'
+    'torch.ops.grootv.build_tree.default.redispatch(cuda, torch.rand(1, 2, 2, 1), "cosine", 0)'
+)
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason='a CPU build of torch')
+@pytest.mark.parametrize(
+    ('trouble', 'sentence'),
+    [
+        ('pathlib.Path.exists = lambda self: self.name != "_cuda.so" and exists(self)', '_cuda.so is not in'),
+        ('torch.ops.load_library = lambda path: load(path if path.name == "_cpu.so" else __file__)', 'does not load'),
+    ],
+)
+def test_a_cuda_library_that_is_not_there_or_does_not_fit_explains_itself(tmp_path, trouble, sentence):
+    prepare = 'import pathlib, torch; exists, load = pathlib.Path.exists, torch.ops.load_library\n'
+    script = tmp_path / 'script.py'
+    script.write_text(f'{prepare}{trouble}\nprint(1)\n{CALL_ON_CUDA}')
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.stdout == '1\n', 'importing does not fail'
+    assert 'grootv.ops.build_tree on a CUDA tensor needs the CUDA library: ' in last
+    assert sentence in last
+    assert 'pip install' in last
+
+
+def test_the_cuda_library_resolves_every_symbol():
+    """A CUDA build of torch loads it without a GPU."""
+    library = Path(ops.__file__).with_name('_cuda.so')
+    if not torch.version.cuda or not library.exists():
+        pytest.skip('no CUDA build of torch, or no CUDA library')
+    for name in {call.split()[0] for call in operator_calls()}:
+        assert 'csrc/cuda/' in torch._C._dispatch_dump(f'grootv::{name}').partition('\nCUDA:')[2].splitlines()[0]

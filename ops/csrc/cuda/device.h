@@ -1,0 +1,128 @@
+// What kernels and their launches are written in: CUDA or, in the tests, its emulation on the host.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "checks.h"
+
+namespace grootv {
+
+// Kernels count the vertices and arcs of a whole batch in int32.
+inline void check_batch(const char* function, int64_t batch, int64_t vertices) {
+    check(batch <= (int64_t{1} << 29) / vertices, function,
+          ": a batch on a CUDA device must have at most 2^29 vertices, got ", batch, " x ", vertices);
+}
+
+}  // namespace grootv
+
+#ifdef GROOTV_EMULATED
+
+#include "emulation.h"
+
+#else
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#define GROOTV_BACKEND CUDA
+
+namespace grootv {
+
+constexpr int WARP = 32;
+constexpr int64_t BLOCK_VERTICES = 4096;
+// Threads of a block: of those that work through an item, of scans, and of launches with a thread per element.
+constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, ITEM_THREADS = 256;
+
+// Dynamic shared memory of the block, 16-byte aligned.
+__device__ inline std::byte* shared_memory() {
+    extern __shared__ __align__(16) std::byte memory[];
+    return memory;
+}
+
+__device__ inline void sync_grid() {
+    cooperative_groups::this_grid().sync();
+}
+
+// The device and stream that the operators of one call run on.
+class Device {
+public:
+    Device(const char* function, const Tensor& tensor)
+        : function_(function), index_(tensor.get_device_index()), guard_(index_) {
+        void* stream = nullptr;
+        TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+        stream_ = static_cast<cudaStream_t>(stream);
+    }
+
+    cudaStream_t stream() const { return stream_; }
+    void check_call(cudaError_t status) const {
+        check(status == cudaSuccess, function_, ": CUDA reports ", cudaGetErrorString(status));
+    }
+    int processors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+    int64_t shared_bytes() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+    template <class... Parameters, class... Arguments>
+    void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
+                Arguments... arguments) const {
+        prepare(kernel, shared_bytes);
+        start(false, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(arguments)...);
+    }
+
+    // One grid whose blocks are all resident, for kernels that call sync_grid; `items` is what there is to share out.
+    template <class... Parameters, class... Arguments>
+    void launch_cooperative(void (*kernel)(Parameters...), int64_t items, int threads, int64_t shared_bytes,
+                            Arguments... arguments) const {
+        prepare(kernel, shared_bytes);
+        int resident = 0;
+        check_call(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
+        const int64_t most = std::max<int64_t>(1, int64_t{resident} * processors());
+        const auto blocks = static_cast<unsigned>(std::clamp<int64_t>((items + threads - 1) / threads, 1, most));
+        start(true, kernel, dim3(blocks), threads, shared_bytes, static_cast<Parameters>(arguments)...);
+    }
+
+    // Copies a few values to the host and waits for them. False while a CUDA graph is captured, which cannot wait.
+    bool read(const int32_t* from, int count, int32_t* to) const {
+        cudaStreamCaptureStatus capture;
+        check_call(cudaStreamIsCapturing(stream_, &capture));
+        if (capture != cudaStreamCaptureStatusNone) return false;
+        check_call(cudaMemcpyAsync(to, from, count * sizeof(int32_t), cudaMemcpyDeviceToHost, stream_));
+        check_call(cudaStreamSynchronize(stream_));
+        return true;
+    }
+
+private:
+    int attribute(cudaDeviceAttr name) const {
+        int value = 0;
+        check_call(cudaDeviceGetAttribute(&value, name, index_));
+        return value;
+    }
+
+    template <class Kernel>
+    void prepare(Kernel* kernel, int64_t shared_bytes) const {
+        constexpr int64_t ALWAYS_ALLOWED = 48 << 10;
+        if (shared_bytes <= ALWAYS_ALLOWED) return;
+        check_call(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    }
+
+    template <class... Parameters>
+    void start(bool cooperative, void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
+               Parameters... parameters) const {
+        const void* address = reinterpret_cast<const void*>(kernel);
+        void* addresses[] = {&parameters...};
+        check_call(cooperative ? cudaLaunchCooperativeKernel(address, blocks, threads, addresses, shared_bytes, stream_)
+                               : cudaLaunchKernel(address, blocks, threads, addresses, shared_bytes, stream_));
+    }
+
+    const char* function_;
+    int index_;
+    torch::stable::accelerator::DeviceGuard guard_;
+    cudaStream_t stream_;
+};
+
+}  // namespace grootv
+
+#endif

@@ -1,0 +1,31 @@
+// Ranking of linked lists by pointer jumping.
+#pragma once
+
+#include "cuda/team.h"
+
+namespace grootv {
+
+// The last element of a list points at itself with distance 0, every other at its successor with distance 1.
+struct Link {
+    int32_t next, distance;
+};
+
+// Doubles every link until it spans a list of `longest` elements: then next is the last element and distance the way to
+// it. The elements are named first ... first + count - 1. Returns the array that holds the result, links or spare, and
+// leaves the team in step.
+template <class Team>
+__device__ Link* rank_lists(Link* links, Link* spare, int64_t first, int64_t count, int64_t longest) {
+    for (int64_t span = 1; span < longest; span *= 2) {
+        for_each<Team>(count, [=](int64_t i) {
+            const Link near = links[i], far = links[near.next - first];
+            spare[i] = {far.next, near.distance + far.distance};
+        });
+        Team::sync();
+        Link* swapped = links;
+        links = spare;
+        spare = swapped;
+    }
+    return links;
+}
+
+}  // namespace grootv

@@ -1,0 +1,21 @@
+// Device-wide prefix sum and sort: CUB's, with scratch memory from the workspace.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/workspace.h"
+
+namespace grootv {
+
+// sums[i] = values[0] + ... + values[i - 1]
+void exclusive_sum(const Device& device, Workspace& workspace, const uint8_t* values, int32_t* sums, int64_t count);
+void exclusive_sum(const Device& device, Workspace& workspace, const int64_t* values, int64_t* sums, int64_t count);
+
+// Sorts values by keys below 2^key_bits, equal keys in the given order. Keys and values are used up.
+struct SortedPairs {
+    const uint64_t* keys;
+    const int32_t* values;
+};
+SortedPairs sort_pairs(const Device& device, Workspace& workspace, uint64_t* keys, int32_t* values, int64_t count,
+                       int key_bits);
+
+}  // namespace grootv

@@ -1,0 +1,499 @@
+// The two passes of the scan along the paths of a schedule, for one or two signals with the same decay.
+//
+// A warp takes one chunk of a path for WARP channels. On a path each vertex depends on the one before it through
+// x <- b + a x alone, so the chunks of a long path start from 0, the products of their decays tell what a carry would
+// have added, and it is added once the carries are known.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "cuda/path_schedule.h"
+#include "tree_scan.h"
+
+namespace grootv {
+
+// Places whose inputs are read ahead of the recurrence.
+constexpr int AHEAD = 8;
+
+template <class A, int SIGNALS>
+struct Values {
+    A value[SIGNALS];
+};
+
+template <class A>
+struct SignalDecay {
+    A signal, decay;
+};
+
+// Signal and decay as they are given. All rows of a batch lie one after the other.
+template <class T>
+struct GivenSignal {
+    using Element = T;
+    using A = typename Accumulator<T>::type;
+
+    const T *input, *decay_rows;
+    int64_t channels;
+
+    __device__ SignalDecay<A> both(int64_t row, int64_t c) const {
+        return {static_cast<A>(input[row * channels + c]), decay(row, c)};
+    }
+    __device__ A decay(int64_t row, int64_t c) const { return static_cast<A>(decay_rows[row * channels + c]); }
+};
+
+// Sums of all vertices, and what long paths carry from chunk to chunk.
+template <class A, int SIGNALS>
+struct Totals {
+    A* rows[SIGNALS];
+    A* carry[SIGNALS];
+    A* product;
+    int64_t channels;
+
+    __device__ A& at(int k, int64_t row, int64_t c) const { return rows[k][row * channels + c]; }
+};
+
+// The warps of a team, and the slices of WARP channels they take.
+template <class Team>
+struct Warps {
+    int64_t rank, count;
+    int32_t slices, first_slice, lane;
+
+    __device__ explicit Warps(int64_t channels)
+        : rank(Team::rank() / WARP), count(Team::size() / WARP), lane(threadIdx.x % WARP) {
+        const bool one_slice = std::is_same_v<Team, BlockTeam>;
+        slices = one_slice ? 1 : static_cast<int32_t>((channels + WARP - 1) / WARP);
+        first_slice = one_slice ? blockIdx.y : 0;
+    }
+
+    // Calls task(i, channel) for i = begin ... end - 1 and every channel.
+    template <class Task>
+    __device__ void for_each(int64_t begin, int64_t end, int64_t channels, Task task) const {
+        for (int64_t i = rank; i < (end - begin) * slices; i += count) {
+            const int64_t channel = (first_slice + i % slices) * WARP + lane;
+            if (channel < channels) task(begin + i / slices, channel);
+        }
+    }
+};
+
+// From the leaves to the root: sum = signal + sum over children of decay * sum. signals(row, channel) returns the
+// values of all signals and the decay.
+template <class Team, int SIGNALS, class A, class Signals>
+__device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists& lists, const Signals& signals,
+                        const Totals<A, SIGNALS>& totals) {
+    const Warps<Team> warps(totals.channels);
+    const int64_t channels = totals.channels;
+    const int32_t vertices = schedule.vertices;
+    for (int round = PathSchedule::ROUNDS - 1; round >= 0; --round) {
+        if (lists.chunk_ptr[round] == lists.chunk_ptr[round + 1]) continue;
+        const bool has_long_paths = lists.long_ptr[round] < lists.long_ptr[round + 1];
+        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+            const PathChunk chunk = lists.chunks[i];
+            Values<A, SIGNALS> carry{};
+            A product = 1;
+            for (int32_t end = chunk.length; end > 0; end -= AHEAD) {
+                Values<A, SIGNALS> own[AHEAD];
+                A decay[AHEAD];
+                int32_t row[AHEAD];
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (end - 1 - j < 0) continue;
+                    const PathVertex place = schedule.places[chunk.first + end - 1 - j];
+                    row[j] = place.vertex;
+                    own[j] = signals.values(place.vertex, c, decay[j]);
+                    const int32_t* child_vertex = schedule.order;
+                    const int32_t item_begin = place.vertex / vertices * vertices;
+                    for (int32_t q = place.first_child; q < place.end_child; ++q) {
+                        if (q == place.preferred_child) continue;
+                        const int64_t child = item_begin + child_vertex[q];
+                        const A child_decay = signals.decay(child, c);
+                        for (int k = 0; k < SIGNALS; ++k) own[j].value[k] += child_decay * totals.at(k, child, c);
+                    }
+                }
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (end - 1 - j < 0) continue;
+                    for (int k = 0; k < SIGNALS; ++k) {
+                        const A sum = own[j].value[k] + carry.value[k];
+                        totals.at(k, row[j], c) = sum;
+                        carry.value[k] = decay[j] * sum;
+                    }
+                    product *= decay[j];
+                }
+            }
+            if (chunk.count == 1) return;
+            const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
+            for (int k = 0; k < SIGNALS; ++k) totals.carry[k][at] = carry.value[k];
+            totals.product[at] = product;
+        });
+        Team::sync();
+        if (!has_long_paths) continue;
+
+        warps.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+            const LongPath path = lists.long_paths[i];
+            Values<A, SIGNALS> carry{};
+            for (int32_t chunk = path.count - 1; chunk >= 0; --chunk) {
+                const int64_t at = int64_t{path.carry + chunk} * channels + c;
+                for (int k = 0; k < SIGNALS; ++k) {
+                    const A out = totals.carry[k][at] + totals.product[at] * carry.value[k];
+                    totals.carry[k][at] = carry.value[k];
+                    carry.value[k] = out;
+                }
+            }
+        });
+        Team::sync();
+        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+            const PathChunk chunk = lists.chunks[i];
+            if (chunk.index + 1 == chunk.count) return;
+            const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
+            A product = 1;
+            for (int32_t place = chunk.length - 1; place >= 0; --place) {
+                const int64_t row = schedule.places[chunk.first + place].vertex;
+                for (int k = 0; k < SIGNALS; ++k) totals.at(k, row, c) += product * totals.carry[k][at];
+                product *= signals.decay(row, c);
+            }
+        });
+        Team::sync();
+    }
+}
+
+// From the root to the leaves: x = part + decay * x above, where at the root x = part. parts(row, channel, decay)
+// returns the parts of all signals; x may overwrite what it reads. finish(row, channel, is root, decay, x above, x)
+// gets the results.
+template <class Team, int SIGNALS, class A, class Parts, class Finish>
+__device__ void down_pass(const PathSchedule& schedule, const PathSchedule::Lists& lists, const Parts& parts,
+                          const Totals<A, SIGNALS>& totals, const Finish& finish) {
+    const Warps<Team> warps(totals.channels);
+    const int64_t channels = totals.channels;
+    for (int round = 0; round < PathSchedule::ROUNDS; ++round) {
+        if (lists.chunk_ptr[round] == lists.chunk_ptr[round + 1]) continue;
+        const bool has_long_paths = lists.long_ptr[round] < lists.long_ptr[round + 1];
+        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+            const PathChunk chunk = lists.chunks[i];
+            const bool is_final = chunk.index == 0, at_root = is_final && chunk.above < 0;
+            Values<A, SIGNALS> x{};
+            if (is_final && !at_root)
+                for (int k = 0; k < SIGNALS; ++k) x.value[k] = totals.at(k, chunk.above, c);
+            A product = 1;
+            for (int32_t begin = 0; begin < chunk.length; begin += AHEAD) {
+                Values<A, SIGNALS> part[AHEAD];
+                A decay[AHEAD];
+                int32_t row[AHEAD];
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (begin + j >= chunk.length) continue;
+                    row[j] = schedule.places[chunk.first + begin + j].vertex;
+                    part[j] = parts.values(row[j], c, at_root && begin + j == 0, decay[j]);
+                }
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (begin + j >= chunk.length) continue;
+                    const Values<A, SIGNALS> above = x;
+                    for (int k = 0; k < SIGNALS; ++k) {
+                        x.value[k] = part[j].value[k] + decay[j] * above.value[k];
+                        totals.at(k, row[j], c) = x.value[k];
+                    }
+                    product *= decay[j];
+                    if (is_final) finish(row[j], c, at_root && begin + j == 0, decay[j], above, x);
+                }
+            }
+            if (chunk.count == 1) return;
+            const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
+            for (int k = 0; k < SIGNALS; ++k) totals.carry[k][at] = x.value[k];
+            totals.product[at] = product;
+        });
+        Team::sync();
+        if (!has_long_paths) continue;
+
+        warps.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+            const LongPath path = lists.long_paths[i];
+            Values<A, SIGNALS> carry{};
+            for (int32_t chunk = 0; chunk < path.count; ++chunk) {
+                const int64_t at = int64_t{path.carry + chunk} * channels + c;
+                for (int k = 0; k < SIGNALS; ++k) {
+                    const A out = totals.carry[k][at] + totals.product[at] * carry.value[k];
+                    totals.carry[k][at] = carry.value[k];
+                    carry.value[k] = out;
+                }
+            }
+        });
+        Team::sync();
+        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+            const PathChunk chunk = lists.chunks[i];
+            if (chunk.index == 0) return;
+            const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
+            Values<A, SIGNALS> x, carry;
+            for (int k = 0; k < SIGNALS; ++k) x.value[k] = carry.value[k] = totals.carry[k][at];
+            A product = 1;
+            for (int32_t place = 0; place < chunk.length; ++place) {
+                const int64_t row = schedule.places[chunk.first + place].vertex;
+                const A decay = parts.decay(row, c);
+                const Values<A, SIGNALS> above = x;
+                product *= decay;
+                for (int k = 0; k < SIGNALS; ++k) {
+                    x.value[k] = totals.at(k, row, c) + product * carry.value[k];
+                    totals.at(k, row, c) = x.value[k];
+                }
+                finish(row, c, false, decay, above, x);
+            }
+        });
+        Team::sync();
+    }
+}
+
+// Calls put(row, channel) for every element of the items whose order and parents are no tree in breadth-first order:
+// they get NaN, for the device cannot raise an error.
+template <class Team, class Put>
+__device__ void for_each_invalid(const PathSchedule& schedule, const PathSchedule::Lists& lists, int64_t channels,
+                                 Put put) {
+    const int64_t vertices = schedule.vertices;
+    for (int64_t item = lists.first_item; item < lists.first_item + lists.items; ++item)
+        if (!schedule.valid[item])
+            Warps<Team>(channels).for_each(item * vertices, (item + 1) * vertices, channels, put);
+}
+
+// ---- the scan of a signal
+
+template <class Signal>
+struct OneSignal {
+    using A = typename Signal::A;
+    Signal signal;
+
+    __device__ Values<A, 1> values(int64_t row, int64_t c, A& decay) const {
+        const SignalDecay<A> both = signal.both(row, c);
+        decay = both.decay;
+        return {{both.signal}};
+    }
+    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
+};
+
+// What a vertex adds to what comes from above. Its own sum already flowed into the parent's: that share is taken out
+// before the parent's total flows back.
+template <class A>
+__device__ A without_own_share(A sum, A decay) {
+    return sum - decay * (decay * sum);
+}
+
+template <class Signal, int SIGNALS>
+struct OwnSums {
+    using A = typename Signal::A;
+    Signal signal;
+    Totals<A, SIGNALS> sums;
+
+    __device__ Values<A, SIGNALS> values(int64_t row, int64_t c, bool root, A& decay) const {
+        decay = root ? A{0} : signal.decay(row, c);
+        Values<A, SIGNALS> own;
+        for (int k = 0; k < SIGNALS; ++k) own.value[k] = without_own_share(sums.at(k, row, c), decay);
+        return own;
+    }
+    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
+};
+
+template <class Team, class Signal, class T, class A>
+__global__ void scan_kernel(Signal signal, PathSchedule schedule, bool both, Totals<A, 1> totals, T* output) {
+    const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
+    const int64_t channels = totals.channels;
+    auto store = [&](int64_t row, int64_t c) {  // totals are the output if they have its type
+        if constexpr (!std::is_same_v<T, A>) output[row * channels + c] = static_cast<T>(totals.at(0, row, c));
+    };
+    up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, totals);
+    if (both) {
+        down_pass<Team>(schedule, lists, OwnSums<Signal, 1>{signal, totals}, totals,
+                        [&](int64_t row, int64_t c, auto...) { store(row, c); });
+    } else {
+        const int64_t begin = int64_t{lists.first_item} * schedule.vertices;
+        const int64_t end = begin + int64_t{lists.items} * schedule.vertices;
+        Warps<Team>(channels).for_each(begin, end, channels, store);
+    }
+    for_each_invalid<Team>(schedule, lists, channels,
+                           [&](int64_t row, int64_t c) { output[row * channels + c] = static_cast<T>(NAN); });
+}
+
+// ---- its gradient
+
+template <class Signal>
+struct SignalAndGrad {
+    using A = typename Signal::A;
+    using T = typename Signal::Element;
+    Signal signal;
+    const T* grad;
+    int64_t channels;
+
+    __device__ Values<A, 2> values(int64_t row, int64_t c, A& decay) const {
+        const SignalDecay<A> both = signal.both(row, c);
+        decay = both.decay;
+        return {{both.signal, static_cast<A>(grad[row * channels + c])}};
+    }
+    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
+};
+
+template <class Signal>
+struct GradFromAbove {
+    using A = typename Signal::A;
+    using T = typename Signal::Element;
+    Signal signal;
+    const T* grad;
+    int64_t channels;
+
+    __device__ Values<A, 1> values(int64_t row, int64_t c, bool root, A& decay) const {
+        decay = root ? A{0} : signal.decay(row, c);
+        return {{static_cast<A>(grad[row * channels + c])}};
+    }
+    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
+};
+
+// Where the gradients of signal and decay go.
+template <class Out>
+struct ScanGradients {
+    Out *signal, *decay;
+    int64_t channels;
+
+    template <class A>
+    __device__ void put(int64_t row, int64_t c, A grad_signal, A grad_decay) const {
+        signal[row * channels + c] = static_cast<Out>(grad_signal);
+        decay[row * channels + c] = static_cast<Out>(grad_decay);
+    }
+};
+
+// The gradient of the signal is the scan of the gradient, for P(i, j) is symmetric. That of a decay pairs what comes
+// down its edge with what goes up, for signal and gradient in turn.
+template <class Team, class Signal, class Out>
+__global__ void scan_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                                     Totals<typename Signal::A, 2> sums, Totals<typename Signal::A, 2> totals,
+                                     ScanGradients<Out> gradients) {
+    using A = typename Signal::A;
+    const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
+    up_pass<Team>(schedule, lists, SignalAndGrad<Signal>{signal, grad, sums.channels}, sums);
+    down_pass<Team>(schedule, lists, OwnSums<Signal, 2>{signal, sums}, totals,
+                    [&](int64_t row, int64_t c, bool root, A decay, const Values<A, 2>& above, const Values<A, 2>& x) {
+                        const A sum = sums.at(0, row, c), grad_sum = sums.at(1, row, c);
+                        const A elsewhere = above.value[0] - decay * sum;
+                        const A grad_elsewhere = above.value[1] - decay * grad_sum;
+                        gradients.put(row, c, x.value[1], root ? A{0} : grad_sum * elsewhere + sum * grad_elsewhere);
+                    });
+    for_each_invalid<Team>(schedule, lists, sums.channels,
+                           [&](int64_t row, int64_t c) { gradients.put(row, c, A(NAN), A(NAN)); });
+}
+
+// For direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
+template <class Team, class Signal, class Out>
+__global__ void scan_up_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                                        Totals<typename Signal::A, 1> sums, Totals<typename Signal::A, 1> totals,
+                                        ScanGradients<Out> gradients) {
+    using A = typename Signal::A;
+    const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
+    up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, sums);
+    down_pass<Team>(schedule, lists, GradFromAbove<Signal>{signal, grad, sums.channels}, totals,
+                    [&](int64_t row, int64_t c, bool root, A, const Values<A, 1>& above, const Values<A, 1>& x) {
+                        gradients.put(row, c, x.value[0], root ? A{0} : sums.at(0, row, c) * above.value[0]);
+                    });
+    for_each_invalid<Team>(schedule, lists, sums.channels,
+                           [&](int64_t row, int64_t c) { gradients.put(row, c, A(NAN), A(NAN)); });
+}
+
+// ---- launches
+
+// The schedule, the scratch memory and the launches of one call.
+class Scan {
+public:
+    Scan(const ScanSizes& sizes, const Tensor& signal, const Tensor& order, const Tensor& parent)
+        : sizes(sizes), device_(sizes.function, signal), workspace_(signal) {
+        order_ = as_contiguous(order), parent_ = as_contiguous(parent);
+        check_batch(sizes.function, sizes.batch, sizes.vertices);
+    }
+
+    bool empty() const { return sizes.batch * sizes.channels == 0; }
+
+    const Device& device() const { return device_; }
+    Workspace& workspace() { return workspace_; }
+
+    template <class Signal, class T>
+    void forward(Signal signal, bool both, T* output) {
+        using A = typename Signal::A;
+        const PathSchedule schedule = make_schedule();
+        A* rows = own_or<A>(output);
+        auto totals = make_totals<A, 1>({rows});
+        if (schedule.shared_by_all)
+            launch(true, scan_kernel<GridTeam, Signal, T, A>, signal, schedule, both, totals, output);
+        else
+            launch(false, scan_kernel<BlockTeam, Signal, T, A>, signal, schedule, both, totals, output);
+    }
+
+    template <class Signal, class Out>
+    void backward(Signal signal, bool both, const typename Signal::Element* grad, ScanGradients<Out> gradients) {
+        using A = typename Signal::A;
+        const PathSchedule schedule = make_schedule();
+        A* grad_rows = own_or<A>(gradients.signal);
+        if (both) {
+            auto sums = make_totals<A, 2>({take<A>(), take<A>()}), totals = sums;
+            totals.rows[0] = take<A>(), totals.rows[1] = grad_rows;
+            if (schedule.shared_by_all)
+                launch(true, scan_backward_kernel<GridTeam, Signal, Out>, signal, grad, schedule, sums, totals,
+                       gradients);
+            else
+                launch(false, scan_backward_kernel<BlockTeam, Signal, Out>, signal, grad, schedule, sums, totals,
+                       gradients);
+        } else {
+            auto sums = make_totals<A, 1>({take<A>()}), totals = sums;
+            totals.rows[0] = grad_rows;
+            if (schedule.shared_by_all)
+                launch(true, scan_up_backward_kernel<GridTeam, Signal, Out>, signal, grad, schedule, sums, totals,
+                       gradients);
+            else
+                launch(false, scan_up_backward_kernel<BlockTeam, Signal, Out>, signal, grad, schedule, sums, totals,
+                       gradients);
+        }
+    }
+
+    // A value for every vertex and channel.
+    template <class A>
+    A* take() {
+        return workspace_.take<A>(sizes.batch * sizes.vertices * sizes.channels);
+    }
+
+    const ScanSizes sizes;
+
+private:
+    PathSchedule make_schedule() {
+        return schedule_paths(device_, workspace_, order_.const_data_ptr<int32_t>(), parent_.const_data_ptr<int32_t>(),
+                              sizes.batch, sizes.vertices);
+    }
+
+    // The result itself if it has the type of the sums.
+    template <class A, class T>
+    A* own_or(T* result) {
+        if constexpr (std::is_same_v<T, A>)
+            return result;
+        else
+            return take<A>();
+    }
+
+    template <class A, int SIGNALS>
+    Totals<A, SIGNALS> make_totals(Values<A*, SIGNALS> rows) {
+        const int64_t carries = sizes.batch * PathSchedule::carries_of_one(sizes.vertices) * sizes.channels;
+        Totals<A, SIGNALS> totals{};
+        for (int k = 0; k < SIGNALS; ++k) {
+            totals.rows[k] = rows.value[k];
+            totals.carry[k] = workspace_.take<A>(carries);
+        }
+        totals.product = workspace_.take<A>(carries);
+        totals.channels = sizes.channels;
+        return totals;
+    }
+
+    template <class... Parameters, class... Arguments>
+    void launch(bool shared_by_all, void (*kernel)(Parameters...), Arguments... arguments) {
+        const int64_t slices = (sizes.channels + WARP - 1) / WARP;
+        if (shared_by_all)
+            device_.launch_cooperative(kernel, sizes.batch * sizes.vertices * slices * WARP, SCAN_THREADS, 0,
+                                       arguments...);
+        else
+            device_.launch(kernel, dim3(static_cast<unsigned>(sizes.batch), static_cast<unsigned>(slices)),
+                           SCAN_THREADS, 0, arguments...);
+    }
+
+    Device device_;
+    Workspace workspace_;
+    Tensor order_, parent_;
+};
+
+}  // namespace grootv

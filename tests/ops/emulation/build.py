@@ -1,0 +1,73 @@
+"""Build the CUDA operators as host code, ``torch.ops.grootv_emulated`` on CPU tensors."""
+
+import argparse
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+CSRC = ROOT / 'ops/csrc'
+SANITIZERS = {
+    'none': [],
+    'address': ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=all'],
+    'thread': ['-fsanitize=thread'],
+}
+
+
+def build(sanitizer: str = 'none') -> Path:
+    """Compile what changed since the last call and return the library."""
+    folder = ROOT / 'build' / f'emulation-{sanitizer}'
+    folder.mkdir(parents=True, exist_ok=True)
+    kernels = [source for source in sorted(CSRC.glob('cuda/*.cu')) if source.stem != 'primitives']
+    sources = [CSRC / 'library.cpp', *kernels, HERE / 'emulation.cpp', HERE / 'primitives.cpp']
+    headers = [*CSRC.rglob('*.h'), *HERE.glob('*.h'), Path(__file__)]
+    newest_header = max(header.stat().st_mtime for header in headers)
+
+    def compile_source(source: Path) -> Path:
+        target = folder / f'{source.stem}.o'
+        newest = max(newest_header, source.stat().st_mtime)
+        if not target.exists() or target.stat().st_mtime < newest:
+            subprocess.run([*_compiler(source, sanitizer), '-c', source, '-o', target], check=True)
+        return target
+
+    with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS', os.cpu_count()))) as pool:
+        objects = list(pool.map(compile_source, sources))
+    library = folder / 'emulated.so'
+    if not library.exists() or library.stat().st_mtime < max(o.stat().st_mtime for o in objects):
+        paths = [f'-L{path}' for path in cpp_extension.library_paths()]
+        link = ['g++', '-shared', *SANITIZERS[sanitizer], *objects, *paths, '-ltorch_cpu', '-ltorch', '-lc10']
+        subprocess.run([*link, '-o', f'{library}.new'], check=True)
+        os.replace(f'{library}.new', library)
+    return library
+
+
+def _compiler(source: Path, sanitizer: str) -> list:
+    flags = [
+        '-O1',
+        '-g1',
+        '-std=c++20',
+        '-fPIC',
+        '-fvisibility=hidden',
+        '-ffp-contract=off',
+        '-Wall',
+        '-Wextra',
+    ]
+    flags += ['-Wno-unused-parameter', '-Wno-unknown-pragmas', '-Wno-psabi']
+    flags += ['-Werror'] if os.environ.get('GROOTV_WERROR') == '1' else []
+    # The names of the real library are taken.
+    flags += ['-DGROOTV_EMULATED', '-Dgrootv=grootv_emulated', '-DTORCH_TARGET_VERSION=0x020a000000000000']
+    flags += [f'-I{path}' for path in (CSRC, HERE)] + [f'-isystem{p}' for p in cpp_extension.include_paths()]
+    uninstrumented = source.stem == 'emulation'
+    flags += [f'-DGROOTV_{sanitizer.upper()}_SANITIZER'] if uninstrumented else SANITIZERS[sanitizer]
+
+    return ['g++', *flags, '-x', 'c++']
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('sanitizer', nargs='?', default='none', choices=SANITIZERS)
+    print(build(parser.parse_args().sanitizer))

@@ -1,0 +1,161 @@
+// The part of CUDA that the kernels use, on the host: every CUDA thread is a fiber, and a launch runs a few blocks at a
+// time, or all together if they may wait for each other. A barrier that only some of its threads reach
+// ends the launch with an error. Order and results are the same in every run.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "checks.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+
+#define GROOTV_BACKEND CPU
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+struct float4 {
+    float x, y, z, w;
+};
+
+namespace grootv {
+
+constexpr int WARP = 32;
+constexpr int64_t BLOCK_VERTICES = 64;
+constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, ITEM_THREADS = 64;
+
+namespace emulation {
+
+struct Thread {
+    dim3 thread_index, block_index, block_size, grid_size;
+    std::byte* shared_memory;
+    std::byte* warp_buffer;  // eight bytes a lane
+};
+
+enum class Barrier { warp, block, grid };
+
+const Thread& thread();
+void wait(Barrier barrier);
+void run(const char* function, dim3 blocks, int threads, int64_t shared_bytes, bool cooperative,
+         const std::function<void()>& kernel);
+
+template <class T>
+T shuffle(T value, int lane, int source) {
+    static_assert(sizeof(T) <= 8);
+    std::byte* buffer = thread().warp_buffer;
+    std::memcpy(buffer + 8 * lane, &value, sizeof value);
+    wait(Barrier::warp);
+    std::memcpy(&value, buffer + 8 * (source >= 0 && source < WARP ? source : lane), sizeof value);
+    wait(Barrier::warp);
+    return value;
+}
+
+inline int lane() {
+    return static_cast<int>(thread().thread_index.x) % WARP;
+}
+
+}  // namespace emulation
+}  // namespace grootv
+
+#define threadIdx (::grootv::emulation::thread().thread_index)
+#define blockIdx (::grootv::emulation::thread().block_index)
+#define blockDim (::grootv::emulation::thread().block_size)
+#define gridDim (::grootv::emulation::thread().grid_size)
+
+inline void __syncthreads() {
+    grootv::emulation::wait(grootv::emulation::Barrier::block);
+}
+inline void __syncwarp() {
+    grootv::emulation::wait(grootv::emulation::Barrier::warp);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+    return grootv::emulation::shuffle(value, grootv::emulation::lane(), source);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    int lane = grootv::emulation::lane();
+    return grootv::emulation::shuffle(value, lane, lane ^ mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, int delta) {
+    int lane = grootv::emulation::lane();
+    return grootv::emulation::shuffle(value, lane, lane - delta);
+}
+inline int __popc(unsigned bits) {
+    return std::popcount(bits);
+}
+
+template <class T>
+T atomicMin(T* address, T value) {
+    T found = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (value < found &&
+           !__atomic_compare_exchange_n(address, &found, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return found;
+}
+template <class T>
+T atomicMax(T* address, T value) {
+    T found = __atomic_load_n(address, __ATOMIC_RELAXED);
+    while (value > found &&
+           !__atomic_compare_exchange_n(address, &found, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return found;
+}
+template <class T>
+T atomicAdd(T* address, T value) {
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+template <class T>
+T atomicExch(T* address, T value) {
+    return __atomic_exchange_n(address, value, __ATOMIC_RELAXED);
+}
+
+namespace grootv {
+
+inline std::byte* shared_memory() {
+    return emulation::thread().shared_memory;
+}
+
+inline void sync_grid() {
+    emulation::wait(emulation::Barrier::grid);
+}
+
+class Device {
+public:
+    Device(const char* function, const Tensor&) : function_(function) {}
+
+    int processors() const { return 2; }
+    int64_t shared_bytes() const { return int64_t{99} << 10; }
+
+    template <class... Parameters, class... Arguments>
+    void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
+                Arguments... arguments) const {
+        emulation::run(function_, blocks, threads, shared_bytes, false, [=] { kernel(arguments...); });
+    }
+
+    template <class... Parameters, class... Arguments>
+    void launch_cooperative(void (*kernel)(Parameters...), int64_t items, int threads, int64_t shared_bytes,
+                            Arguments... arguments) const {
+        auto blocks = static_cast<unsigned>(std::clamp<int64_t>((items + threads - 1) / threads, 1, processors()));
+        emulation::run(function_, blocks, threads, shared_bytes, true, [=] { kernel(arguments...); });
+    }
+
+    bool read(const int32_t* from, int count, int32_t* to) const {
+        std::copy_n(from, count, to);
+        return true;
+    }
+
+private:
+    const char* function_;
+};
+
+}  // namespace grootv

@@ -1,0 +1,51 @@
+"""Run the tests of the CUDA operators on kernels that sanitizers instrument.
+
+    python -m tests.ops.emulation.sanitize [address] [thread]
+
+'address' finds accesses beyond an array and undefined behaviour, 'thread' data races: between threads that
+no barrier orders, and between blocks.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .build import ROOT
+
+RUNTIMES = {'address': ['libasan.so', 'libubsan.so'], 'thread': ['libtsan.so']}
+OPTIONS = {'address': ('ASAN_OPTIONS', 'detect_leaks=0'), 'thread': ('TSAN_OPTIONS', 'exitcode=0')}
+
+
+def runtime(name: str) -> str:
+    """Path of a sanitizer's library, which has to be loaded before Python."""
+    return subprocess.check_output(['g++', f'-print-file-name={name}'], text=True).strip()
+
+
+def run(sanitizer: str) -> bool:
+    """Whether the tests pass and the sanitizer has nothing to report."""
+    print(f'== {sanitizer} sanitizer', flush=True)
+    subprocess.run([sys.executable, ROOT / 'tests/ops/emulation/build.py', sanitizer], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        name, options = OPTIONS[sanitizer]
+        environment = {
+            **os.environ,
+            'GROOTV_SANITIZER': sanitizer,
+            'LD_PRELOAD': ' '.join(map(runtime, RUNTIMES[sanitizer])),
+            'OMP_NUM_THREADS': '1',
+            name: f'{options}:log_path={folder}/report',
+        }
+        tests = [sys.executable, '-m', 'pytest', '-q', 'tests/ops/test_cuda.py']
+        status = subprocess.run(tests, cwd=ROOT, env=environment).returncode
+        reports = [path.read_text() for path in sorted(Path(folder).glob('report*'))]
+        print(*reports, sep='\n')
+    return status == 0 and not reports
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('sanitizers', nargs='*', choices=[*RUNTIMES, []], default=[*RUNTIMES])
+    failed = [name for name in parser.parse_args().sanitizers or RUNTIMES if not run(name)]
+    sys.exit(f'failed: {", ".join(failed)}' if failed else 0)

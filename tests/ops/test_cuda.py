@@ -1,0 +1,249 @@
+"""The CUDA operators against the CPU's: emulated on the host, and on the device where there is one."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from grootv import ops
+from grootv.ops.grid_graph import grid_edges
+from tests.ops import emulation
+from tests.ops.cases import GRIDS, SCAN_DTYPES, assert_same_tree, features, scan_inputs
+
+# The emulated kernels take a team of the whole grid from 65 vertices on, the device from 4097.
+LARGE = {'emulated': [(20, 17), (1, 130), (130, 1)], 'cuda': [(65, 64), (200, 320), (1, 5000), (5000, 1)]}
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+BACKENDS = ['emulated', *['cuda'] * torch.cuda.is_available()]
+
+
+class Backend:
+    """Calls operators of another library or device with tensors of the CPU."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.device = 'cuda' if name == 'cuda' else 'cpu'
+        self.large = LARGE[name]
+        self._library = torch.ops.grootv if name == 'cuda' else emulation.load()
+
+    def __getattr__(self, name: str):
+        operator = getattr(self._library, name)
+
+        def call(*args):
+            result = operator(*(a.to(self.device) if isinstance(a, Tensor) else a for a in args))
+            return result.cpu() if isinstance(result, Tensor) else tuple(part.cpu() for part in result)
+
+        return call
+
+
+@pytest.fixture(scope='module', params=BACKENDS)
+def backend(request):
+    return Backend(request.param)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    assert found.dtype == expected.dtype
+    difference = (found.double() - expected.double()).norm()
+    assert difference <= TOLERANCE[found.dtype] * expected.double().norm()
+
+
+@pytest.mark.parametrize('metric', ops.METRICS)
+@pytest.mark.parametrize('kind', ['normal', 'equal', 'binary', 'special'])
+def test_edge_weights_are_equal(backend, kind, metric):
+    for (height, width), channels, batch in itertools.product(GRIDS, (1, 7, 40), (0, 2)):
+        maps = features(kind, batch, height, width, channels)
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            found = backend.grid_edge_weight(maps.to(dtype), metric)
+            expected = ops.grid_edge_weight(maps.to(dtype), metric)
+            assert torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'batch'),
+    [('normal', 0), ('normal', 1), ('equal', 1), ('binary', 1), ('special', 1), ('binary', 4)],
+)
+def test_trees_are_equal(backend, kind, batch):
+    for height, width in GRIDS + backend.large:
+        maps, vertices = features(kind, batch, height, width, 7), height * width
+        weight = ops.grid_edge_weight(maps)
+        tree_edges = ops.minimum_spanning_tree(weight, height, width)
+        assert torch.equal(backend.minimum_spanning_tree(weight, height, width), tree_edges)
+        for root in {0, vertices // 2}:
+            tree = ops.breadth_first_order(tree_edges, height, width, root)
+            assert_same_tree(ops.Tree(*backend.breadth_first_order(tree_edges, height, width, root)), tree)
+            assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', root)), tree)
+
+
+def test_a_map_of_the_first_stage(backend):
+    for batch in (1, 2):
+        maps = features('normal', batch, 56, 56, 16)
+        assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), ops.build_tree(maps))
+
+
+def test_non_contiguous_inputs(backend):
+    maps = features('normal', 2, 7, 5, 12).permute(0, 2, 1, 3)[..., ::2]
+    tree = ops.build_tree(maps)
+    assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), tree)
+    signal, decay = torch.randn(2, 6, 35).mT, torch.rand(2, 6, 35).mT
+    assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
+
+
+def graphs():
+    """Edge lists whose trees are deep, wide or both, with more edges than a tree has."""
+    vertices = 150
+    parent = {
+        'star': lambda v: 0,
+        'path': lambda v: v - 1,
+        'comb': lambda v: v - 1 if v < vertices // 2 else v - vertices // 2,
+        'binary': lambda v: (v - 1) // 2,
+    }
+    for name, of in parent.items():
+        tree = torch.tensor([[v, of(v)] for v in range(1, vertices)])
+        others = torch.randint(0, vertices, (100, 2), generator=torch.Generator().manual_seed(0))
+        yield name, torch.cat([others, tree]).int(), vertices
+
+
+@pytest.mark.parametrize('batch', [1, 4])
+@pytest.mark.parametrize(('name', 'edges', 'vertices'), list(graphs()), ids=lambda value: str(value)[:6])
+def test_any_graph(backend, name, edges, vertices, batch):
+    weight = torch.rand(batch, len(edges))
+    weight[:, -vertices + 1 :] -= 0.9  # mostly the tree, so that it keeps its form
+    edges = edges.unsqueeze(0)
+    tree_edges = ops.minimum_spanning_tree_from_edges(edges[0], weight, vertices)
+    assert torch.equal(backend.minimum_spanning_tree_from_edges(edges, weight, vertices), tree_edges)
+    tree = ops.breadth_first_order_from_edges(edges[0], tree_edges, vertices, 7)
+    found = backend.breadth_first_order_from_edges(edges, tree_edges, vertices, 7)
+    assert_same_tree(ops.Tree(*found), tree)
+    signal, decay = torch.randn(batch, vertices, 3), torch.rand(batch, vertices, 3)
+    for direction in ('both', 'up'):
+        expected = ops.tree_scan(signal, decay, tree, direction)
+        assert_close(backend.tree_scan(signal, decay, *tree, direction), expected)
+
+
+@pytest.mark.parametrize('dtype', SCAN_DTYPES)
+@pytest.mark.parametrize('batch', [0, 1, 4])
+def test_scans_and_their_gradients(backend, batch, dtype):
+    large = backend.large if dtype in (torch.float32, torch.bfloat16) else []
+    for (height, width), channels in itertools.product(GRIDS + large, (1, 40)):
+        signal, decay, tree = scan_inputs(batch, height, width, channels, dtype)
+        grad = torch.randn(signal.shape).to(dtype)
+        for direction in ('both', 'up'):
+            found = backend.tree_scan(signal, decay, *tree, direction)
+            assert_close(found, ops.tree_scan(signal, decay, tree, direction))
+            arguments = (grad, signal, decay, *tree, direction)
+            expected = torch.ops.grootv.tree_scan_backward(*arguments)
+            for ours, theirs in zip(backend.tree_scan_backward(*arguments), expected, strict=True):
+                assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize('dtype', SCAN_DTYPES)
+@pytest.mark.parametrize(
+    ('batch', 'with_bias', 'softplus'), [(0, True, True), (1, False, True), (4, True, False)]
+)
+def test_selective_scans_and_their_gradients(backend, batch, with_bias, softplus, dtype):
+    wide = torch.promote_types(dtype, torch.float32)
+    for (height, width), channels in itertools.product([(1, 1), (3, 5), *backend.large[:1]], (1, 40)):
+        x, delta, tree = scan_inputs(batch, height, width, channels, dtype)
+        rate, write = -torch.rand(channels, dtype=wide), torch.randn(batch, height * width).to(dtype)
+        bias = torch.rand(channels, dtype=wide) if with_bias else None
+        arguments = (x, delta, rate, write, bias, *tree, softplus)
+        expected = torch.ops.grootv.selective_tree_scan(*arguments)
+        assert_close(backend.selective_tree_scan(*arguments), expected)
+        arguments = (torch.randn(x.shape).to(dtype), *arguments)
+        expected = torch.ops.grootv.selective_tree_scan_backward(*arguments)
+        names = ('x', 'delta', 'A', 'B', 'delta_bias')
+        found = backend.selective_tree_scan_backward(*arguments)
+        for name, ours, theirs in zip(names, found, expected, strict=True):
+            # Sums over all vertices or channels, whose terms cancel.
+            ours, theirs = (
+                (ours.double(), theirs.double()) if name in ('A', 'B', 'delta_bias') else (ours, theirs)
+            )
+            if ours.dtype == torch.float64 and dtype != torch.float64:
+                torch.testing.assert_close(ours, theirs, rtol=1e-2 if wide != dtype else 1e-4, atol=1e-2)
+            else:
+                assert_close(ours, theirs)
+
+
+def test_the_same_bits_twice(backend):
+    signal, decay, tree = scan_inputs(2, *backend.large[0], 40)
+    for direction in ('both', 'up'):
+        arguments = (signal.flip(1), signal, decay, *tree, direction)
+        once, again = backend.tree_scan_backward(*arguments), backend.tree_scan_backward(*arguments)
+        assert all(map(torch.equal, once, again))
+
+
+@pytest.mark.parametrize('batch', [1, 4])
+def test_a_tree_that_is_none_gives_nan(backend, batch):
+    """The device cannot raise an error without waiting, but neither may it hang or read beyond its memory."""
+    for height, width in [(3, 4), backend.large[0]]:
+        signal, decay, tree = scan_inputs(batch, height, width, 5)
+        vertices = height * width
+        wrong = {
+            'a vertex twice': tree._replace(order=tree.order.clone().index_fill_(1, torch.tensor([1]), 0)),
+            'no vertex': tree._replace(order=tree.order.clone().index_fill_(1, torch.tensor([2]), vertices)),
+            'no parent': tree._replace(parent=tree.parent.clone().index_fill_(1, torch.tensor([3]), -1)),
+            'a cycle': tree._replace(parent=torch.arange(vertices, dtype=torch.int32).expand(batch, -1)),
+            'not by level': tree._replace(order=tree.order.flip(1)),
+        }
+        for name, bad in wrong.items():
+            for direction in ('both', 'up'):
+                assert backend.tree_scan(signal, decay, *bad, direction).isnan().all(), name
+                for grad in backend.tree_scan_backward(signal, signal, decay, *bad, direction):
+                    assert grad.isnan().all(), name
+        if batch > 1:  # the other items keep their results
+            order = tree.order.clone()
+            order[0, 1] = order[0, 0]
+            found = backend.tree_scan(signal, decay, order, *tree[1:], 'both')
+            assert found[0].isnan().all()
+            assert_close(found[1:], ops.tree_scan(signal, decay, tree)[1:])
+
+
+def test_bad_input_is_told_as_on_the_cpu(backend):
+    signal, decay, tree = scan_inputs(2, 3, 4, 5)
+    maps, weight = features('normal', 2, 3, 4, 5), torch.rand(2, 17)
+    edges = grid_edges(3, 4).int().unsqueeze(0)
+    tree_edges = ops.minimum_spanning_tree(weight, 3, 4)
+    loop = tree_edges.clone()
+    loop[:, 0] = loop[:, 1]
+    apart, outside = edges.clamp(max=10), edges + 5
+    calls = [
+        ('grid_edge_weight', (maps[0], 'cosine')),
+        ('grid_edge_weight', (maps.int(), 'cosine')),
+        ('minimum_spanning_tree', (weight, 3, 5)),
+        ('minimum_spanning_tree', (weight.double(), 3, 4)),
+        ('minimum_spanning_tree', (weight, 1 << 20, 1 << 20)),
+        ('minimum_spanning_tree_from_edges', (apart, weight, 12)),
+        ('minimum_spanning_tree_from_edges', (outside, weight, 12)),
+        ('breadth_first_order', (tree_edges, 3, 4, 12)),
+        ('breadth_first_order', (loop, 3, 4, 0)),
+        ('breadth_first_order', (tree_edges + 99, 3, 4, 0)),
+        ('breadth_first_order_from_edges', (edges, loop, 12, 0)),
+        ('breadth_first_order_from_edges', (outside, tree_edges, 12, 0)),
+        ('breadth_first_order_from_edges', (edges, tree_edges - 5, 12, 0)),
+        ('build_tree', (maps, 'cosine', -1)),
+        ('build_tree', (maps, 'mahalanobis', 0)),
+        ('tree_scan', (signal, decay.double(), *tree, 'both')),
+        ('tree_scan', (signal[:1], decay, *tree, 'both')),
+        ('tree_scan', (signal, decay, *tree, 'down')),
+        ('selective_tree_scan', (signal, decay, decay[0, 0], decay[0], None, *tree, True)),
+    ]
+    for name, arguments in calls:
+        with pytest.raises(RuntimeError) as expected:
+            getattr(torch.ops.grootv, name)(*arguments)
+        with pytest.raises(RuntimeError) as found:
+            getattr(backend, name)(*arguments)
+        # Which of several wrong items or values is named depends on the order of threads.
+        sentence = [
+            str(error.value).splitlines()[0].rpartition(', got')[0] or str(error.value)
+            for error in (found, expected)
+        ]
+        assert sentence[0].split('item')[0] == sentence[1].split('item')[0]
+
+
+def test_a_batch_beyond_the_limit_is_refused(backend):
+    maps = torch.ones(1, 1, 1, 1).expand(1 << 20, 1 << 5, 1 << 5, 1)
+    with pytest.raises(
+        RuntimeError, match=r'build_tree: a batch on a CUDA device must have at most 2.29 vertices'
+    ):
+        torch.ops.grootv_emulated.build_tree(maps, 'cosine', 0)
