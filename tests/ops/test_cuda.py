@@ -176,8 +176,10 @@ def test_the_same_bits_twice(backend):
 @pytest.mark.parametrize('batch', [1, 4])
 def test_a_tree_that_is_none_gives_nan(backend, batch):
     """The device cannot raise an error without waiting, but neither may it hang or read beyond its memory."""
-    for height, width in [(3, 4), backend.large[0]]:
-        signal, decay, tree = scan_inputs(batch, height, width, 5)
+    for (height, width), dtype in itertools.product(
+        [(3, 4), backend.large[0]], (torch.float32, torch.bfloat16)
+    ):
+        signal, decay, tree = scan_inputs(batch, height, width, 5, dtype)
         vertices = height * width
         wrong = {
             'a vertex twice': tree._replace(order=tree.order.clone().index_fill_(1, torch.tensor([1]), 0)),
@@ -197,6 +199,62 @@ def test_a_tree_that_is_none_gives_nan(backend, batch):
             found = backend.tree_scan(signal, decay, order, *tree[1:], 'both')
             assert found[0].isnan().all()
             assert_close(found[1:], ops.tree_scan(signal, decay, tree)[1:])
+
+
+def test_a_wrong_item_leaves_the_others_alone_during_a_capture(monkeypatch):
+    monkeypatch.setenv('GROOTV_CAPTURE', '1')
+    emulated = Backend('emulated')
+    for height, width in [(4, 5), (9, 11)]:
+        vertices = height * width
+        weight = torch.rand(3, 2 * vertices - height - width)
+        tree_edges = ops.minimum_spanning_tree(weight, height, width)
+        edges = grid_edges(height, width).int().expand(3, -1, 2).clone()
+        edges[1] = edges[1].clamp(max=vertices - 3)  # two vertices are joined to nothing
+        found = emulated.minimum_spanning_tree_from_edges(edges, weight, vertices)
+        assert torch.equal(found[::2], tree_edges[::2])
+        assert (found[1] == -1).any()
+        wrong = tree_edges.clone()
+        wrong[1, 0] = wrong[1, 1]
+        tree = ops.breadth_first_order(tree_edges, height, width)
+        for found in (
+            emulated.breadth_first_order(wrong, height, width, 0),
+            emulated.breadth_first_order_from_edges(edges[:1], wrong, vertices, 0),
+        ):
+            for part, expected in zip(found, tree, strict=True):
+                assert torch.equal(part[::2], expected[::2])
+            assert (found[0][1] == -1).any()
+            signal = torch.rand(3, vertices, 2)
+            h = emulated.tree_scan(signal, signal, *found, 'both')
+            assert h[1].isnan().all()
+            assert_close(h[::2], ops.tree_scan(signal, signal, tree)[::2])
+
+
+@pytest.mark.skipif('cuda' not in BACKENDS, reason='no GPU')
+def test_a_block_is_captured_in_a_cuda_graph():
+    from grootv.models.layers.tree_ssm import TreeSSM
+
+    layer, static = TreeSSM(16).cuda(), torch.randn(2, 12, 12, 16, device='cuda', requires_grad=True)
+    parameters = [static, *layer.parameters()]
+
+    def step():
+        output, _ = layer(static)
+        return output, *torch.autograd.grad(output.square().sum(), parameters)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            static.copy_(torch.randn_like(static))
+        graph.replay()
+        for found, expected in zip(captured, step(), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 def test_bad_input_is_told_as_on_the_cpu(backend):

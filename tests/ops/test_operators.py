@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +163,10 @@ CALL_ON_CUDA = (
     ('trouble', 'sentence'),
     [
         ('pathlib.Path.exists = lambda self: self.name != "_cuda.so" and exists(self)', '_cuda.so is not in'),
-        ('torch.ops.load_library = lambda path: load(path if path.name == "_cpu.so" else __file__)', 'does not load'),
+        (
+            'torch.ops.load_library = lambda path: load(path if path.name == "_cpu.so" else __file__)',
+            'does not load',
+        ),
     ],
 )
 def test_a_cuda_library_that_is_not_there_or_does_not_fit_explains_itself(tmp_path, trouble, sentence):
@@ -183,4 +187,6 @@ def test_the_cuda_library_resolves_every_symbol():
     if not torch.version.cuda or not library.exists():
         pytest.skip('no CUDA build of torch, or no CUDA library')
     for name in {call.split()[0] for call in operator_calls()}:
-        assert 'csrc/cuda/' in torch._C._dispatch_dump(f'grootv::{name}').partition('\nCUDA:')[2].splitlines()[0]
+        assert (
+            'csrc/cuda/' in torch._C._dispatch_dump(f'grootv::{name}').partition('\nCUDA:')[2].splitlines()[0]
+        )

@@ -43,6 +43,11 @@ __device__ inline std::byte* shared_memory() {
     return memory;
 }
 
+// A store that other threads may repeat, and read after the next barrier.
+__device__ inline void store_relaxed(int32_t* address, int32_t value) {
+    *static_cast<volatile int32_t*>(address) = value;
+}
+
 __device__ inline void sync_grid() {
     cooperative_groups::this_grid().sync();
 }
@@ -59,6 +64,7 @@ public:
 
     cudaStream_t stream() const { return stream_; }
     void check_call(cudaError_t status) const {
+        if (status != cudaSuccess) cudaGetLastError();  // so that later calls do not meet it again
         check(status == cudaSuccess, function_, ": CUDA reports ", cudaGetErrorString(status));
     }
     int processors() const { return attribute(cudaDevAttrMultiProcessorCount); }
@@ -104,8 +110,9 @@ private:
     void prepare(Kernel* kernel, int64_t shared_bytes) const {
         constexpr int64_t ALWAYS_ALLOWED = 48 << 10;
         if (shared_bytes <= ALWAYS_ALLOWED) return;
-        check_call(
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+        // The same for every call, for threads of the host share it.
+        const auto most = static_cast<int>(this->shared_bytes());
+        check_call(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     }
 
     template <class... Parameters>

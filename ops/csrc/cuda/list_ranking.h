@@ -6,7 +6,7 @@
 namespace grootv {
 
 // The last element of a list points at itself with distance 0, every other at its successor with distance 1.
-struct Link {
+struct alignas(8) Link {
     int32_t next, distance;
 };
 

@@ -5,6 +5,17 @@
 namespace grootv {
 namespace {
 
+// Size of a subtree and its top, the first of equal sizes the greatest; 0 for a leaf.
+using Choice = unsigned long long;
+
+__device__ Choice choice_of(int32_t size, int32_t top) {
+    return static_cast<Choice>(size) << 32 | ~static_cast<uint32_t>(top);
+}
+
+__device__ int32_t preferred_child(Choice choice) {
+    return choice == 0 ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(choice));
+}
+
 // Scratch of the schedule, by position in breadth-first order, which counts through the whole batch.
 struct Scratch {
     static constexpr int COUNTERS = 4 * PathSchedule::ROUNDS + 2;
@@ -12,7 +23,7 @@ struct Scratch {
     int32_t* position;  // by vertex
     int32_t* parent;    // position; the root's own
     int32_t *first_child, *end_child;
-    int32_t* preferred;                     // child, -1 for a leaf
+    Choice* choice;                         // of the preferred child
     Link *links, *spare;                    // two for each position
     int32_t *length, *round, *first_place;  // of the path, at its top
     int32_t* counters;
@@ -37,13 +48,14 @@ __device__ int32_t chunks_of(int32_t length) {
 }
 
 template <class Team>
-__global__ void path_schedule_kernel(PathSchedule schedule, const int32_t* parent, Scratch scratch) {
+__global__ void __launch_bounds__(TEAM_THREADS, 1)
+    path_schedule_kernel(PathSchedule schedule, const int32_t* parent, Scratch scratch) {
     const int32_t vertices = schedule.vertices, item = schedule.shared_by_all ? 0 : blockIdx.x;
     const auto lists = schedule.lists(item);
     const int64_t begin = int64_t{lists.first_item} * vertices, count = int64_t{lists.items} * vertices;
     const int32_t* order = schedule.order;
     int32_t* valid = schedule.valid;
-    Counters counters(scratch.counters + lists.first_item * Scratch::COUNTERS);
+    Counters counters(scratch.counters + int64_t{lists.first_item} * Scratch::COUNTERS);
     auto root_of = [=](int64_t position) { return static_cast<int32_t>(position / vertices * vertices); };
 
     // Positions, and whether every vertex has one.
@@ -90,38 +102,33 @@ __global__ void path_schedule_kernel(PathSchedule schedule, const int32_t* paren
         const int32_t p = static_cast<int32_t>(begin + i), root = root_of(p), above = parent_of(p);
         const bool leaf = scratch.end_child[p] == 0, last = p == root || p + 1 == scratch.end_child[above];
         scratch.links[2 * p] = {leaf ? 2 * p + 1 : 2 * scratch.first_child[p], 1};
+        scratch.choice[p] = 0;
         scratch.links[2 * p + 1] = {last ? 2 * above + 1 : 2 * p + 2, p == root ? 0 : 1};
     });
     Team::sync();
     Link *links = scratch.links + 2 * begin, *spare = scratch.spare + 2 * begin;
     const Link* tour = rank_lists<Team>(links, spare, 2 * begin, 2 * count, 2 * int64_t{vertices});
 
-    // A subtree's size is half the way from entering to leaving it.
+    // The way from entering to leaving a subtree grows with its size.
     for_each<Team>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i);
-        int32_t preferred = -1, largest = 0;
-        for (int32_t q = scratch.first_child[p]; q < scratch.end_child[p]; ++q) {
-            const int32_t way = tour[2 * (q - begin)].distance - tour[2 * (q - begin) + 1].distance;
-            if (way > largest) {
-                preferred = q;
-                largest = way;
-            }
-        }
-        scratch.preferred[p] = preferred;
+        const int32_t p = static_cast<int32_t>(begin + i), above = parent_of(p);
+        const int32_t way = tour[2 * i].distance - tour[2 * i + 1].distance;
+        if (p != above && valid[p / vertices]) atomicMax(scratch.choice + above, choice_of(way, p));
     });
     Team::sync();
+    auto preferred = [=](int32_t p) { return preferred_child(scratch.choice[p]); };
 
     // Every vertex finds the top of its path and its distance from it; the lowest one tells the length.
     for_each<Team>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i), above = parent_of(p);
-        const bool top = p == above || scratch.preferred[above] != p;
+        const bool top = p == above || preferred(above) != p;
         links[i] = {top ? p : above, top ? 0 : 1};
     });
     Team::sync();
     const Link* path = rank_lists<Team>(links, spare, begin, count, vertices);
     for_each<Team>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i);
-        if (scratch.preferred[p] < 0) scratch.length[path[i].next] = path[i].distance + 1;
+        if (preferred(p) < 0) scratch.length[path[i].next] = path[i].distance + 1;
     });
     Team::sync();
 
@@ -138,7 +145,7 @@ __global__ void path_schedule_kernel(PathSchedule schedule, const int32_t* paren
         if (chunks_of(length) > 1) atomicAdd(counters.long_paths + round, 1);
     });
     Team::sync();
-    int32_t* round_ptr = schedule.round_ptr + lists.first_item * 2 * (PathSchedule::ROUNDS + 1);
+    int32_t* round_ptr = schedule.round_ptr + int64_t{lists.first_item} * 2 * (PathSchedule::ROUNDS + 1);
     for_each<Team>(2, [=](int64_t which) {
         const int32_t* number = which == 0 ? counters.chunks : counters.long_paths;
         int32_t* next = which == 0 ? counters.next_chunk : counters.next_long_path;
@@ -177,7 +184,7 @@ __global__ void path_schedule_kernel(PathSchedule schedule, const int32_t* paren
         const int32_t p = static_cast<int32_t>(begin + i);
         if (!valid[p / vertices]) return;
         schedule.places[scratch.first_place[path[i].next] + path[i].distance] = {
-            root_of(p) + order[p], scratch.first_child[p], scratch.end_child[p], scratch.preferred[p]};
+            root_of(p) + order[p], scratch.first_child[p], scratch.end_child[p], preferred(p)};
     });
 }
 
@@ -200,7 +207,7 @@ PathSchedule schedule_paths(const Device& device, Workspace& workspace, const in
                     take(count),
                     take(count),
                     take(count),
-                    take(count),
+                    workspace.take<Choice>(count),
                     workspace.take<Link>(2 * count),
                     workspace.take<Link>(2 * count),
                     take(count),

@@ -12,13 +12,13 @@
 namespace grootv {
 
 // A place on a path. Paths lie one after the other, each from its top down.
-struct PathVertex {
+struct alignas(16) PathVertex {
     int32_t vertex;                  // all numbers count the vertices of the whole batch
     int32_t first_child, end_child;  // positions in breadth-first order
     int32_t preferred_child;         // position, -1 for a leaf
 };
 
-struct PathChunk {
+struct alignas(8) PathChunk {
     static constexpr int LENGTH = 64;
 
     int32_t first, length;  // places
@@ -27,7 +27,7 @@ struct PathChunk {
     int32_t carry;          // index of the path's first carry
 };
 
-struct LongPath {
+struct alignas(8) LongPath {
     int32_t carry, count;  // its chunks' carries
 };
 

@@ -145,11 +145,27 @@ __device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists&
             const PathChunk chunk = lists.chunks[i];
             if (chunk.index + 1 == chunk.count) return;
             const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
+            Values<A, SIGNALS> carry;
+            for (int k = 0; k < SIGNALS; ++k) carry.value[k] = totals.carry[k][at];
             A product = 1;
-            for (int32_t place = chunk.length - 1; place >= 0; --place) {
-                const int64_t row = schedule.places[chunk.first + place].vertex;
-                for (int k = 0; k < SIGNALS; ++k) totals.at(k, row, c) += product * totals.carry[k][at];
-                product *= signals.decay(row, c);
+            for (int32_t end = chunk.length; end > 0; end -= AHEAD) {
+                Values<A, SIGNALS> local[AHEAD];
+                A decay[AHEAD];
+                int32_t row[AHEAD];
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (end - 1 - j < 0) continue;
+                    row[j] = schedule.places[chunk.first + end - 1 - j].vertex;
+                    decay[j] = signals.decay(row[j], c);
+                    for (int k = 0; k < SIGNALS; ++k) local[j].value[k] = totals.at(k, row[j], c);
+                }
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (end - 1 - j < 0) continue;
+                    for (int k = 0; k < SIGNALS; ++k)
+                        totals.at(k, row[j], c) = local[j].value[k] + product * carry.value[k];
+                    product *= decay[j];
+                }
             }
         });
         Team::sync();
@@ -224,16 +240,28 @@ __device__ void down_pass(const PathSchedule& schedule, const PathSchedule::List
             Values<A, SIGNALS> x, carry;
             for (int k = 0; k < SIGNALS; ++k) x.value[k] = carry.value[k] = totals.carry[k][at];
             A product = 1;
-            for (int32_t place = 0; place < chunk.length; ++place) {
-                const int64_t row = schedule.places[chunk.first + place].vertex;
-                const A decay = parts.decay(row, c);
-                const Values<A, SIGNALS> above = x;
-                product *= decay;
-                for (int k = 0; k < SIGNALS; ++k) {
-                    x.value[k] = totals.at(k, row, c) + product * carry.value[k];
-                    totals.at(k, row, c) = x.value[k];
+            for (int32_t begin = 0; begin < chunk.length; begin += AHEAD) {
+                Values<A, SIGNALS> local[AHEAD];
+                A decay[AHEAD];
+                int32_t row[AHEAD];
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (begin + j >= chunk.length) continue;
+                    row[j] = schedule.places[chunk.first + begin + j].vertex;
+                    decay[j] = parts.decay(row[j], c);
+                    for (int k = 0; k < SIGNALS; ++k) local[j].value[k] = totals.at(k, row[j], c);
                 }
-                finish(row, c, false, decay, above, x);
+#pragma unroll
+                for (int j = 0; j < AHEAD; ++j) {
+                    if (begin + j >= chunk.length) continue;
+                    const Values<A, SIGNALS> above = x;
+                    product *= decay[j];
+                    for (int k = 0; k < SIGNALS; ++k) {
+                        x.value[k] = local[j].value[k] + product * carry.value[k];
+                        totals.at(k, row[j], c) = x.value[k];
+                    }
+                    finish(row[j], c, false, decay[j], above, x);
+                }
             }
         });
         Team::sync();
@@ -292,17 +320,21 @@ template <class Team, class Signal, class T, class A>
 __global__ void scan_kernel(Signal signal, PathSchedule schedule, bool both, Totals<A, 1> totals, T* output) {
     const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
     const int64_t channels = totals.channels;
-    auto store = [&](int64_t row, int64_t c) {  // totals are the output if they have its type
-        if constexpr (!std::is_same_v<T, A>) output[row * channels + c] = static_cast<T>(totals.at(0, row, c));
+    auto store = [&](int64_t row, int64_t c, A total) {  // totals are the output if they have its type
+        if constexpr (!std::is_same_v<T, A>) output[row * channels + c] = static_cast<T>(total);
     };
     up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, totals);
     if (both) {
         down_pass<Team>(schedule, lists, OwnSums<Signal, 1>{signal, totals}, totals,
-                        [&](int64_t row, int64_t c, auto...) { store(row, c); });
+                        [&](int64_t row, int64_t c, bool, A, const Values<A, 1>&, const Values<A, 1>& x) {
+                            store(row, c, x.value[0]);
+                        });
     } else {
         const int64_t begin = int64_t{lists.first_item} * schedule.vertices;
         const int64_t end = begin + int64_t{lists.items} * schedule.vertices;
-        Warps<Team>(channels).for_each(begin, end, channels, store);
+        Warps<Team>(channels).for_each(begin, end, channels,
+                                       [&](int64_t row, int64_t c) { store(row, c, totals.at(0, row, c)); });
+        Team::sync();
     }
     for_each_invalid<Team>(schedule, lists, channels,
                            [&](int64_t row, int64_t c) { output[row * channels + c] = static_cast<T>(NAN); });
@@ -399,6 +431,9 @@ public:
         : sizes(sizes), device_(sizes.function, signal), workspace_(signal) {
         order_ = as_contiguous(order), parent_ = as_contiguous(parent);
         check_batch(sizes.function, sizes.batch, sizes.vertices);
+        constexpr int64_t MOST = int64_t{65535} * WARP;
+        check(sizes.channels <= MOST, sizes.function, ": a CUDA device takes at most ", MOST, " channels, got ",
+              sizes.channels);
     }
 
     bool empty() const { return sizes.batch * sizes.channels == 0; }

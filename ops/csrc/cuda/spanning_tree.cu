@@ -209,13 +209,14 @@ __device__ void boruvka(Graph graph, Forest forest) {
 }
 
 template <class Graph>
-__global__ void spanning_tree_block_kernel(Graph graphs, std::byte* memory, int64_t bytes) {
+__global__ void __launch_bounds__(TEAM_THREADS, 1)
+    spanning_tree_block_kernel(Graph graphs, std::byte* memory, int64_t bytes) {
     Graph graph = graphs.select(blockIdx.x);
     boruvka<BlockTeam>(graph, Forest(memory ? memory + blockIdx.x * bytes : shared_memory(), graph.vertices()));
 }
 
 template <class Graph>
-__global__ void spanning_tree_grid_kernel(Graph graphs, std::byte* memory) {
+__global__ void __launch_bounds__(TEAM_THREADS, 1) spanning_tree_grid_kernel(Graph graphs, std::byte* memory) {
     boruvka<GridTeam>(graphs, Forest(memory, graphs.vertices()));
 }
 
@@ -244,18 +245,20 @@ __global__ void edge_flags_kernel(const uint8_t* down, const uint8_t* right, int
 }
 
 __global__ void tree_edges_kernel(const uint8_t* chosen, const int32_t* position, int64_t count, int64_t edges,
-                                  int32_t* tree) {
+                                  int64_t vertices, int32_t* tree) {
     for_each<GridTeam>(count, [=](int64_t i) {
-        if (chosen[i]) tree[position[i]] = static_cast<int32_t>(i % edges);
+        const int64_t graph = i / edges, first = graph * edges;
+        if (chosen[i]) tree[graph * (vertices - 1) + position[i] - position[first]] = static_cast<int32_t>(i - first);
     });
 }
 
-// The indices of the chosen edges, one graph after the other. `tree` is left as it is where edges are missing.
+// The indices of the chosen edges of each graph. `tree` is left as it is where edges are missing.
 void write_tree_edges(const Device& device, Workspace& workspace, const uint8_t* chosen, int64_t count, int64_t edges,
-                      int32_t* tree) {
+                      int64_t vertices, int32_t* tree) {
     auto* position = workspace.take<int32_t>(count);
     exclusive_sum(device, workspace, chosen, position, count);
-    device.launch(tree_edges_kernel, blocks_for(count), ITEM_THREADS, 0, chosen, position, count, edges, tree);
+    device.launch(tree_edges_kernel, blocks_for(count), ITEM_THREADS, 0, chosen, position, count, edges, vertices,
+                  tree);
 }
 
 // What is wrong with an edge list: a vertex that is none (flag, vertex), a graph in several parts (flag, graph).
@@ -290,7 +293,7 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     grid_spanning_tree_cuda(device, workspace, weight.const_data_ptr<float>(), grid.batch, height, width, down, right);
     auto* chosen = workspace.take<uint8_t>(edges);
     device.launch(edge_flags_kernel, blocks_for(edges), ITEM_THREADS, 0, down, right, height, width, edges, chosen);
-    write_tree_edges(device, workspace, chosen, edges, grid.edges, tree.mutable_data_ptr<int32_t>());
+    write_tree_edges(device, workspace, chosen, edges, grid.edges, grid.vertices, tree.mutable_data_ptr<int32_t>());
     return tree;
 }
 
@@ -319,7 +322,7 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     launch_boruvka(device, workspace, graphs, num_vertices);
     device.launch(check_connected_kernel, dim3(graphs.graphs), TEAM_THREADS, sizeof(int32_t), chosen, sizes.count,
                   graphs.size, status_ptr);
-    write_tree_edges(device, workspace, chosen, count, sizes.count, tree.mutable_data_ptr<int32_t>());
+    write_tree_edges(device, workspace, chosen, count, sizes.count, num_vertices, tree.mutable_data_ptr<int32_t>());
     Status found{};
     if (device.read(status_ptr, found.size(), found.data())) {
         GraphWeights::check_vertex(function, found[0] == 0, num_vertices, found[1]);

@@ -46,7 +46,7 @@ public:
         for_each<Team>(COUNT, [this](int64_t i) { next_[i] = 0; });
     }
 
-    __device__ void raise() const { atomicExch(next_, 1); }
+    __device__ void raise() const { store_relaxed(next_, 1); }
     __device__ bool take() { return *next_++ != 0; }
 
 private:

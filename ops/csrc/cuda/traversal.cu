@@ -124,7 +124,10 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
     if (!fine && thread == 0) report(status, blockIdx.x);
     for_each<BlockTeam>(vertices, [=](int64_t p) {
         trees.order[first + p] = fine ? memory.queue[p] : -1;
-        if (fine) trees.parent[first + memory.queue[p]] = memory.parent[p];
+        if (fine)
+            trees.parent[first + memory.queue[p]] = memory.parent[p];
+        else
+            trees.parent[first + p] = -1;
     });
     for_each<BlockTeam>(vertices + 1, [=](int64_t level) {
         trees.level_ptr[first + blockIdx.x + level] = level < levels ? memory.level_ptr[level] : vertices;
@@ -235,11 +238,15 @@ struct Ranking {
 };
 
 template <class Arcs>
-__global__ void euler_tour_kernel(Arcs arcs, int32_t root, Tour tour, Link** ranked, int32_t* status) {
+__global__ void __launch_bounds__(TEAM_THREADS, 1)
+    euler_tour_kernel(Arcs arcs, int32_t root, Tour tour, Link** ranked, TreePointers trees, int32_t* status) {
     const int64_t slots = arcs.slots(), length = 2 * (int64_t{arcs.vertices()} - 1), count = slots * arcs.items;
     for_each<GridTeam>(length * arcs.items, [=](int64_t i) { tour.step[i] = 0; });
     for_each<GridTeam>(int64_t{arcs.vertices()} * arcs.items, [=](int64_t v) {
+        // What a graph that is no tree leaves as it is.
         tour.parent_arc[v] = 0;
+        tour.preorder[v] = trees.parent[v] = -1;
+        tour.depth_key[v] = v / arcs.vertices() * arcs.vertices();
         if (arcs.isolated(static_cast<int32_t>(v))) report(status, v / arcs.vertices());
     });
     for_each<GridTeam>(count, [=](int64_t i) {
@@ -288,8 +295,8 @@ __global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const*
         if (!arcs.exists(i) || !ranking.goes_down(i)) return;
         const int64_t item = ranking.item(i), place = ranking.place(i);
         if (place < 0 || place >= length) return;
-        const int64_t sum = tour.sum[item * length + place] + tour.step[item * length + place] -
-                            item * sums(vertices - 1, vertices - 1);
+        const int64_t sum =
+            tour.sum[item * length + place] + tour.step[item * length + place] - tour.sum[item * length];
         // Of the place + 1 arcs up to this one, `down` go down; each of the others takes one of them back.
         const int64_t index = sum >> 32, down = sum & 0xFFFFFFFF, depth = 2 * down - place - 1;
         if (index < 1 || index >= vertices || depth < 1 || depth >= vertices) return;
@@ -327,7 +334,7 @@ void order_by_tour(const Device& device, Workspace& workspace, Arcs arcs, int64_
               workspace.take<uint64_t>(items * vertices),
               workspace.take<int32_t>(items * vertices)};
     auto** ranked = workspace.take<Link*>(1);
-    device.launch_cooperative(euler_tour_kernel<Arcs>, count, TEAM_THREADS, 0, arcs, root, tour, ranked, status);
+    device.launch_cooperative(euler_tour_kernel<Arcs>, count, TEAM_THREADS, 0, arcs, root, tour, ranked, trees, status);
     exclusive_sum(device, workspace, tour.step, tour.sum, length);
     device.launch(preorder_kernel<Arcs>, blocks_for(count), ITEM_THREADS, 0, arcs, root, tour, ranked, trees);
     SortedPairs sorted =
@@ -351,13 +358,14 @@ void grid_breadth_first_order_cuda(const Device& device, Workspace& workspace, c
     order_by_tour(device, workspace, arcs, vertices, 4 * vertices, root, trees, status);
 }
 
-// Sets the flags of tree edges given by index; all flags are 0 before.
+// Sets the flags of tree edges given by index; all flags, and `seen` by edge, are 0 before.
 __global__ void grid_flags_kernel(const int32_t* tree_edges, int64_t items, int32_t height, int32_t width,
-                                  uint8_t* down, uint8_t* right, int32_t* status) {
+                                  uint8_t* down, uint8_t* right, int32_t* seen, int32_t* status) {
     const int64_t vertices = int64_t{height} * width, vertical = vertices - width;
     for_each<GridTeam>(items * (vertices - 1), [=](int64_t i) {
         const int64_t item = i / (vertices - 1), edge = tree_edges[i], beside = edge - vertical;
         if (edge < 0 || beside >= vertices - height) return report(status, item);
+        if (atomicExch(seen + item * (vertical + vertices - height) + edge, 1)) return report(status, item);
         uint8_t* flag =
             beside < 0 ? down + item * vertices + edge : right + item * vertices + beside + beside / (width - 1);
         *flag = 1;
@@ -403,11 +411,12 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
     Workspace workspace(chosen);
     const int64_t size = grid.batch * grid.vertices;
     Tensor flags = torch::stable::new_zeros(chosen, {2 * size}, ScalarType::Byte);
+    Tensor seen = torch::stable::new_zeros(chosen, {grid.batch * grid.edges}, ScalarType::Int);
     Tensor status = torch::stable::new_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
     auto *down = flags.mutable_data_ptr<uint8_t>(), *right = down + size;
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
     device.launch(grid_flags_kernel, blocks_for(size), ITEM_THREADS, 0, chosen.const_data_ptr<int32_t>(), grid.batch,
-                  height, width, down, right, status_ptr);
+                  height, width, down, right, seen.mutable_data_ptr<int32_t>(), status_ptr);
     grid_breadth_first_order_cuda(device, workspace, down, right, grid.batch, height, width, root, tree.first,
                                   status_ptr);
     Status found{};
