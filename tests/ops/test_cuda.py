@@ -76,9 +76,17 @@ def test_trees_are_equal(backend, kind, batch):
 
 
 def test_a_map_of_the_first_stage(backend):
-    for batch in (1, 2):
+    for batch in (1, 5):  # emulated: the whole grid, and a block each
         maps = features('normal', batch, 56, 56, 16)
-        assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), ops.build_tree(maps))
+        tree = ops.build_tree(maps)
+        assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), tree)
+        # The sums of the scan fit into the shared memory of an emulated block, those of its gradient do not.
+        signal, decay = torch.randn(batch, 3136, 3), torch.rand(batch, 3136, 3)
+        assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
+        arguments = (signal.flip(1), signal, decay, *tree, 'both')
+        expected = torch.ops.grootv.tree_scan_backward(*arguments)
+        for ours, theirs in zip(backend.tree_scan_backward(*arguments), expected, strict=True):
+            assert_close(ours, theirs)
 
 
 def test_non_contiguous_inputs(backend):

@@ -35,7 +35,7 @@ namespace grootv {
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 4096;
 // Threads of a block: of those that work through an item, of scans, and of launches with a thread per element.
-constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, ITEM_THREADS = 256;
+constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, BLOCK_SCAN_THREADS = 1024, ITEM_THREADS = 256;
 
 // Dynamic shared memory of the block, 16-byte aligned.
 __device__ inline std::byte* shared_memory() {

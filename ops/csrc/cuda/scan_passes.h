@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/path_schedule.h"
 #include "tree_scan.h"
@@ -15,6 +16,13 @@ namespace grootv {
 
 // Places whose inputs are read ahead of the recurrence.
 constexpr int AHEAD = 8;
+
+// Threads of a block, at most: many where one block fills a multiprocessor's shared memory. A kernel of two signals
+// needs twice the registers.
+template <class Team>
+constexpr int scan_threads(int signals) {
+    return std::is_same_v<Team, BlockTeam> ? BLOCK_SCAN_THREADS / signals : SCAN_THREADS;
+}
 
 template <class A, int SIGNALS>
 struct Values {
@@ -41,27 +49,39 @@ struct GivenSignal {
     __device__ A decay(int64_t row, int64_t c) const { return static_cast<A>(decay_rows[row * channels + c]); }
 };
 
-// Sums of all vertices, and what long paths carry from chunk to chunk.
+// Sums of all vertices, and what long paths carry from chunk to chunk. A block keeps the sums of its item and its slice
+// of the channels in shared memory if they fit.
 template <class A, int SIGNALS>
 struct Totals {
     A* rows[SIGNALS];
     A* carry[SIGNALS];
     A* product;
     int64_t channels;
+    int32_t slice;  // channels that a team takes at once: a power of two, at most WARP
+    bool in_shared_memory;
+    int64_t stride, first_row, first_channel;
 
-    __device__ A& at(int k, int64_t row, int64_t c) const { return rows[k][row * channels + c]; }
+    __device__ A& at(int k, int64_t row, int64_t c) const {
+        return rows[k][(row - first_row) * stride + c - first_channel];
+    }
+
+    __device__ void take_shared_memory(int64_t vertices) {
+        if (!in_shared_memory) return;
+        stride = slice, first_row = blockIdx.x * vertices, first_channel = int64_t{blockIdx.y} * slice;
+        for (int k = 0; k < SIGNALS; ++k) rows[k] = reinterpret_cast<A*>(shared_memory()) + k * vertices * slice;
+    }
 };
 
-// The warps of a team, and the slices of WARP channels they take.
+// The threads of a team in groups that take a slice of the channels each; a block has one slice, the grid takes all.
 template <class Team>
-struct Warps {
+struct Groups {
     int64_t rank, count;
-    int32_t slices, first_slice, lane;
+    int32_t slice, slices, first_slice, lane;
 
-    __device__ explicit Warps(int64_t channels)
-        : rank(Team::rank() / WARP), count(Team::size() / WARP), lane(threadIdx.x % WARP) {
+    __device__ Groups(int64_t channels, int32_t slice)
+        : rank(Team::rank() / slice), count(Team::size() / slice), slice(slice), lane(threadIdx.x % slice) {
         const bool one_slice = std::is_same_v<Team, BlockTeam>;
-        slices = one_slice ? 1 : static_cast<int32_t>((channels + WARP - 1) / WARP);
+        slices = one_slice ? 1 : static_cast<int32_t>((channels + slice - 1) / slice);
         first_slice = one_slice ? blockIdx.y : 0;
     }
 
@@ -69,7 +89,7 @@ struct Warps {
     template <class Task>
     __device__ void for_each(int64_t begin, int64_t end, int64_t channels, Task task) const {
         for (int64_t i = rank; i < (end - begin) * slices; i += count) {
-            const int64_t channel = (first_slice + i % slices) * WARP + lane;
+            const int64_t channel = (first_slice + i % slices) * slice + lane;
             if (channel < channels) task(begin + i / slices, channel);
         }
     }
@@ -80,13 +100,13 @@ struct Warps {
 template <class Team, int SIGNALS, class A, class Signals>
 __device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists& lists, const Signals& signals,
                         const Totals<A, SIGNALS>& totals) {
-    const Warps<Team> warps(totals.channels);
+    const Groups<Team> groups(totals.channels, totals.slice);
     const int64_t channels = totals.channels;
     const int32_t vertices = schedule.vertices;
     for (int round = PathSchedule::ROUNDS - 1; round >= 0; --round) {
         if (lists.chunk_ptr[round] == lists.chunk_ptr[round + 1]) continue;
         const bool has_long_paths = lists.long_ptr[round] < lists.long_ptr[round + 1];
-        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
             const PathChunk chunk = lists.chunks[i];
             Values<A, SIGNALS> carry{};
             A product = 1;
@@ -128,7 +148,7 @@ __device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists&
         Team::sync();
         if (!has_long_paths) continue;
 
-        warps.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        groups.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
             const LongPath path = lists.long_paths[i];
             Values<A, SIGNALS> carry{};
             for (int32_t chunk = path.count - 1; chunk >= 0; --chunk) {
@@ -141,7 +161,7 @@ __device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists&
             }
         });
         Team::sync();
-        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
             const PathChunk chunk = lists.chunks[i];
             if (chunk.index + 1 == chunk.count) return;
             const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
@@ -178,12 +198,12 @@ __device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists&
 template <class Team, int SIGNALS, class A, class Parts, class Finish>
 __device__ void down_pass(const PathSchedule& schedule, const PathSchedule::Lists& lists, const Parts& parts,
                           const Totals<A, SIGNALS>& totals, const Finish& finish) {
-    const Warps<Team> warps(totals.channels);
+    const Groups<Team> groups(totals.channels, totals.slice);
     const int64_t channels = totals.channels;
     for (int round = 0; round < PathSchedule::ROUNDS; ++round) {
         if (lists.chunk_ptr[round] == lists.chunk_ptr[round + 1]) continue;
         const bool has_long_paths = lists.long_ptr[round] < lists.long_ptr[round + 1];
-        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
             const PathChunk chunk = lists.chunks[i];
             const bool is_final = chunk.index == 0, at_root = is_final && chunk.above < 0;
             Values<A, SIGNALS> x{};
@@ -220,7 +240,7 @@ __device__ void down_pass(const PathSchedule& schedule, const PathSchedule::List
         Team::sync();
         if (!has_long_paths) continue;
 
-        warps.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        groups.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
             const LongPath path = lists.long_paths[i];
             Values<A, SIGNALS> carry{};
             for (int32_t chunk = 0; chunk < path.count; ++chunk) {
@@ -233,7 +253,7 @@ __device__ void down_pass(const PathSchedule& schedule, const PathSchedule::List
             }
         });
         Team::sync();
-        warps.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
             const PathChunk chunk = lists.chunks[i];
             if (chunk.index == 0) return;
             const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
@@ -272,11 +292,11 @@ __device__ void down_pass(const PathSchedule& schedule, const PathSchedule::List
 // they get NaN, for the device cannot raise an error.
 template <class Team, class Put>
 __device__ void for_each_invalid(const PathSchedule& schedule, const PathSchedule::Lists& lists, int64_t channels,
-                                 Put put) {
+                                 int32_t slice, Put put) {
     const int64_t vertices = schedule.vertices;
     for (int64_t item = lists.first_item; item < lists.first_item + lists.items; ++item)
         if (!schedule.valid[item])
-            Warps<Team>(channels).for_each(item * vertices, (item + 1) * vertices, channels, put);
+            Groups<Team>(channels, slice).for_each(item * vertices, (item + 1) * vertices, channels, put);
 }
 
 // ---- the scan of a signal
@@ -316,12 +336,15 @@ struct OwnSums {
     __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
 };
 
+// The totals are the output itself if `output` is null.
 template <class Team, class Signal, class T, class A>
-__global__ void scan_kernel(Signal signal, PathSchedule schedule, bool both, Totals<A, 1> totals, T* output) {
+__global__ void __launch_bounds__(scan_threads<Team>(1), 1)
+    scan_kernel(Signal signal, PathSchedule schedule, bool both, Totals<A, 1> totals, T* output) {
     const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
     const int64_t channels = totals.channels;
-    auto store = [&](int64_t row, int64_t c, A total) {  // totals are the output if they have its type
-        if constexpr (!std::is_same_v<T, A>) output[row * channels + c] = static_cast<T>(total);
+    totals.take_shared_memory(schedule.vertices);
+    auto store = [&](int64_t row, int64_t c, A total) {
+        if (output) output[row * channels + c] = static_cast<T>(total);
     };
     up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, totals);
     if (both) {
@@ -329,15 +352,20 @@ __global__ void scan_kernel(Signal signal, PathSchedule schedule, bool both, Tot
                         [&](int64_t row, int64_t c, bool, A, const Values<A, 1>&, const Values<A, 1>& x) {
                             store(row, c, x.value[0]);
                         });
-    } else {
+    } else if (output) {
         const int64_t begin = int64_t{lists.first_item} * schedule.vertices;
         const int64_t end = begin + int64_t{lists.items} * schedule.vertices;
-        Warps<Team>(channels).for_each(begin, end, channels,
-                                       [&](int64_t row, int64_t c) { store(row, c, totals.at(0, row, c)); });
+        Groups<Team>(channels, totals.slice).for_each(begin, end, channels, [&](int64_t row, int64_t c) {
+            store(row, c, totals.at(0, row, c));
+        });
         Team::sync();
     }
-    for_each_invalid<Team>(schedule, lists, channels,
-                           [&](int64_t row, int64_t c) { output[row * channels + c] = static_cast<T>(NAN); });
+    for_each_invalid<Team>(schedule, lists, channels, totals.slice, [&](int64_t row, int64_t c) {
+        if (output)
+            store(row, c, A(NAN));
+        else
+            totals.at(0, row, c) = A(NAN);
+    });
 }
 
 // ---- its gradient
@@ -389,11 +417,13 @@ struct ScanGradients {
 // The gradient of the signal is the scan of the gradient, for P(i, j) is symmetric. That of a decay pairs what comes
 // down its edge with what goes up, for signal and gradient in turn.
 template <class Team, class Signal, class Out>
-__global__ void scan_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
-                                     Totals<typename Signal::A, 2> sums, Totals<typename Signal::A, 2> totals,
-                                     ScanGradients<Out> gradients) {
+__global__ void __launch_bounds__(scan_threads<Team>(2), 1)
+    scan_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                         Totals<typename Signal::A, 2> sums, Totals<typename Signal::A, 2> totals,
+                         ScanGradients<Out> gradients) {
     using A = typename Signal::A;
     const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
+    sums.take_shared_memory(schedule.vertices);
     up_pass<Team>(schedule, lists, SignalAndGrad<Signal>{signal, grad, sums.channels}, sums);
     down_pass<Team>(schedule, lists, OwnSums<Signal, 2>{signal, sums}, totals,
                     [&](int64_t row, int64_t c, bool root, A decay, const Values<A, 2>& above, const Values<A, 2>& x) {
@@ -402,23 +432,25 @@ __global__ void scan_backward_kernel(Signal signal, const typename Signal::Eleme
                         const A grad_elsewhere = above.value[1] - decay * grad_sum;
                         gradients.put(row, c, x.value[1], root ? A{0} : grad_sum * elsewhere + sum * grad_elsewhere);
                     });
-    for_each_invalid<Team>(schedule, lists, sums.channels,
+    for_each_invalid<Team>(schedule, lists, sums.channels, sums.slice,
                            [&](int64_t row, int64_t c) { gradients.put(row, c, A(NAN), A(NAN)); });
 }
 
 // For direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
 template <class Team, class Signal, class Out>
-__global__ void scan_up_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
-                                        Totals<typename Signal::A, 1> sums, Totals<typename Signal::A, 1> totals,
-                                        ScanGradients<Out> gradients) {
+__global__ void __launch_bounds__(scan_threads<Team>(2), 1)
+    scan_up_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                            Totals<typename Signal::A, 1> sums, Totals<typename Signal::A, 1> totals,
+                            ScanGradients<Out> gradients) {
     using A = typename Signal::A;
     const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
+    sums.take_shared_memory(schedule.vertices);
     up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, sums);
     down_pass<Team>(schedule, lists, GradFromAbove<Signal>{signal, grad, sums.channels}, totals,
                     [&](int64_t row, int64_t c, bool root, A, const Values<A, 1>& above, const Values<A, 1>& x) {
                         gradients.put(row, c, x.value[0], root ? A{0} : sums.at(0, row, c) * above.value[0]);
                     });
-    for_each_invalid<Team>(schedule, lists, sums.channels,
+    for_each_invalid<Team>(schedule, lists, sums.channels, sums.slice,
                            [&](int64_t row, int64_t c) { gradients.put(row, c, A(NAN), A(NAN)); });
 }
 
@@ -431,7 +463,7 @@ public:
         : sizes(sizes), device_(sizes.function, signal), workspace_(signal) {
         order_ = as_contiguous(order), parent_ = as_contiguous(parent);
         check_batch(sizes.function, sizes.batch, sizes.vertices);
-        constexpr int64_t MOST = int64_t{65535} * WARP;
+        constexpr int64_t MOST = 65535 * 4;  // blocks of the smallest slices
         check(sizes.channels <= MOST, sizes.function, ": a CUDA device takes at most ", MOST, " channels, got ",
               sizes.channels);
     }
@@ -445,12 +477,16 @@ public:
     void forward(Signal signal, bool both, T* output) {
         using A = typename Signal::A;
         const PathSchedule schedule = make_schedule();
-        A* rows = own_or<A>(output);
-        auto totals = make_totals<A, 1>({rows});
+        auto totals = make_totals<A, 1>(!schedule.shared_by_all);
+        if constexpr (std::is_same_v<T, A>) {
+            if (!totals.in_shared_memory) std::swap(totals.rows[0], output);
+        } else {
+            if (!totals.in_shared_memory) totals.rows[0] = take<A>();
+        }
         if (schedule.shared_by_all)
-            launch(true, scan_kernel<GridTeam, Signal, T, A>, signal, schedule, both, totals, output);
+            launch<GridTeam, 1>(scan_kernel<GridTeam, Signal, T, A>, totals, signal, schedule, both, totals, output);
         else
-            launch(false, scan_kernel<BlockTeam, Signal, T, A>, signal, schedule, both, totals, output);
+            launch<BlockTeam, 1>(scan_kernel<BlockTeam, Signal, T, A>, totals, signal, schedule, both, totals, output);
     }
 
     template <class Signal, class Out>
@@ -459,23 +495,27 @@ public:
         const PathSchedule schedule = make_schedule();
         A* grad_rows = own_or<A>(gradients.signal);
         if (both) {
-            auto sums = make_totals<A, 2>({take<A>(), take<A>()}), totals = sums;
+            auto sums = make_totals<A, 2>(!schedule.shared_by_all);
+            if (!sums.in_shared_memory) sums.rows[0] = take<A>(), sums.rows[1] = take<A>();
+            auto totals = sums;
             totals.rows[0] = take<A>(), totals.rows[1] = grad_rows;
             if (schedule.shared_by_all)
-                launch(true, scan_backward_kernel<GridTeam, Signal, Out>, signal, grad, schedule, sums, totals,
-                       gradients);
+                launch<GridTeam, 2>(scan_backward_kernel<GridTeam, Signal, Out>, sums, signal, grad, schedule, sums,
+                                    totals, gradients);
             else
-                launch(false, scan_backward_kernel<BlockTeam, Signal, Out>, signal, grad, schedule, sums, totals,
-                       gradients);
+                launch<BlockTeam, 2>(scan_backward_kernel<BlockTeam, Signal, Out>, sums, signal, grad, schedule, sums,
+                                     totals, gradients);
         } else {
-            auto sums = make_totals<A, 1>({take<A>()}), totals = sums;
+            auto sums = make_totals<A, 1>(!schedule.shared_by_all);
+            if (!sums.in_shared_memory) sums.rows[0] = take<A>();
+            auto totals = sums;
             totals.rows[0] = grad_rows;
             if (schedule.shared_by_all)
-                launch(true, scan_up_backward_kernel<GridTeam, Signal, Out>, signal, grad, schedule, sums, totals,
-                       gradients);
+                launch<GridTeam, 2>(scan_up_backward_kernel<GridTeam, Signal, Out>, sums, signal, grad, schedule, sums,
+                                    totals, gradients);
             else
-                launch(false, scan_up_backward_kernel<BlockTeam, Signal, Out>, signal, grad, schedule, sums, totals,
-                       gradients);
+                launch<BlockTeam, 2>(scan_up_backward_kernel<BlockTeam, Signal, Out>, sums, signal, grad, schedule,
+                                     sums, totals, gradients);
         }
     }
 
@@ -502,28 +542,43 @@ private:
             return take<A>();
     }
 
+    // Without rows unless a block may keep them in shared memory: of the greatest slice that fits and gives every
+    // multiprocessor a block.
     template <class A, int SIGNALS>
-    Totals<A, SIGNALS> make_totals(Values<A*, SIGNALS> rows) {
+    Totals<A, SIGNALS> make_totals(bool one_block_each) {
+        constexpr int32_t SMALLEST = 32 / sizeof(A);  // what memory is read in
         const int64_t carries = sizes.batch * PathSchedule::carries_of_one(sizes.vertices) * sizes.channels;
         Totals<A, SIGNALS> totals{};
-        for (int k = 0; k < SIGNALS; ++k) {
-            totals.rows[k] = rows.value[k];
-            totals.carry[k] = workspace_.take<A>(carries);
-        }
+        for (int k = 0; k < SIGNALS; ++k) totals.carry[k] = workspace_.take<A>(carries);
         totals.product = workspace_.take<A>(carries);
-        totals.channels = sizes.channels;
+        totals.channels = totals.stride = sizes.channels;
+        totals.slice = WARP;
+        if (!one_block_each) return totals;
+        auto fits = [&](int64_t slice) { return shared_bytes<A, SIGNALS>(slice) <= device_.shared_bytes(); };
+        auto blocks = [&](int64_t slice) { return sizes.batch * ((sizes.channels + slice - 1) / slice); };
+        int32_t slice = WARP;
+        while (slice > SMALLEST && (!fits(slice) || blocks(slice) < device_.processors())) slice /= 2;
+        totals.in_shared_memory = fits(slice);
+        if (totals.in_shared_memory) totals.slice = slice;
         return totals;
     }
 
-    template <class... Parameters, class... Arguments>
-    void launch(bool shared_by_all, void (*kernel)(Parameters...), Arguments... arguments) {
-        const int64_t slices = (sizes.channels + WARP - 1) / WARP;
-        if (shared_by_all)
-            device_.launch_cooperative(kernel, sizes.batch * sizes.vertices * slices * WARP, SCAN_THREADS, 0,
+    template <class A, int SIGNALS>
+    int64_t shared_bytes(int64_t slice) const {
+        return sizes.vertices * slice * SIGNALS * static_cast<int64_t>(sizeof(A));
+    }
+
+    template <class Team, int KERNEL_SIGNALS, class A, int SIGNALS, class... Parameters, class... Arguments>
+    void launch(void (*kernel)(Parameters...), const Totals<A, SIGNALS>& sums, Arguments... arguments) {
+        const int64_t slices = (sizes.channels + sums.slice - 1) / sums.slice;
+        const int64_t bytes = sums.in_shared_memory ? shared_bytes<A, SIGNALS>(sums.slice) : 0;
+        const int threads = sums.in_shared_memory ? scan_threads<Team>(KERNEL_SIGNALS) : SCAN_THREADS;
+        if constexpr (std::is_same_v<Team, GridTeam>)
+            device_.launch_cooperative(kernel, sizes.batch * sizes.vertices * slices * WARP, threads, bytes,
                                        arguments...);
         else
-            device_.launch(kernel, dim3(static_cast<unsigned>(sizes.batch), static_cast<unsigned>(slices)),
-                           SCAN_THREADS, 0, arguments...);
+            device_.launch(kernel, dim3(static_cast<unsigned>(sizes.batch), static_cast<unsigned>(slices)), threads,
+                           bytes, arguments...);
     }
 
     Device device_;

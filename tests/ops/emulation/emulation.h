@@ -32,7 +32,7 @@ namespace grootv {
 
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 64;
-constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, ITEM_THREADS = 64;
+constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, BLOCK_SCAN_THREADS = 128, ITEM_THREADS = 64;
 
 namespace emulation {
 

@@ -1,6 +1,6 @@
 """Run the tests of the CUDA operators on kernels that sanitizers instrument.
 
-    python -m tests.ops.emulation.sanitize [address] [thread]
+    python -m tests.ops.emulation.sanitize [--only address]
 
 'address' finds accesses beyond an array and undefined behaviour, 'thread' data races: between threads that
 no barrier orders, and between blocks.
@@ -46,6 +46,7 @@ def run(sanitizer: str) -> bool:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('sanitizers', nargs='*', choices=[*RUNTIMES, []], default=[*RUNTIMES])
-    failed = [name for name in parser.parse_args().sanitizers or RUNTIMES if not run(name)]
+    parser.add_argument('--only', choices=RUNTIMES, help='one of them; both otherwise')
+    only = parser.parse_args().only
+    failed = [name for name in RUNTIMES if name == (only or name) and not run(name)]
     sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
