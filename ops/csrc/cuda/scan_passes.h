@@ -95,6 +95,62 @@ struct Groups {
     }
 };
 
+// Carries the results of a round from chunk to chunk along its long paths, upwards or downwards, and adds to every
+// place what its chunk's carry comes to there. decays.decay(row, channel); finish as in down_pass.
+template <class Team, bool UP, int SIGNALS, class A, class Decays, class Finish>
+__device__ void add_carries(const PathSchedule& schedule, const PathSchedule::Lists& lists, int round,
+                            const Decays& decays, const Totals<A, SIGNALS>& totals, const Finish& finish) {
+    const Groups<Team> groups(totals.channels, totals.slice);
+    const int64_t channels = totals.channels;
+    groups.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        const LongPath path = lists.long_paths[i];
+        Values<A, SIGNALS> carry{};
+        for (int32_t step = 0; step < path.count; ++step) {
+            const int64_t at = int64_t{path.carry + (UP ? path.count - 1 - step : step)} * channels + c;
+            for (int k = 0; k < SIGNALS; ++k) {
+                const A out = totals.carry[k][at] + totals.product[at] * carry.value[k];
+                totals.carry[k][at] = carry.value[k];
+                carry.value[k] = out;
+            }
+        }
+    });
+    Team::sync();
+    groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
+        const PathChunk chunk = lists.chunks[i];
+        if (chunk.index == (UP ? chunk.count - 1 : 0)) return;  // nothing is carried into it
+        const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
+        Values<A, SIGNALS> x, carry;
+        for (int k = 0; k < SIGNALS; ++k) x.value[k] = carry.value[k] = totals.carry[k][at];
+        A product = 1;
+        for (int32_t begin = 0; begin < chunk.length; begin += AHEAD) {
+            Values<A, SIGNALS> local[AHEAD];
+            A decay[AHEAD];
+            int32_t row[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) {
+                if (begin + j >= chunk.length) continue;
+                const int32_t place = UP ? chunk.length - 1 - begin - j : begin + j;
+                row[j] = schedule.places[chunk.first + place].vertex;
+                decay[j] = decays.decay(row[j], c);
+                for (int k = 0; k < SIGNALS; ++k) local[j].value[k] = totals.at(k, row[j], c);
+            }
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) {
+                if (begin + j >= chunk.length) continue;
+                const Values<A, SIGNALS> before = x;
+                if (!UP) product *= decay[j];
+                for (int k = 0; k < SIGNALS; ++k) {
+                    x.value[k] = local[j].value[k] + product * carry.value[k];
+                    totals.at(k, row[j], c) = x.value[k];
+                }
+                if (UP) product *= decay[j];
+                finish(row[j], c, false, decay[j], before, x);
+            }
+        }
+    });
+    Team::sync();
+}
+
 // From the leaves to the root: sum = signal + sum over children of decay * sum. signals(row, channel) returns the
 // values of all signals and the decay.
 template <class Team, int SIGNALS, class A, class Signals>
@@ -146,49 +202,7 @@ __device__ void up_pass(const PathSchedule& schedule, const PathSchedule::Lists&
             totals.product[at] = product;
         });
         Team::sync();
-        if (!has_long_paths) continue;
-
-        groups.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
-            const LongPath path = lists.long_paths[i];
-            Values<A, SIGNALS> carry{};
-            for (int32_t chunk = path.count - 1; chunk >= 0; --chunk) {
-                const int64_t at = int64_t{path.carry + chunk} * channels + c;
-                for (int k = 0; k < SIGNALS; ++k) {
-                    const A out = totals.carry[k][at] + totals.product[at] * carry.value[k];
-                    totals.carry[k][at] = carry.value[k];
-                    carry.value[k] = out;
-                }
-            }
-        });
-        Team::sync();
-        groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
-            const PathChunk chunk = lists.chunks[i];
-            if (chunk.index + 1 == chunk.count) return;
-            const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
-            Values<A, SIGNALS> carry;
-            for (int k = 0; k < SIGNALS; ++k) carry.value[k] = totals.carry[k][at];
-            A product = 1;
-            for (int32_t end = chunk.length; end > 0; end -= AHEAD) {
-                Values<A, SIGNALS> local[AHEAD];
-                A decay[AHEAD];
-                int32_t row[AHEAD];
-#pragma unroll
-                for (int j = 0; j < AHEAD; ++j) {
-                    if (end - 1 - j < 0) continue;
-                    row[j] = schedule.places[chunk.first + end - 1 - j].vertex;
-                    decay[j] = signals.decay(row[j], c);
-                    for (int k = 0; k < SIGNALS; ++k) local[j].value[k] = totals.at(k, row[j], c);
-                }
-#pragma unroll
-                for (int j = 0; j < AHEAD; ++j) {
-                    if (end - 1 - j < 0) continue;
-                    for (int k = 0; k < SIGNALS; ++k)
-                        totals.at(k, row[j], c) = local[j].value[k] + product * carry.value[k];
-                    product *= decay[j];
-                }
-            }
-        });
-        Team::sync();
+        if (has_long_paths) add_carries<Team, true>(schedule, lists, round, signals, totals, [](auto...) {});
     }
 }
 
@@ -238,53 +252,7 @@ __device__ void down_pass(const PathSchedule& schedule, const PathSchedule::List
             totals.product[at] = product;
         });
         Team::sync();
-        if (!has_long_paths) continue;
-
-        groups.for_each(lists.long_ptr[round], lists.long_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
-            const LongPath path = lists.long_paths[i];
-            Values<A, SIGNALS> carry{};
-            for (int32_t chunk = 0; chunk < path.count; ++chunk) {
-                const int64_t at = int64_t{path.carry + chunk} * channels + c;
-                for (int k = 0; k < SIGNALS; ++k) {
-                    const A out = totals.carry[k][at] + totals.product[at] * carry.value[k];
-                    totals.carry[k][at] = carry.value[k];
-                    carry.value[k] = out;
-                }
-            }
-        });
-        Team::sync();
-        groups.for_each(lists.chunk_ptr[round], lists.chunk_ptr[round + 1], channels, [&](int64_t i, int64_t c) {
-            const PathChunk chunk = lists.chunks[i];
-            if (chunk.index == 0) return;
-            const int64_t at = int64_t{chunk.carry + chunk.index} * channels + c;
-            Values<A, SIGNALS> x, carry;
-            for (int k = 0; k < SIGNALS; ++k) x.value[k] = carry.value[k] = totals.carry[k][at];
-            A product = 1;
-            for (int32_t begin = 0; begin < chunk.length; begin += AHEAD) {
-                Values<A, SIGNALS> local[AHEAD];
-                A decay[AHEAD];
-                int32_t row[AHEAD];
-#pragma unroll
-                for (int j = 0; j < AHEAD; ++j) {
-                    if (begin + j >= chunk.length) continue;
-                    row[j] = schedule.places[chunk.first + begin + j].vertex;
-                    decay[j] = parts.decay(row[j], c);
-                    for (int k = 0; k < SIGNALS; ++k) local[j].value[k] = totals.at(k, row[j], c);
-                }
-#pragma unroll
-                for (int j = 0; j < AHEAD; ++j) {
-                    if (begin + j >= chunk.length) continue;
-                    const Values<A, SIGNALS> above = x;
-                    product *= decay[j];
-                    for (int k = 0; k < SIGNALS; ++k) {
-                        x.value[k] = local[j].value[k] + product * carry.value[k];
-                        totals.at(k, row[j], c) = x.value[k];
-                    }
-                    finish(row[j], c, false, decay[j], above, x);
-                }
-            }
-        });
-        Team::sync();
+        if (has_long_paths) add_carries<Team, false>(schedule, lists, round, parts, totals, finish);
     }
 }
 
