@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/scan_passes.h"
+#include "cuda/scan.h"
 
 namespace grootv {
 namespace {
