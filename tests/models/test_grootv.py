@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
@@ -54,7 +55,14 @@ def test_maps_of_any_size_halve_and_double(size):
     for i, x in enumerate(maps):
         expected = [-(-side // 2 ** (i + 2)) for side in size]
         assert x.shape == (2, 8 * 2**i, *expected)
-        assert x.permute(0, 2, 3, 1).is_contiguous()
+        assert x.is_contiguous()
+
+
+def test_mmcv_operators_which_ignore_strides_read_the_maps_right():
+    (x,) = pico(out_indices=(1,))(image(64, 64))
+    boxes = torch.tensor([[0, 0.0, 0.0, 40.0, 50.0], [1, 8.0, 16.0, 60.0, 60.0]])
+    ours = RoIAlign(7, 1 / 8, 2)(x, boxes)
+    assert torch.equal(ours, RoIAlign(7, 1 / 8, 2, use_torchvision=True)(x, boxes))
 
 
 def test_an_empty_batch_gives_empty_maps():

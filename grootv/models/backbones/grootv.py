@@ -93,15 +93,15 @@ class GrootV(BaseModule):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Image (B, in_channels, H, W), any H and W -> the maps of ``out_indices``.
 
-        Map i has shape (B, C * 2**i, ceil(H / 2**(i+2)), ceil(W / 2**(i+2))); its memory is
-        channels last.
+        Map i has shape (B, C * 2**i, ceil(H / 2**(i+2)), ceil(W / 2**(i+2))) and is contiguous:
+        operators of mmcv such as RoIAlign read its memory without its strides.
         """
         x = self.stem(image)
         maps = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                maps.append(x.permute(0, 3, 1, 2))
+                maps.append(x.permute(0, 3, 1, 2).contiguous())
             if index == self.out_indices[-1]:
                 break
             x = stage.downsample(x)
