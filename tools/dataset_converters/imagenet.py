@@ -1,0 +1,181 @@
+"""Unpack the official archives of ImageNet-1K (ILSVRC2012), or check a folder of it.
+
+    python tools/dataset_converters/imagenet.py SRC data/imagenet [--check] [--meta]
+    python tools/dataset_converters/imagenet.py data/imagenet --check
+
+SRC holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as downloaded. OUT
+becomes OUT/{train,val}/WNID/*.JPEG; the WordNet ids in their order are the classes 0 to 999. A second call
+goes on after an interruption. See docs/data.md.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import mat4py
+from rich.progress import track
+from timm.data.imagenet_info import ImageNetInfo
+from torchvision.datasets.imagenet import ARCHIVE_META
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from archives import Archive, Bar, Part, describe, prepare, tar_entries, write
+
+from grootv.utils import cli
+from grootv.utils.errors import UserError
+
+PAGE = 'https://image-net.org/challenges/LSVRC/2012/2012-downloads.php'
+TRAIN, VAL, DEVKIT = (
+    Archive(name, PAGE, md5) for name, md5 in (ARCHIVE_META[key] for key in ('train', 'val', 'devkit'))
+)
+WNIDS = tuple(ImageNetInfo('imagenet-1k').label_names())
+NAMED = 5  # how many of the missing things a sentence names
+
+
+def unpack_train(part: Part, paths: list[Path], place: Path, bar: Bar) -> None:
+    """Unpack a tar of one tar a class. A class is moved into ``place`` once it is whole."""
+    with tarfile.open(paths[0], 'r:') as archive:
+        classes = [entry for entry in tar_entries(archive) if re.fullmatch(r'n\d{8}\.tar', entry.name)]
+        bar.expect(sum(entry.size for entry in classes))
+        for entry in classes:
+            folder = place / entry.name.removesuffix('.tar')
+            if not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                draft = place.with_name('classes') / folder.name
+                with entry.open() as file, tarfile.open(fileobj=file, mode='r:') as images:
+                    write(tar_entries(images), draft, advance=lambda size: None)
+                place.mkdir(exist_ok=True)
+                draft.replace(folder)
+            bar.advance(entry.size)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a class that was moved to its place has reached the disk: a power cut leaves empty files."""
+    return folder.is_dir() and all(path.stat().st_size for path in folder.iterdir())
+
+
+def unpack_val(part: Part, paths: list[Path], place: Path, bar: Bar) -> None:
+    """Unpack a flat tar into one folder a class."""
+    wnids = validation_wnids(paths[1])
+    folders = {f'ILSVRC2012_val_{number:08d}.JPEG': wnid for number, wnid in enumerate(wnids, 1)}
+    with tarfile.open(paths[0], 'r:') as archive:
+        images = [entry for entry in tar_entries(archive) if entry.name in folders]
+        bar.expect(sum(image.size for image in images))
+        write(
+            (replace(image, name=f'{folders[image.name]}/{image.name}') for image in images),
+            place,
+            bar.advance,
+        )
+
+
+def validation_wnids(devkit: Path) -> list[str]:
+    """WordNet ids of the validation images, in the order of their numbers."""
+    folder = DEVKIT.name.removesuffix('.tar.gz') + '/data/'
+    with tarfile.open(devkit, 'r:gz') as archive:
+        meta = mat4py.loadmat(BytesIO(archive.extractfile(folder + 'meta.mat').read()))['synsets']
+        truth = archive.extractfile(folder + 'ILSVRC2012_validation_ground_truth.txt').read()
+    wnids = dict(zip(meta['ILSVRC2012_ID'], meta['WNID'], strict=True))
+    return [wnids[int(line)] for line in truth.split()]
+
+
+PARTS = [
+    Part('val', (VAL, DEVKIT), r'n\d{8}/ILSVRC2012_val_\d{8}\.JPEG', 50_000, unpack_val),
+    Part('train', (TRAIN,), r'(n\d{8})/\1_\d+\.JPEG', 1_281_167, unpack_train),
+]
+
+
+def check(out: Path) -> None:
+    """Check a folder without its archives.
+
+    Raises:
+        UserError: If classes or images are missing, images are empty, or folders are of no class.
+    """
+    faults = [f'{out / part.path} {fault}' for part in PARTS for fault in find_faults(out, part)]
+    if faults:
+        raise UserError('; '.join(faults) + f': move it away and unpack the archives of {PAGE} anew')
+    print(f'{out} is complete: {describe(PARTS)}')
+
+
+def find_faults(out: Path, part: Part) -> list[str]:
+    """What is wrong with a part, in half sentences."""
+    place, faults = out / part.path, []
+    if not place.is_dir():
+        return ['does not exist']
+    if meta_file(out, part).is_file():  # mmpretrain reads it, and takes no class from a folder's name
+        images = [line.rpartition(' ')[0] for line in meta_file(out, part).read_text().splitlines()]
+    else:
+        folders = {path.name for path in place.glob('*') if path.is_dir()}
+        images = list_images(place, sorted(folders))
+        filled = {name.split('/')[0] for name in images}
+        faults += tell('lacks', sorted(set(WNIDS) - filled), f'of {len(WNIDS):,} classes')
+        faults += tell('has', sorted(folders - set(WNIDS)), 'folders of no class')
+    if part.path == 'val':
+        present = {name.rpartition('/')[2] for name in images}
+        expected = (f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, part.count + 1))
+        faults += tell('lacks', [name for name in expected if name not in present], 'images')
+    if len(images) != part.count:
+        faults.append(f'has {len(images):,} images instead of {part.count:,}')
+    shown = track(images, f'checking {part.path}', transient=True, disable=not sys.stdout.isatty())
+    return faults + tell('has', [name for name in shown if not size(place / name)], 'missing or empty images')
+
+
+def tell(verb: str, names: Sequence[str], what: str) -> list[str]:
+    """A half sentence with the number of ``names`` and the first of them; nothing without any."""
+    more = ', ...' if len(names) > NAMED else ''
+    return [f'{verb} {len(names):,} {what} ({", ".join(names[:NAMED])}{more})'] if names else []
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def list_images(place: Path, folders: Sequence[str]) -> list[str]:
+    """Paths below ``place``, ordered as mmpretrain orders them."""
+    return [f'{name}/{image.name}' for name in folders for image in sorted((place / name).glob('*.JPEG'))]
+
+
+def meta_file(out: Path, part: Part) -> Path:
+    return out / 'meta' / f'{part.path}.txt'
+
+
+def write_meta(out: Path) -> None:
+    """Write mmpretrain's lists, an image and its class a line, where there are none."""
+    for part in PARTS:
+        path = meta_file(out, part)
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            draft = path.with_name(f'.{path.name}.draft')
+            with draft.open('w') as file:
+                for label, wnid in enumerate(WNIDS):
+                    images = list_images(out / part.path, [wnid])
+                    file.writelines(f'{name} {label}\n' for name in images)
+            draft.replace(path)
+        print(f'{path}: {part.count:,} lines')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('src', type=Path, nargs='?', help='folder of the three tar archives')
+    parser.add_argument('out', type=Path, help='folder to create, for example data/imagenet')
+    parser.add_argument('--check', action='store_true', help='look for what is missing in OUT')
+    parser.add_argument('--meta', action='store_true', help='write OUT/meta/{train,val}.txt as well')
+    args = parser.parse_args()
+    if args.src is None and not args.check:
+        parser.error('give SRC OUT, or OUT --check')
+    with cli.stoppable(lambda: '; the same command goes on from here'):
+        if args.src is not None:
+            prepare('imagenet', PARTS, args.src, args.out)
+        if args.check:
+            check(args.out)
+        if args.meta:
+            write_meta(args.out)
+
+
+if __name__ == '__main__':
+    cli.run(main)
