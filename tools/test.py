@@ -132,10 +132,11 @@ def main() -> None:
     cli.check_checkpoint(args.checkpoint)
     merge_args(cfg, args)
     install_safe_loader(trust=args.trust_checkpoint)
-    cli.check_data(cfg, ['test_dataloader'])
+    cli.check_data(cfg, ['test_dataloader', 'test_evaluator'])
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(CheckpointKeysHook())
+    runner.register_hook(cli.StopHook())
     if item == 'pred':
         runner.test_evaluator.metrics.append(dumper(cfg.get('default_scope'), args.out))
     metrics = runner.test()

@@ -12,9 +12,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from grootv.engine import CheckpointKeysHook
-from grootv.utils import cli, distributed
+from grootv.utils import cli, distributed, pretrained
 from grootv.utils.checkpoint import install_safe_loader
 from grootv.utils.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,6 +101,16 @@ def check_schedule(cfg: Config) -> None:
             )
 
 
+def check_layer_decay(cfg: Config) -> None:
+    """Refuse a rate that nothing would read: MMEngine's own constructor passes over it."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if 'layer_decay_rate' in (wrapper.get('paramwise_cfg') or {}) and not wrapper.get('constructor'):
+        raise UserError(
+            'optim_wrapper.paramwise_cfg.layer_decay_rate has no effect by itself: add '
+            '--cfg-options optim_wrapper.constructor=grootv.LayerDecayOptimWrapperConstructor'
+        )
+
+
 def how_to_continue(work_dir: str) -> str:
     """End of the sentence that tells of an interruption."""
     last = latest_checkpoint(work_dir)
@@ -112,13 +124,20 @@ def main() -> None:
         raise UserError(f'{args.config} has no train_dataloader: give a config that trains')
     merge_args(cfg, args)
     check_schedule(cfg)
+    check_layer_decay(cfg)
     install_safe_loader(trust=args.trust_checkpoint)
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg.load_from)
-    cli.check_data(cfg, ['train_dataloader', 'val_dataloader'])
+    cli.check_data(cfg, ['train_dataloader', 'val_dataloader', 'val_evaluator'])
+    if cfg.get('resume'):
+        pretrained.drop(cfg)
+    else:
+        pretrained.check_files(cfg, CONFIGS)
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    pretrained.check_fit(runner.model)
     runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
+    runner.register_hook(cli.StopHook())
     with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):
         runner.train()
 

@@ -1,5 +1,8 @@
-"""Data loading that OpenMMLab does not have. Importing this package registers it."""
+"""Data loading that OpenMMLab does not have. Importing this package registers it.
 
-from .transforms import LoadImageFromFile
+``grootv.datasets.coco`` is imported only when a config asks for it: it needs mmdet.
+"""
 
-__all__ = ['LoadImageFromFile']
+from .transforms import CheckSegLabels, LoadImageFromFile, LoadSegAnnotations
+
+__all__ = ['CheckSegLabels', 'LoadImageFromFile', 'LoadSegAnnotations']

@@ -1,23 +1,22 @@
 """Read checkpoints without running code that they may contain."""
 
+import logging
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
-from grootv.utils.errors import UserError
-
-_SHOWN = 3  # names listed in an error
+from grootv.utils.errors import UserError, first
 
 
 def safe_globals() -> list:
@@ -114,13 +113,20 @@ def state_dict_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     return OrderedDict((name.removeprefix('module.'), value) for name, value in state.items())
 
 
-def check_keys(model: nn.Module, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+def check_keys(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    strict: bool = True,
+    classes: Sequence[str] | None = None,
+) -> None:
     """Compare a checkpoint with a model by names and shapes.
 
     Args:
         model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
         checkpoint: What :func:`load_checkpoint_file` returned.
-        strict: Whether every weight must match, or a single one is enough.
+        strict: Whether every weight must match. Otherwise one is enough, and a warning tells which
+            ones are not loaded.
+        classes: Classes of the data, to be told where the checkpoint has others.
 
     Raises:
         UserError: Names the first weights that do not fit.
@@ -128,29 +134,57 @@ def check_keys(model: nn.Module, checkpoint: Mapping[str, Any], strict: bool = T
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     wanted, found = model.state_dict(), state_dict_of(checkpoint)
-    missing = [name for name in wanted if name not in found and 'num_batches_tracked' not in name]
-    foreign = [name for name in found if name not in wanted]
-    shapes = [
-        f'{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}'
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
+    faults = misfits(wanted, found)
+    if not faults:
+        return
+    text = describe(faults) + other_classes(checkpoint, classes)
     if strict:
-        parts = {'missing': missing, 'unknown': foreign, 'other shape': shapes}
-        faults = [f'{kind}: {_first(names)}' for kind, names in parts.items() if names]
-        if faults:
-            raise UserError(
-                f'checkpoint does not fit the model {type(model).__name__} of the config '
-                f'({"; ".join(faults)}): give the config that the checkpoint was trained with'
-            )
-    elif len(shapes) == len(wanted.keys() & found.keys()):
+        raise UserError(
+            f'checkpoint does not fit the model {type(model).__name__} of the config '
+            f'({text}): give the config that the checkpoint was trained with'
+        )
+    if not fitting(wanted, found):
         raise UserError(
             f'checkpoint shares no weight with the model {type(model).__name__} of the config '
-            f'(it holds {_first(found)}; the model needs {_first(wanted)}): load another file'
+            f'(it holds {first(found)}; the model needs {first(wanted)}): load another file'
         )
+    print_log(
+        f'checkpoint fits the model {type(model).__name__} in part, the rest is not loaded ({text})',
+        'current',
+        logging.WARNING,
+    )
 
 
-def _first(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more
+def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of the weights that cannot be loaded, by what is wrong with them."""
+    faults = {
+        'missing': [name for name in wanted if name not in found and 'num_batches_tracked' not in name],
+        'unknown': [name for name in found if name not in wanted],
+        'other shape': [
+            f'{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}'
+            for name in wanted
+            if name in found and found[name].shape != wanted[name].shape
+        ],
+    }
+    return {kind: names for kind, names in faults.items() if names}
+
+
+def describe(faults: Mapping[str, list[str]]) -> str:
+    return '; '.join(f'{kind}: {first(names)}' for kind, names in faults.items())
+
+
+def fitting(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights that can be loaded."""
+    return [name for name in wanted if name in found and found[name].shape == wanted[name].shape]
+
+
+def other_classes(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) -> str:
+    """End of a sentence that tells how many classes the checkpoint and the data have, if they differ."""
+    meta = checkpoint.get('meta')
+    trained = (meta.get('dataset_meta') or {}).get('classes') if isinstance(meta, Mapping) else None
+    if not trained or not classes or len(trained) == len(classes):
+        return ''
+    return (
+        f'; it was trained with {len(trained)} classes, {first(trained)}, '
+        f'and the config has {len(classes)}, {first(classes)}'
+    )

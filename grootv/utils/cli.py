@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from grootv.utils.distributed import rank
@@ -26,6 +27,7 @@ from grootv.utils.errors import UserError
 _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
 _RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
 _RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
+_NO_SAMPLES = 'need at least one array to concatenate'  # MMEngine packs the samples of a data set
 _OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
 
 
@@ -69,6 +71,19 @@ def stoppable(hint: Callable[[], str] = str) -> Iterator[None]:
         if _received is None:
             raise
         raise Interrupted(_received, hint()) from None
+
+
+class StopHook(Hook):
+    """End a run at its next iteration where Python lost the exception of a signal.
+
+    It ignores exceptions in destructors and around a fork, and data-loading processes end and start there.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def _before_iter(self, runner, batch_idx, data_batch=None, mode='train') -> None:
+        if _received is not None:
+            raise KeyboardInterrupt
 
 
 class KeyValueAction(DictAction):
@@ -182,29 +197,47 @@ def prepare_for_cpu(cfg: Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() - busy))
 
 
-def check_data(cfg: Config, loaders: Sequence[str]) -> None:
-    """Look for the data folders before anything is built or written.
+def check_data(cfg: Config, names: Sequence[str]) -> None:
+    """Look for the data before anything is built or written.
+
+    Args:
+        cfg: Config of the run.
+        names: Keys of its loaders and evaluators.
 
     Raises:
-        UserError: If a ``data_root`` below one of the loaders is not a folder.
+        UserError: If a data folder or an annotation file below one of them does not exist.
     """
+
+    def look(kind: str, path: Any, key: str, place: str, exists: Callable[[Path], bool]) -> None:
+        if isinstance(path, str) and path and '://' not in path and not exists(Path(path)):
+            raise UserError(
+                f'{kind} {path} does not exist: put the data there, or give its place '
+                f'with --cfg-options {key}={place}'
+            )
 
     def walk(node: Any, key: str) -> None:
         if isinstance(node, Mapping):
-            root = node.get('data_root')
-            if isinstance(root, str) and root and '://' not in root and not Path(root).is_dir():
-                raise UserError(
-                    f'data folder {root} does not exist: put the data there, or give its place '
-                    f'with --cfg-options {key}.data_root=FOLDER'
-                )
+            root = node.get('data_root') or ''
+            look('data folder', root, f'{key}.data_root', 'FOLDER', Path.is_dir)
+            files = node.get('ann_file') or ''
+            look('annotation file', join(root, files), f'{key}.ann_file', 'FILE', Path.exists)
+            prefixes = node.get('data_prefix') or {}
+            for name, prefix in prefixes.items() if isinstance(prefixes, Mapping) else [('', prefixes)]:
+                place = '.'.join(filter(None, (key, 'data_prefix', name)))
+                look('data folder', join(root, prefix or ''), place, 'FOLDER', Path.is_dir)
             for name in ('dataset', 'datasets'):
                 walk(node.get(name), f'{key}.{name}')
         elif isinstance(node, Sequence) and not isinstance(node, str):
             for index, element in enumerate(node):
                 walk(element, f'{key}.{index}')
 
-    for loader in loaders:
-        walk(cfg.get(loader), loader)
+    for name in names:
+        walk(cfg.get(name), name)
+
+
+def join(root: str, path: Any) -> Any:
+    """A path below the data folder as MMEngine joins it."""
+    return os.path.join(root, path) if isinstance(path, str) and path and '://' not in path else path
 
 
 def check_checkpoint(path: str) -> None:
@@ -240,6 +273,14 @@ def explain(error: BaseException) -> str | None:
         return 'the GPU has too little memory: lower train_dataloader.batch_size, or use --amp'
     if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):
         return f'no images in the data folder: {text}'
+    if isinstance(error, RuntimeError) and 'scalar type' in text and _raised_in(error, _OPENMMLAB):
+        return f'an operator of mmcv lacks reduced precision on this device ({text}): leave out --amp'
+    if (
+        isinstance(error, ValueError)
+        and text == 'need at least one array to concatenate'
+        and _building(error)
+    ):
+        return 'a data set of the config has no image: check its data_root, data_prefix and file endings'
     # OpenMMLab checks a config by assertions, and every constructor by errors of its own.
     if isinstance(error, AssertionError) and text and _raised_in(error, _OPENMMLAB):
         return text

@@ -26,7 +26,8 @@ def prepare(cfg: Config) -> None:
     """Make ``cfg.launcher`` work with or without GPUs.
 
     With GPUs MMEngine does the rest. Without, this starts a gloo group before the Runner is built
-    and tells DistributedDataParallel to use no device.
+    and tells DistributedDataParallel to use no device. BatchNorm layers then keep the statistics of
+    their own process, whatever ``cfg.sync_bn`` says: PyTorch joins them on GPUs only.
 
     Raises:
         UserError: If the launcher's variables are not set, or this process has no GPU of its own.
@@ -55,6 +56,7 @@ def prepare(cfg: Config) -> None:
     os.environ.setdefault('MASTER_PORT', _PORT)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+    cfg.sync_bn = None
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel',
         'broadcast_buffers': False,

@@ -30,6 +30,11 @@ def test_other_decoders_remain_possible(image):
     assert load(image, imdecode_backend='cv2')['img'].shape == (40, 30, 3)
 
 
+def test_an_image_that_is_there_already_stays():
+    there = dict(img=np.zeros((4, 3, 3), np.uint8))
+    assert LoadImageFromFile()(there) is there
+
+
 def test_a_truncated_image_is_named_and_not_filled_with_grey(image):
     image.write_bytes(image.read_bytes()[:-500])
     with pytest.raises(UserError, match=f'image {image} cannot be read .*truncated'):

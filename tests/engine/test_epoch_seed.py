@@ -1,14 +1,19 @@
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from mmengine.evaluator import Evaluator
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 
-from grootv.engine import EpochSeedHook
+from grootv.engine import CheckpointHook, EpochSeedHook
 
 
 class Draws(Dataset):
@@ -30,7 +35,8 @@ def loader_of_mmengine(workers: int, seed: int = 1):
 
 def runner(loader, seed: int = 1, rank: int = 0, iteration: int = 0, **randomness):
     cfg = Config(dict(randomness=randomness))
-    fields = dict(train_dataloader=loader, seed=seed, rank=rank, iter=iteration, cfg=cfg)
+    fields = dict(train_dataloader=loader, train_loop=None, hooks=[], seed=seed, rank=rank, iter=iteration)
+    fields.update(cfg=cfg)
     return SimpleNamespace(**fields)
 
 
@@ -74,3 +80,90 @@ def test_a_seeding_function_of_the_user_stays():
     loader.worker_init_fn = print
     EpochSeedHook().before_train(runner(loader))
     assert loader.worker_init_fn is print
+
+
+class Noisy(BaseModel):
+    """Its weight shows what was drawn: order of samples, augmentations and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5))
+
+    def forward(self, *inputs, mode='tensor'):
+        if mode == 'predict':
+            torch.rand(3)
+            return [None]
+        return dict(loss=(nn.functional.dropout(self.weight) * torch.stack(inputs)).square().sum())
+
+
+class Numbers(Dataset):
+    """Samples that can be told apart, with a draw of each generator."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        return torch.tensor([index / 7, 1.0, random.random(), np.random.rand(), torch.rand(()).item()])
+
+
+class Judge(Evaluator):
+    """Draws, as any part of a validation may."""
+
+    def __init__(self):
+        super().__init__([])
+
+    def evaluate(self, size):
+        random.random(), np.random.rand()
+        return {}
+
+
+def train(folder: Path, workers: int, resume: Path | None = None, **loop: int) -> torch.Tensor:
+    """The weight at the end of a run by iterations if ``loop`` counts them, by epochs otherwise."""
+    by_epoch = 'max_epochs' in loop
+    sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
+    data = dict(dataset=Numbers(), batch_size=2, num_workers=workers, persistent_workers=False)
+    data.update(collate_fn=dict(type='pseudo_collate'))
+    hooks = dict(
+        checkpoint=CheckpointHook(interval=1 if by_epoch else 2, by_epoch=by_epoch),
+        sampler_seed=dict(type='DistSamplerSeedHook'),
+        epoch_seed=EpochSeedHook(),
+    )
+    runner = Runner(
+        model=Noisy(),
+        work_dir=str(folder),
+        train_dataloader=dict(data, sampler=sampler),
+        train_cfg=dict(by_epoch=by_epoch, **loop),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+        val_dataloader=dict(data, sampler=dict(type='DefaultSampler', shuffle=False)),
+        val_cfg=dict(),
+        val_evaluator=Judge(),
+        default_hooks=hooks,
+        load_from=resume and str(resume),
+        resume=resume is not None,
+        randomness=dict(seed=3),
+        experiment_name=f'{folder}',
+        log_level='ERROR',
+    )
+    runner.train()
+    return runner.model.weight
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_run_by_iterations_goes_on_as_if_never_stopped(tmp_path, workers):
+    # Validation after 3, 6 and 8: between two checkpoints, and together with one.
+    loop = dict(max_iters=8, val_interval=3)
+    whole = train(tmp_path / 'whole', workers, **loop)
+    for step in (2, 4, 6):
+        again = train(tmp_path / f'from{step}', workers, tmp_path / f'whole/iter_{step}.pth', **loop)
+        torch.testing.assert_close(again, whole, rtol=0, atol=0, msg=f'resumed at {step}')
+
+
+def test_a_loader_that_cannot_skip_is_left_alone():
+    # MMEngine would step it on by that many batches, from where it is.
+    run = runner(loader_of_mmengine(0))
+    run.train_loop = SimpleNamespace(dataloader_iterator=SimpleNamespace(skip_iter=pytest.fail))
+    run.hooks = [CheckpointHook(interval=1, by_epoch=False)]
+    hook = EpochSeedHook()
+    hook.before_train(run)
+    hook.after_train_iter(run, 0)
+    hook.after_val(run)

@@ -54,6 +54,12 @@ def test_without_a_config_one_line_is_all_there_is(name, tmp_path):
         (('optim_wraper.optimizer.lr=1',), 'did you mean optim_wrapper?'),
         (('load_from=gone.pth',), 'checkpoint gone.pth does not exist: check the path'),
         (('train_dataloader=None',), 'has no train_dataloader'),
+        (('train_dataloader.dataset.ann_file=a.txt',), 'data/a.txt does not exist: put the data there'),
+        (('val_evaluator.ann_file=a.json',), '--cfg-options val_evaluator.ann_file=FILE'),
+        (
+            ('optim_wrapper.paramwise_cfg.layer_decay_rate=0.9',),
+            'has no effect by itself: add --cfg-options optim_wrapper.constructor=grootv.LayerDecay',
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(config, tmp_path, failure, options, told):
@@ -123,6 +129,70 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (self.trace,)
+
+
+def starting_from(path: object, prefix: str = 'backbone.') -> tuple[str, ...]:
+    """Options of a run whose backbone starts from a file."""
+    values = dict(type='Pretrained', checkpoint=path, prefix=prefix)
+    return tuple(f'model.backbone.init_cfg.{name}={value}' for name, value in values.items())
+
+
+@pytest.fixture(scope='module')
+def trained(config) -> Path:
+    """A checkpoint of the config's model."""
+    options = ('train_cfg.max_epochs=2',)
+    args = ('--work-dir', config.parent / 'trained', '--no-validate')
+    assert run_tool('train.py', config, *args, options=options) == 0
+    return config.parent / 'trained/epoch_2.pth'
+
+
+def test_missing_pretrained_weights_are_told_before_anything_is_written(config, tmp_path, failure):
+    name = 'grootv-tiny_8xb128_in1k'
+    options = starting_from(f'work_dirs/{name}/none.pth')
+    told = failure('train.py', config, '--work-dir', tmp_path / 'run', options=options)
+    assert f'pretrained weights work_dirs/{name}/none.pth do not exist' in told
+    assert f'make them with tools/train.py configs/classification/{name}.py, ' in told
+    assert 'model.backbone.init_cfg=None' in told
+    assert not (tmp_path / 'run').exists()
+
+
+def test_pretrained_weights_that_do_not_fit_are_told(config, trained, tmp_path, failure):
+    args = ('--work-dir', tmp_path)
+    told = failure('train.py', config, *args, options=starting_from(trained, prefix='neck.'))
+    assert f'pretrained weights {trained} have none under the prefix neck.' in told
+
+    width = ('model.backbone.arch.embed_dims=16', 'model.head.in_channels=128')
+    told = failure('train.py', config, *args, options=(*starting_from(trained), *width))
+    assert f'pretrained weights {trained} do not fit GrootV (other shape: stem.conv1.weight (4, 3' in told
+
+    torch.save({'bomb': Bomb(tmp_path / 'exploded')}, tmp_path / 'bomb.pth')
+    told = failure('train.py', config, *args, options=starting_from(tmp_path / 'bomb.pth'))
+    assert '--trust-checkpoint' in told and not (tmp_path / 'exploded').exists()
+
+
+def test_another_class_count_is_told_with_both(config, trained, tmp_path, failure):
+    checkpoint = load_checkpoint_file(trained)
+    for part in ('state_dict', 'ema_state_dict'):
+        for name in [name for name in checkpoint[part] if 'head.fc' in name]:
+            checkpoint[part][name] = checkpoint[part][name][:3]
+    checkpoint['meta']['dataset_meta']['classes'] = ('ox', 'cow', 'elk')
+    other = tmp_path / 'other.pth'
+    torch.save(checkpoint, other)
+    shapes = 'other shape: head.fc.weight (3, 96) instead of (10, 96), head.fc.bias (3,) instead of (10,)'
+    counts = 'it was trained with 3 classes, ox, cow, elk, and the config has 10, 0, 1, 2 and 7 more'
+
+    told = failure('test.py', config, other, '--work-dir', tmp_path / 'test')
+    assert told.startswith('test.py: checkpoint does not fit the model ImageClassifier')
+    assert shapes in told and counts in told
+    told = failure('train.py', config, '--work-dir', tmp_path / 'resumed', '--resume', other)
+    assert shapes in told and counts in told
+
+    # Fine-tuning goes on and says what it leaves out.
+    args = ('--work-dir', tmp_path / 'tuned', '--no-validate')
+    assert run_tool('train.py', config, *args, options=(f'load_from={other}',)) == 0
+    (log,) = (tmp_path / 'tuned').glob('*/*.log')
+    (line,) = [line for line in log.read_text().splitlines() if 'checkpoint fits the model' in line]
+    assert shapes in line and counts in line
 
 
 def test_auto_scale_lr_needs_a_batch_size(config, tmp_path, failure):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -104,6 +105,14 @@ def test_other_versions_of_mmengine_are_safe_too(bomb, restored_loader, monkeypa
         CheckpointLoader.load_checkpoint(str(bomb), 'cpu')
 
 
+@pytest.mark.parametrize('prefix', [None, 'backbone.'])
+def test_pretrained_weights_are_read_as_safely(bomb, restored_loader, prefix):
+    install_safe_loader()
+    with pytest.raises(UserError, match='holds more than weights'):
+        PretrainedInit(str(bomb), prefix)(nn.Linear(1, 1))
+    assert not (bomb.parent / 'exploded').exists()
+
+
 @pytest.mark.parametrize('name', ['bomb', 'getattr'])
 def test_mmengine_does_not_fall_back_to_full_unpickling(bomb, tmp_path, restored_loader, name):
     if name == 'getattr':  # the loader of logs must not open a way to other attributes
@@ -184,3 +193,40 @@ def test_fine_tuning_needs_one_match():
     check_keys(model, {'0.weight': torch.zeros(3, 2)}, strict=False)
     with pytest.raises(UserError, match='shares no weight'):
         check_keys(model, {'0.weight': torch.zeros(9, 9), 'x': torch.zeros(1)}, strict=False)
+
+
+def classifier(count: int) -> dict:
+    """A checkpoint of a network with ``count`` classes."""
+    state = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, count)).state_dict()
+    return {'state_dict': state, 'meta': {'dataset_meta': {'classes': tuple('abcdefgh'[:count])}}}
+
+
+def test_another_number_of_classes_is_told_with_both():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    with pytest.raises(UserError) as error:
+        check_keys(model, classifier(5), classes=('x', 'y'))
+    assert '1.weight (5, 3) instead of (2, 3), 1.bias (5,) instead of (2,)' in str(error.value)
+    assert '; it was trained with 5 classes, a, b, c and 2 more, and the config has 2, x, y' in str(
+        error.value
+    )
+
+    for classes in (None, tuple('vwxyz')):  # unknown, or as many
+        with pytest.raises(UserError) as error:
+            check_keys(model, classifier(5), classes=classes)
+        assert 'it was trained' not in str(error.value)
+    with pytest.raises(UserError, match='other shape'):
+        check_keys(model, classifier(5)['state_dict'], classes=('x', 'y'))  # nothing but weights
+
+
+def test_fine_tuning_for_other_classes_tells_once_what_stays(monkeypatch):
+    told = []
+    monkeypatch.setattr(module, 'print_log', lambda text, *_: told.append(text))
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    check_keys(model, classifier(5), strict=False, classes=('x', 'y'))
+    (text,) = told
+    assert text.startswith('checkpoint fits the model Sequential in part, the rest is not loaded (')
+    assert 'other shape: 1.weight (5, 3) instead of (2, 3)' in text
+    assert 'trained with 5 classes' in text and 'the config has 2' in text
+
+    check_keys(model, classifier(2), strict=False, classes=('x', 'y'))
+    assert len(told) == 1

@@ -70,6 +70,30 @@ def test_a_signal_counts_even_where_a_library_turns_it_into_another_error(capsys
     assert error.endswith(f'stopped by {number.name}')
 
 
+class Farewell:
+    """Gets a signal in its destructor, where Python ignores exceptions."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_signal_that_python_lost_stops_the_next_iteration(capsys):
+    hook = cli.StopHook()
+    begun = []
+
+    def main():
+        hook.before_train_iter(None, 0)
+        begun.append(0)
+        Farewell()
+        begun.append(1)
+        hook.before_train_iter(None, 1)
+
+    status, error = outcome(main, capsys)
+    assert status == 128 + signal.SIGTERM and error.endswith('stopped by SIGTERM')
+    assert begun == [0, 1]
+
+
 def test_signals_are_handled_as_before_afterwards():
     before = signal.getsignal(signal.SIGTERM)
     cli.run(lambda: None)
@@ -136,6 +160,15 @@ def test_a_missing_binary_and_a_full_disk_are_told():
     assert 'lower train_dataloader.batch_size' in cli.explain(torch.OutOfMemoryError('CUDA'))
 
 
+def test_an_operator_without_reduced_precision_is_told():
+    nms = pytest.importorskip('mmcv.ops').nms
+    boxes, scores = torch.rand(2, 4, dtype=torch.bfloat16), torch.rand(2, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError) as caught:
+        nms(boxes, scores, 0.5)
+    assert cli.explain(caught.value).endswith('found BFloat16): leave out --amp')
+    assert cli.explain(RuntimeError('expected scalar type Float')) is None
+
+
 def test_a_config_that_is_not_there_or_does_not_parse_is_named(tmp_path):
     with pytest.raises(UserError, match=r'config nowhere\.py does not exist'):
         cli.load_config('nowhere.py')
@@ -188,6 +221,54 @@ def test_a_missing_data_folder_is_named_with_the_key_that_mends_it(tmp_path):
         cli.check_data(cfg, ['train_dataloader', 'val_dataloader'])
     inner['dataset']['data_root'] = str(tmp_path)
     cli.check_data(Config(dict(train_dataloader=dict(dataset=inner))), ['train_dataloader'])
+
+
+@pytest.mark.parametrize(
+    'setting, told',
+    [
+        (dict(ann_file='a/none.json'), '{root}/a/none.json does not exist: put the data there, or give its '),
+        (dict(ann_file='a/none.json'), '--cfg-options val_dataloader.dataset.ann_file=FILE'),
+        (dict(ann_file='/none.json'), 'annotation file /none.json does not exist'),
+        (dict(data_prefix=dict(img='a', seg='b')), 'data folder {root}/b does not exist'),
+        (
+            dict(data_prefix=dict(img='a', seg='b')),
+            '--cfg-options val_dataloader.dataset.data_prefix.seg=FOLD',
+        ),
+        (dict(data_prefix='b'), '--cfg-options val_dataloader.dataset.data_prefix=FOLDER'),
+    ],
+)
+def test_missing_annotations_and_folders_below_the_root_are_named(tmp_path, setting, told):
+    (tmp_path / 'a').mkdir()
+    dataset = dict(data_root=str(tmp_path), **setting)
+    with pytest.raises(UserError) as error:
+        cli.check_data(Config(dict(val_dataloader=dict(dataset=dataset))), ['val_dataloader'])
+    assert told.format(root=tmp_path) in str(error.value)
+
+
+def test_data_that_are_there_or_elsewhere_pass(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/x.json').touch()
+    sets = [dict(data_root=str(tmp_path), ann_file='a/x.json', data_prefix=dict(img='a', seg=''))]
+    sets += [
+        dict(data_root='s3://bucket', ann_file='x.json', data_prefix='b'),
+        dict(ann_file='', data_prefix={}),
+    ]
+    sets += [
+        dict(data_root=None, ann_file='https://host/x.json'),
+        dict(data_root=str(tmp_path), split='train'),
+    ]
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(datasets=sets))))
+    cli.check_data(cfg, ['train_dataloader'])
+
+
+def test_the_annotations_of_an_evaluator_are_looked_for_too(tmp_path):
+    # They do not move with data_root.
+    evaluators = [dict(type='Other'), dict(type='CocoMetric', ann_file=f'{tmp_path}/x.json')]
+    cfg = Config(dict(val_evaluator=evaluators))
+    with pytest.raises(UserError, match=r'--cfg-options val_evaluator\.1\.ann_file=FILE'):
+        cli.check_data(cfg, ['val_evaluator'])
+    (tmp_path / 'x.json').touch()
+    cli.check_data(cfg, ['val_evaluator'])
 
 
 def test_data_loading_processes_get_cores_of_their_own(monkeypatch):

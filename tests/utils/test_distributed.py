@@ -50,6 +50,17 @@ def test_gloo_starts_with_the_ranks_of_the_launcher(started, monkeypatch, launch
     assert cfg.model_wrapper_cfg.find_unused_parameters
 
 
+def test_batch_norms_are_joined_on_gpus_only(started, monkeypatch):
+    """SyncBatchNorm refuses to train on the CPU."""
+    for name, value in dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0').items():
+        monkeypatch.setenv(name, value)
+    assert prepared('pytorch', sync_bn='torch').sync_bn is None
+    assert prepared('none', sync_bn='torch').sync_bn == 'torch'
+    monkeypatch.setattr(distributed, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    assert prepared('pytorch', sync_bn='torch').sync_bn == 'torch'
+
+
 def test_the_first_host_of_slurm_leads(started, monkeypatch, tmp_path):
     script = tmp_path / 'scontrol'
     script.write_text('#!/bin/sh\nprintf "node7\\nnode8\\n"\n')

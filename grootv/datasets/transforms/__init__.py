@@ -1,3 +1,4 @@
 from .loading import LoadImageFromFile
+from .segmentation import CheckSegLabels, LoadSegAnnotations
 
-__all__ = ['LoadImageFromFile']
+__all__ = ['CheckSegLabels', 'LoadImageFromFile', 'LoadSegAnnotations']

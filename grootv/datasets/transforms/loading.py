@@ -10,6 +10,8 @@ from grootv.utils.errors import UserError
 class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     """MMCV's loader with the file's name in every failure, inside a data-loading process too.
 
+    An image that is there already stays: mmpretrain's inferencer reads it itself.
+
     Args:
         imdecode_backend: Decoder. Pillow is the default because it refuses a truncated file, where
             OpenCV fills the missing part with grey and goes on.
@@ -23,6 +25,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         super().__init__(imdecode_backend=imdecode_backend, **kwargs)
 
     def transform(self, results: dict) -> dict | None:
+        if 'img' in results and 'img_path' not in results:
+            return results
         try:
             return super().transform(results)
         except FileNotFoundError:

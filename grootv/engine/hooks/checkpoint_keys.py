@@ -13,7 +13,7 @@ class CheckpointKeysHook(Hook):
 
     Args:
         strict: Every weight must match by name and shape (testing, resuming). Otherwise one match
-            is enough (fine-tuning from another task).
+            is enough (fine-tuning from another task), and a warning tells what is not loaded.
     """
 
     priority = 'VERY_HIGH'
@@ -22,4 +22,9 @@ class CheckpointKeysHook(Hook):
         self.strict = strict
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        check_keys(runner.model, checkpoint, strict=self.strict)
+        if not self.strict:
+            # Its state_dict is the average already. mmpretrain's EMAHook would swap the two, start from
+            # the weights behind the average, and refuse an average of other shapes.
+            checkpoint.pop('ema_state_dict', None)
+        data = runner.visualizer.dataset_meta or {}  # every loop notes it there
+        check_keys(runner.model, checkpoint, self.strict, data.get('classes'))

@@ -1,0 +1,171 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from grootv.datasets import CheckSegLabels, LoadSegAnnotations
+from grootv.utils import cli
+from grootv.utils.errors import UserError
+
+IGNORED = 255
+
+
+@pytest.fixture
+def sample(tmp_path):
+    """Write an image and its label map; what mmseg's data set says about them."""
+
+    def write(labels: np.ndarray, reduce_zero_label: bool = False, label_map: dict | None = None) -> dict:
+        image = np.zeros((4, 6, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / 'image.png')
+        Image.fromarray(labels).save(tmp_path / 'labels.png')
+        return dict(
+            img_path=str(tmp_path / 'image.png'),
+            seg_map_path=str(tmp_path / 'labels.png'),
+            reduce_zero_label=reduce_zero_label,
+            label_map=label_map,
+            seg_fields=[],
+        )
+
+    return write
+
+
+def labels(*values: int, dtype=np.uint8, shape=(4, 6)) -> np.ndarray:
+    """A map that holds these values, the last one everywhere else."""
+    result = np.full(shape, values[-1], dtype)
+    result.flat[: len(values)] = values
+    return result
+
+
+def check(sample: dict, loader: str = 'grootv.LoadSegAnnotations', num_classes: int = 3) -> np.ndarray:
+    init_default_scope('mmseg')
+    steps = [
+        dict(type='grootv.LoadImageFromFile'),
+        dict(type=loader),
+        dict(type='grootv.CheckSegLabels', num_classes=num_classes),
+    ]
+    return Compose([TRANSFORMS.build(step) for step in steps])(sample)['gt_seg_map']
+
+
+@pytest.mark.parametrize('loader', ['LoadAnnotations', 'grootv.LoadSegAnnotations'])
+def test_labels_in_range_pass_unchanged(sample, loader):
+    stored = labels(0, 1, 2, IGNORED)
+    np.testing.assert_array_equal(check(sample(stored), loader), stored)
+
+    reduced = check(sample(labels(0, 1, 3, IGNORED), reduce_zero_label=True), loader)
+    np.testing.assert_array_equal(reduced, labels(IGNORED, 0, 2, IGNORED))
+
+
+@pytest.mark.parametrize('loader', ['LoadAnnotations', 'grootv.LoadSegAnnotations'])
+@pytest.mark.parametrize(
+    'stored, reduce_zero_label, told',
+    [
+        (labels(0, 3, 7), False, 'the label 3, and 3 classes are numbered 0 to 2 (255 for none)'),
+        (labels(0, 3, 4), True, 'the label 4, and 3 classes are numbered 1 to 3 (0 or 255 for none)'),
+        (labels(1, 254), True, 'the label 254,'),
+        (labels(0, 300, dtype=np.uint16), False, 'the label 300,'),  # its lowest eight bits are 44
+        (labels(0, 257, dtype=np.uint16), False, 'the label 257,'),  # and here they are a class
+    ],
+)
+def test_a_label_without_a_class_is_told_as_stored(sample, loader, stored, reduce_zero_label, told):
+    facts = sample(stored, reduce_zero_label)
+    with pytest.raises(UserError) as error:
+        check(facts, loader)
+    assert f'label map {facts["seg_map_path"]} holds {told}' in str(error.value)
+    assert 'num_classes of grootv.CheckSegLabels' in str(error.value)
+
+
+def test_a_map_of_another_size_or_of_colours_is_named(sample):
+    with pytest.raises(UserError, match=r'is 5 x 4 pixels and its image .*image\.png 6 x 4'):
+        check(sample(labels(0, shape=(4, 5))))
+    with pytest.raises(UserError, match='has 3 channels, and one is needed'):
+        check(sample(labels(0, shape=(4, 6, 3))))
+
+
+def test_sixteen_bits_with_small_labels_pass(sample):
+    stored = labels(0, 2, dtype=np.uint16)
+    np.testing.assert_array_equal(check(sample(stored)), stored)
+
+
+def test_classes_of_ones_own_choice_pass(sample):
+    # 150 stored classes, of which the config takes the last two.
+    chosen = {old: IGNORED for old in range(148)} | {148: 0, 149: 1}
+    found = check(sample(labels(0, 147, 148, 149), label_map=chosen), num_classes=2)
+    np.testing.assert_array_equal(found, labels(IGNORED, IGNORED, 0, 1))
+
+
+def test_a_map_that_cannot_be_read_is_named_with_its_image(sample):
+    facts = sample(np.random.default_rng(0).integers(0, 3, (4, 6), dtype=np.uint8))
+    path = Path(facts['seg_map_path'])
+    told = f'label map {path} of image {facts["img_path"]} cannot be read'
+    for content in (path.read_bytes()[:-30], b'', b'hello'):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            check(dict(facts))
+        assert told in str(error.value) and len(str(error.value).splitlines()) == 1
+    path.unlink()
+    with pytest.raises(UserError, match=r'cannot be read \(it does not exist\)'):
+        check(dict(facts))
+
+
+def dataset(folder: Path, **options):
+    """mmseg's data set of images/*.jpg and labels/*.png."""
+    steps = ['grootv.LoadImageFromFile', 'grootv.LoadSegAnnotations']
+    pipeline = [dict(type=step) for step in steps] + [dict(type='grootv.CheckSegLabels', num_classes=3)]
+    prefix = dict(img_path='images', seg_map_path='labels')
+    cfg = dict(type='mmseg.BaseSegDataset', data_root=str(folder), data_prefix=prefix, pipeline=pipeline)
+    return DATASETS.build({**cfg, **options})
+
+
+@pytest.mark.parametrize('fault', ['image', 'labels', 'value'])
+def test_what_a_loading_process_meets_is_named(tmp_path, fault):
+    for name in ('images', 'labels'):
+        (tmp_path / name).mkdir()
+    image, path = tmp_path / 'images/a.jpg', tmp_path / 'labels/a.png'
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(image)
+    Image.fromarray(labels(7 if fault == 'value' else 0)).save(path)
+    data = dataset(tmp_path)
+    told = {
+        'image': f'image {image} cannot be read (it does not exist)',
+        'labels': f'label map {path} of image {image} cannot be read (it does not exist)',
+        'value': f'label map {path} holds the label 7',
+    }
+    for name, file in dict(image=image, labels=path).items():
+        if fault == name:
+            file.unlink()
+    with pytest.raises(UserError) as error:
+        list(DataLoader(data, num_workers=1))
+    assert cli.explain(error.value).startswith(told[fault])
+
+
+def test_a_folder_without_images_is_told(tmp_path):
+    for name in ('images', 'labels'):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError) as error:
+        dataset(tmp_path)
+    assert cli.explain(error.value).startswith('a data set of the config has no image: check its data_root')
+
+
+def test_out_of_place_it_says_where_it_belongs():
+    with pytest.raises(UserError, match='put it after LoadAnnotations'):
+        CheckSegLabels(num_classes=3)(dict(img_path='a'))
+
+
+def test_options_reach_mmsegs_loader():
+    assert LoadSegAnnotations(imdecode_backend='cv2').loader.imdecode_backend == 'cv2'
+
+
+def test_other_tasks_load_neither_mmseg_nor_mmdet():
+    code = """
+import sys
+sys.modules['mmdet'] = sys.modules['mmseg'] = None  # not installed
+import grootv.datasets
+from mmengine.registry import DATASETS, TRANSFORMS
+assert TRANSFORMS.get('grootv.CheckSegLabels') and DATASETS.get('mmpretrain.ImageNet')
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)

@@ -1,0 +1,199 @@
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, init_default_scope
+from torch import nn
+
+from grootv.engine import LayerDecayOptimWrapperConstructor
+from grootv.utils.errors import UserError
+
+BACKBONE = dict(type='grootv.GrootV', arch=dict(embed_dims=16, depths=[1, 1, 2, 1]))
+DEPTHS = 7  # the stem, five blocks, the head
+MULTIPLIERS = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+CUSTOM = {
+    'A_log': dict(decay_mult=1.0),
+    'dt_proj.bias': dict(decay_mult=0.5),
+    'decode_head': dict(lr_mult=10),
+}
+
+
+def classifier() -> dict:
+    head = dict(type='grootv.GrootVClsHead', num_classes=10, in_channels=128)
+    return dict(type='ImageClassifier', backbone=BACKBONE, head=head)
+
+
+def segmentor() -> dict:
+    head = dict(
+        type='UPerHead',
+        in_channels=[16, 32, 64, 128],
+        in_index=[0, 1, 2, 3],
+        channels=16,
+        num_classes=5,
+        norm_cfg=dict(type='BN'),
+        loss_decode=dict(type='CrossEntropyLoss'),
+    )
+    backbone = dict(BACKBONE, out_indices=(0, 1, 2, 3))
+    test_cfg = dict(mode='whole')
+    return dict(type='EncoderDecoder', backbone=backbone, decode_head=head, train_cfg={}, test_cfg=test_cfg)
+
+
+def detector() -> dict:
+    """A Mask R-CNN without the settings of training, which no parameter depends on."""
+    anchors = dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4, 8, 16, 32])
+    coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[1.0] * 4)
+    rpn = dict(type='RPNHead', in_channels=16, feat_channels=16, anchor_generator=anchors, bbox_coder=coder)
+    extractor = dict(type='SingleRoIExtractor', out_channels=16, featmap_strides=[4, 8, 16, 32])
+    pooled = dict(type='RoIAlign', output_size=7, sampling_ratio=0)
+    box = dict(type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=16, num_classes=3, bbox_coder=coder)
+    mask = dict(type='FCNMaskHead', num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3)
+    heads = dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(extractor, roi_layer=pooled),
+        bbox_head=box,
+        mask_roi_extractor=dict(extractor, roi_layer=pooled),
+        mask_head=mask,
+    )
+    return dict(
+        type='MaskRCNN',
+        backbone=dict(BACKBONE, out_indices=(0, 1, 2, 3)),
+        neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=16, num_outs=4),
+        rpn_head=rpn,
+        roi_head=heads,
+        train_cfg=None,
+        test_cfg=dict(rpn={}, rcnn={}),
+    )
+
+
+MODEL_OF = dict(mmpretrain=classifier, mmdet=detector, mmseg=segmentor)
+
+
+@pytest.fixture(scope='module', params=MODEL_OF)
+def model(request) -> nn.Module:
+    """A network of each library, built in its scope."""
+    with DefaultScope.overwrite_default_scope(request.param):
+        return MODELS.build(ConfigDict(MODEL_OF[request.param]()))
+
+
+@pytest.fixture(autouse=True)
+def scope(request):
+    """The test's default scope is the one of its model."""
+    if 'model' in request.fixturenames:
+        init_default_scope(type(request.getfixturevalue('model')).__module__.split('.')[0])
+
+
+def options(constructor: bool = True, **paramwise) -> dict:
+    optimizer = dict(type='AdamW', lr=1.0, weight_decay=0.5)
+    named = dict(constructor='grootv.LayerDecayOptimWrapperConstructor') if constructor else {}
+    return dict(type='OptimWrapper', optimizer=optimizer, paramwise_cfg=paramwise, **named)
+
+
+def groups(model: nn.Module, cfg: dict) -> dict[str, dict]:
+    """Group of every parameter by its name."""
+    found = build_optim_wrapper(model, cfg).optimizer.param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: group for group in found for parameter in group['params']}
+
+
+def test_rates_fall_by_depth_in_every_library(model):
+    found = groups(model, options(layer_decay_rate=0.5))
+    rates = {name: group['lr'] for name, group in found.items()}
+    assert rates['backbone.stem.conv1.weight'] == 0.5**6
+    assert rates['backbone.stages.0.blocks.0.mlp.fc1.weight'] == 0.5**5
+    assert rates['backbone.stages.1.norm.weight'] == 0.5**4
+    assert rates['backbone.stages.2.blocks.0.ssm.A_log'] == 0.5**3
+    assert rates['backbone.stages.2.blocks.1.ssm.A_log'] == 0.5**2
+    assert rates['backbone.stages.2.downsample.conv.weight'] == 0.5**2
+    assert rates['backbone.stages.3.blocks.0.norm1.weight'] == 0.5**1
+    heads = {rate for name, rate in rates.items() if not name.startswith('backbone.')}
+    assert heads == {1.0}
+    assert len(set(rates.values())) == DEPTHS
+    assert rates.keys() == dict(model.named_parameters()).keys()
+
+
+def test_every_other_rule_stays_in_force(model):
+    found = groups(model, options(layer_decay_rate=0.5, custom_keys=CUSTOM, **MULTIPLIERS))
+    block = 'backbone.stages.0.blocks.0'
+    decays = {name: group['weight_decay'] for name, group in found.items()}
+    assert decays[f'{block}.ssm.A_log'] == 0.5
+    assert decays[f'{block}.ssm.dt_proj.bias'] == 0.25
+    assert decays[f'{block}.ssm.D'] == 0
+    assert decays[f'{block}.norm1.weight'] == decays[f'{block}.mlp.fc1.bias'] == 0
+    assert decays[f'{block}.mlp.fc1.weight'] == 0.5
+    if 'decode_head.conv_seg.weight' in found:
+        assert found['decode_head.conv_seg.weight']['lr'] == 10
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_rate_one_changes_nothing(model, wrapped):
+    rules = dict(MULTIPLIERS, bias_lr_mult=2.0, dwconv_decay_mult=3.0, custom_keys=CUSTOM)
+    expected = groups(model, options(constructor=False, **rules))
+    outer = nn.DataParallel(model) if wrapped else model
+    cfg = options(layer_decay_rate=1.0, **rules)
+    found = build_optim_wrapper(outer, cfg).optimizer.param_groups
+    assert found == list(expected.values())
+
+
+def test_frozen_parameters_stay_out():
+    network = nn.Module()
+    init_default_scope('mmpretrain')
+    network.backbone = MODELS.build(dict(BACKBONE, frozen_stages=1))
+    found = groups(network, options(layer_decay_rate=0.5))
+    assert not any(name.startswith(('backbone.stem', 'backbone.stages.0.')) for name in found)
+    assert found['backbone.stages.1.norm.weight']['lr'] == 0.5**4
+
+
+@pytest.mark.parametrize(
+    'paramwise, told',
+    [
+        ({}, 'layer_decay_rate must be above 0 and at most 1, got None'),
+        (dict(layer_decay_rate=0), 'got 0: set it, or leave out optim_wrapper.constructor'),
+        (dict(layer_decay_rate=1.5), 'got 1.5'),
+        (dict(layer_decay_rate='0.9'), 'got 0.9'),
+        (dict(layer_decay_rate=0.9, norm_decay=0.0), "has a key 'norm_decay' that nothing reads: it can"),
+        (
+            dict(layer_decay_rate=0.9, custom_keys={'A_log': dict(decay_mul=0.0)}),
+            "paramwise_cfg.custom_keys['A_log'] has a key 'decay_mul' that nothing reads",
+        ),
+    ],
+)
+def test_a_rule_that_would_have_no_effect_is_refused(paramwise, told):
+    with pytest.raises(UserError) as error:
+        build_optim_wrapper(nn.Linear(1, 1), options(**paramwise))
+    assert told in str(error.value)
+
+
+def test_settings_of_the_optimizer_are_custom_keys_too():
+    keys = {'A_log': dict(betas=(0.5, 0.5))}
+    cfg = dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.5))
+    LayerDecayOptimWrapperConstructor(cfg, dict(layer_decay_rate=0.9, custom_keys=keys))
+
+
+@pytest.mark.parametrize(
+    'layers, told',
+    [
+        ({}, 'ModuleDict has no backbone: leave out'),
+        ({'backbone': nn.Linear(1, 1)}, 'ModuleDict has Linear: leave out optim_wrapper.constructor'),
+    ],
+)
+def test_a_model_without_depths_is_refused(layers, told):
+    with pytest.raises(UserError, match=told):
+        build_optim_wrapper(nn.ModuleDict(layers), options(layer_decay_rate=0.9))
+
+
+def test_an_optimizer_without_a_rate_is_refused():
+    cfg = dict(optimizer=dict(type='AdamW'))
+    with pytest.raises(UserError, match=r'multiplies optim_wrapper\.optimizer\.lr, which is not set'):
+        LayerDecayOptimWrapperConstructor(cfg, dict(layer_decay_rate=0.9))
+
+
+def test_it_is_found_without_a_scope_and_needs_no_other_library():
+    assert OPTIM_WRAPPER_CONSTRUCTORS.get('grootv.LayerDecayOptimWrapperConstructor')
+    code = """
+import sys
+import grootv.engine
+assert not {'mmpretrain', 'mmdet', 'mmseg'} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
