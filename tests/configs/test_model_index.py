@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
-ROOT = Path(__file__).resolve().parents[2]
+from .parts import ROOT, build_model
+
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 METAFILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in INDEX}
+COLLECTIONS = [entry for content in METAFILES.values() for entry in content['Collections']]
 ENTRIES = [entry for content in METAFILES.values() for entry in content['Models']]
 
 
@@ -25,18 +25,36 @@ def test_every_config_beside_a_metafile_is_in_it():
         assert stems == {entry['Name'] for entry in METAFILES[name]['Models']}
 
 
+def test_names_are_unique():
+    for entries in (COLLECTIONS, ENTRIES):
+        names = [entry['Name'] for entry in entries]
+        assert len(names) == len(set(names))
+
+
+def readme_of(entry: dict) -> Path:
+    (collection,) = [found for found in COLLECTIONS if found['Name'] == entry['In Collection']]
+    assert (ROOT / collection['Code']['URL']).is_file()
+    return ROOT / collection['README']
+
+
 @pytest.mark.parametrize('entry', ENTRIES, ids=lambda entry: entry['Name'])
 def test_an_entry_is_true(entry):
     assert Path(entry['Config']).stem == entry['Name']
-    collections = {c['Name']: c for content in METAFILES.values() for c in content['Collections']}
-    collection = collections[entry['In Collection']]
-    assert (ROOT / collection['README']).is_file()
-    assert (ROOT / collection['Code']['URL']).is_file()
-    assert entry['Name'] in (ROOT / collection['README']).read_text()
-
-    cfg = Config.fromfile(ROOT / entry['Config'])
-    init_default_scope(cfg.default_scope)
-    with torch.device('meta'):
-        model = MODELS.build(dict(cfg.model))
+    model = build_model(Config.fromfile(ROOT / entry['Config']))
     assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters']
     assert 'Weights' not in entry or entry['Weights'].startswith('https://')
+
+
+@pytest.mark.parametrize('entry', ENTRIES, ids=lambda entry: entry['Name'])
+def test_an_entry_says_what_the_readme_says(entry):
+    (row,) = [line for line in readme_of(entry).read_text().splitlines() if f'| `{entry["Name"]}` |' in line]
+    assert f'({entry["Name"]}.py)' in row
+    cells = [cell.strip() for cell in row.split('|')]
+    figures = {float(cell.split()[0]) for cell in cells if cell[:1].isdigit()}
+    metadata = entry['Metadata']
+    for name, unit in (('Parameters', 1e6), ('FLOPs', 1e9)):
+        if name in metadata:
+            assert {round(metadata[name] / unit, digits) for digits in (0, 2)} & figures, name
+    results = entry.get('Results', [])
+    assert {value for result in results for value in result['Metrics'].values()} <= figures
+    assert ('none' in cells) == (not results)
