@@ -1,4 +1,4 @@
-# Thin targets over real scripts. `make demo` and `make test` start from nothing.
+# Thin targets over real scripts. The demos and `make test` start from nothing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,15 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo test sanitize lint format bench clean
+.PHONY: demo demo-detection demo-segmentation test sanitize lint format bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
+
+# ARGS=--short goes through the same steps in two minutes.
+demo-detection demo-segmentation: demo-%: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py $@
+	$(BIN)/python demo/train_scenes.py $* $(ARGS)
 
 test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test

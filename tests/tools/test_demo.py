@@ -1,67 +1,117 @@
-import importlib.util
+import importlib
 import json
 import os
-from pathlib import Path
+import sys
 
 import pytest
 
 from tests.tools.tiny_run import ROOT
 
+STEPS = ['Data', 'Training', 'Evaluation', 'Curves', 'Confusion matrix', 'Spanning tree']
+METRICS = {'accuracy/top1': 98.765, 'mIoU': 81.5, 'coco/bbox_mAP_50': 0.654, 'coco/segm_mAP_50': 0.543}
+
 
 @pytest.fixture
-def demo(tmp_path, monkeypatch):
-    """The demo below an empty folder, with tools that only write their results."""
-    spec = importlib.util.spec_from_file_location('demo_tool', ROOT / 'demo/train_digits.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.calls = []
+def demos(tmp_path, monkeypatch):
+    """The demos below an empty folder, with tools that only write their results; and the steps' titles."""
+    monkeypatch.syspath_prepend(str(ROOT / 'demo'))
+    steps, digits, scenes = (
+        importlib.import_module(name) for name in ('steps', 'train_digits', 'train_scenes')
+    )
+    calls: list[str] = []
+    losses = [3.0, 2.0, 1.0]
 
     def step(title: str, *command: object, show: str = '') -> None:
-        module.calls.append(title)
-        work_dir = tmp_path / module.WORK_DIR
-        if title == 'Data':
-            (tmp_path / module.IMAGE).mkdir(parents=True, exist_ok=True)
-            (tmp_path / module.IMAGE / '0008.png').touch()
+        calls.append(title)
+        command = [str(part) for part in command]
+        assert (ROOT / command[0]).is_file()
+        if 'tools/dataset_converters/digits.py' in command:
+            (tmp_path / digits.IMAGE).mkdir(parents=True, exist_ok=True)
+            (tmp_path / digits.IMAGE / '0008.png').touch()
         if title == 'Training':
-            (work_dir / '20300101').mkdir(parents=True)
+            work_dir = tmp_path / command[command.index('--work-dir') + 1]
+            (work_dir / '20300101/vis_data').mkdir(parents=True)
             (work_dir / '20300101/20300101.log').touch()
-            (tmp_path / module.CHECKPOINT).touch()
+            records = [json.dumps(dict(loss=loss, step=i)) for i, loss in enumerate(losses)]
+            (work_dir / '20300101/vis_data/scalars.json').write_text('\n'.join(records))
+            options = command[command.index('--cfg-options') + 1 :] if '--cfg-options' in command else ()
+            (work_dir / steps.Run(command[1], options=tuple(options)).checkpoint.name).touch()
         if '--out' in command:
-            out = tmp_path / command[command.index('--out') + 1]
-            out.write_text(json.dumps({'accuracy/top1': 98.765}))
+            (tmp_path / command[command.index('--out') + 1]).write_text(json.dumps(METRICS))
 
-    monkeypatch.setattr(module, 'ROOT', tmp_path)
-    monkeypatch.setattr(module, 'step', step)
-    return module
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    for module in (steps, digits, scenes):
+        monkeypatch.setattr(module, 'step', step)
+        if hasattr(module, 'ROOT'):
+            monkeypatch.setattr(module, 'ROOT', tmp_path)
+    demo = dict(digits=digits.main, scenes=scenes.main, root=tmp_path, calls=calls, losses=losses)
+    yield demo
+    for module in (steps, digits, scenes):
+        sys.modules.pop(module.__name__)
 
 
-STEPS = ['Data', 'Training', 'Evaluation', 'Curves', 'Confusion matrix', 'Spanning tree']
-
-
-def test_a_second_call_skips_what_is_done_and_prints_the_same(demo, capsys):
-    demo.main()
-    assert demo.calls == STEPS
+def test_a_second_call_skips_what_is_done_and_prints_the_same(demos, capsys):
+    demos['digits']()
+    assert demos['calls'] == STEPS
     first = capsys.readouterr().out
-    assert '98.77 % top-1' in first and str(demo.CHECKPOINT) in first
+    assert '98.77 % top-1' in first and 'work_dirs/grootv-pico_digits/epoch_20.pth' in first
 
-    demo.calls.clear()
-    demo.main()
-    assert demo.calls == ['Data']
+    demos['calls'].clear()
+    demos['digits']()
+    assert demos['calls'] == ['Data']
     assert first.strip() in capsys.readouterr().out
 
 
-def test_results_older_than_the_checkpoint_are_made_again(demo):
-    demo.main()
-    demo.calls.clear()
-    metrics = demo.ROOT / demo.WORK_DIR / 'metrics.json'
-    os.utime(metrics, (1, 1))
-    demo.main()
-    assert demo.calls == ['Data', 'Evaluation']
+def test_results_older_than_the_checkpoint_are_made_again(demos):
+    demos['digits']()
+    demos['calls'].clear()
+    os.utime(demos['root'] / 'work_dirs/grootv-pico_digits/metrics.json', (1, 1))
+    demos['digits']()
+    assert demos['calls'] == ['Data', 'Evaluation']
 
 
-def test_the_tools_it_starts_are_there():
-    text = (ROOT / 'demo/train_digits.py').read_text()
-    tools = {word.strip("'(),") for word in text.split() if word.strip("'(),").startswith('tools/')}
-    assert len(tools) == 6
-    for tool in tools:
-        assert (ROOT / Path(tool)).is_file(), tool
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (
+            ['detection'],
+            ['box AP at IoU 0.5   0.654', 'mask AP at IoU 0.5  0.543', 'fpn_digit-scenes/epoch_'],
+        ),
+        (['segmentation'], ['mIoU, %      81.500', 'upernet_digit-scenes/iter_']),
+        (['segmentation', '--short'], ['work_dirs/short-segmentation/iter_40.pth']),
+    ],
+)
+def test_scenes_train_from_the_classifier_and_print_where_everything_is(
+    demos, monkeypatch, capsys, arguments, expected
+):
+    monkeypatch.setattr(sys, 'argv', ['train_scenes.py', *arguments])
+    demos['scenes']()
+    assert demos['calls'] == [
+        *['Data', 'Data', 'Training'],  # scenes, digits, classifier
+        *['Training', 'Evaluation', 'Curves', 'Predictions'],
+    ]
+    out = capsys.readouterr().out
+    for text in [*expected, 'loss', '3.000 at first, 1.000 at last', 'annotation left, prediction right']:
+        assert text in out
+
+    demos['calls'].clear()
+    demos['scenes']()
+    assert demos['calls'] == ['Data', 'Data']
+
+
+def test_a_loss_that_does_not_fall_ends_the_demo(demos, monkeypatch):
+    demos['losses'].reverse()
+    monkeypatch.setattr(sys, 'argv', ['train_scenes.py', 'detection', '--short'])
+    with pytest.raises(SystemExit, match=r'the loss did not fall, 1\.000 at first and 3\.000 at last'):
+        demos['scenes']()
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_status(capsys):
+    sys.path.insert(0, str(ROOT / 'demo'))
+    try:
+        steps = importlib.import_module('steps')
+        with pytest.raises(SystemExit, match='ended with status 1; start the demo again'):
+            steps.step('Sheet', 'tools/analysis_tools/contact_sheet.py', 'nowhere', '--out', 'sheet.png')
+    finally:
+        sys.path.remove(str(ROOT / 'demo'))
+        sys.modules.pop('steps')

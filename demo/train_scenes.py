@@ -1,0 +1,71 @@
+"""Train a detector or a segmentor on scenes of handwritten digits.
+
+``make demo-detection`` runs it for Mask R-CNN, ``make demo-segmentation`` for UPerNet.
+The backbone starts from the classifier of ``make demo``, which is trained first if it is missing.
+``--short`` goes through the same steps in two minutes, with too little training to score.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import train_digits
+from steps import Run, step, summary
+
+DATA = 'data/digit_scenes'
+
+
+@dataclass
+class Task:
+    """A demo: its config, the metrics it reports, and what --short changes."""
+
+    config: str
+    metrics: dict[str, str]
+    short: tuple[str, ...]
+
+
+TASKS = {
+    'detection': Task(
+        'configs/demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py',
+        {'coco/bbox_mAP_50': 'box AP at IoU 0.5', 'coco/segm_mAP_50': 'mask AP at IoU 0.5'},
+        ('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=320', 'default_hooks.logger.interval=5'),
+    ),
+    'segmentation': Task(
+        'configs/demo/grootv-pico_upernet_digit-scenes.py',
+        {'mIoU': 'mIoU, %'},
+        ('train_cfg.max_iters=40', 'train_cfg.val_interval=40', 'default_hooks.logger.interval=5'),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('task', choices=TASKS)
+    parser.add_argument('--short', action='store_true', help='a run of two minutes, to see that it works')
+    args = parser.parse_args()
+    task = TASKS[args.task]
+
+    step('Data', 'tools/dataset_converters/digit_scenes.py', DATA)
+    train_digits.train()
+    folder = f'work_dirs/short-{args.task}' if args.short else None
+    run = Run(task.config, folder, task.short if args.short else ())
+    run.train()
+    loss = run.check_loss()
+    shown = run.work_dir / 'pictures'
+    metrics = run.test('--show-dir', shown)
+    curves, sheet = run.work_dir / 'curves.png', run.work_dir / 'predictions.png'
+    draw = ('tools/analysis_tools/plot_curves.py', run.work_dir, '--metrics', *task.metrics)
+    run.make('Curves', curves, *draw, '--out', curves)
+    collect = ('tools/analysis_tools/contact_sheet.py', shown, '--columns', 3, '--count', 12)
+    run.make('Predictions', sheet, *collect, '--scale', 1.5, '--out', sheet)
+    summary(
+        log=run.log(),
+        checkpoint=run.checkpoint,
+        curves=curves,
+        predictions=f'{sheet} (annotation left, prediction right; all in {shown})',
+        loss=loss,
+        **{label: f'{metrics[name]:.3f}' for name, label in task.metrics.items()},
+    )
+
+
+if __name__ == '__main__':
+    main()
