@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from grootv.engine import EpochSeedHook
 from grootv.utils.checkpoint import load_checkpoint_file
 from tests.tools.tiny_run import ROOT, load_tool, run_tool, write_config, write_images
 
@@ -74,6 +75,51 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path, workers)
     assert again.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(again[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_run_stopped_within_an_epoch_ends_like_an_uninterrupted_one(config, tmp_path, monkeypatch):
+    options = ('train_dataloader.num_workers=1', 'train_cfg.max_epochs=3', 'randomness.seed=None')
+    args = ('--work-dir', tmp_path / 'run', '--no-validate')
+
+    def stop(self, runner, **_):
+        if runner.iter == 4:  # the second of three iterations of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochSeedHook, 'before_train_iter', stop)
+        assert run_tool('train.py', config, *args, options=options) == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / 'run').glob('epoch_*')] == ['epoch_1.pth']
+    assert run_tool('train.py', config, *args, '--resume', options=options) == 0
+
+    seed = load_checkpoint_file(tmp_path / 'run/epoch_1.pth')['meta']['seed']
+    whole = ('--work-dir', tmp_path / 'whole', '--no-validate')
+    assert run_tool('train.py', config, *whole, options=(*options, f'randomness.seed={seed}')) == 0
+    first, second = (weights(tmp_path / name / 'epoch_3.pth') for name in ('run', 'whole'))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_pretrained_weights_start_the_backbone_and_a_resumed_run_needs_none(config, tmp_path):
+    assert run_tool('train.py', config, '--work-dir', tmp_path / 'first', '--no-validate') == 0
+    source = tmp_path / 'first/epoch_2.pth'
+    options = tuple(
+        f'model.backbone.init_cfg.{name}={value}'
+        for name, value in dict(type='Pretrained', checkpoint=source, prefix='backbone.').items()
+    )
+    still = ('optim_wrapper.optimizer.lr=0.0', 'optim_wrapper.optimizer.weight_decay=0.0')
+    args = ('--work-dir', tmp_path / 'second', '--no-validate')
+    assert run_tool('train.py', config, *args, options=(*options, *still)) == 0
+    given, taken = (load_checkpoint_file(path)['state_dict'] for path in (source, args[1] / 'epoch_2.pth'))
+    assert torch.equal(given['backbone.stem.conv1.weight'], taken['backbone.stem.conv1.weight'])
+    assert not torch.equal(given['head.fc.weight'], taken['head.fc.weight'])
+
+    source.unlink()
+    longer = (*options, 'train_cfg.max_epochs=3')
+    assert run_tool('train.py', config, *args, '--resume', options=longer) == 0
+    assert run_tool('test.py', config, args[1] / 'epoch_3.pth', *args[:2], options=options) == 0
+    fresh = ('--work-dir', tmp_path / 'third', '--no-validate')
+    assert run_tool('train.py', config, *fresh, options=options) == 1
+    options += ('model.backbone.init_cfg=None',)
+    assert run_tool('train.py', config, *fresh, options=options) == 0
 
 
 def test_augmentations_differ_from_epoch_to_epoch(config, tmp_path):

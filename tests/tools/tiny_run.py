@@ -1,8 +1,10 @@
-"""A run of the tools that takes a second: a 32-pixel folder of ten classes and a tiny GrootV."""
+"""Runs of the tools that take seconds: a tiny GrootV on ten classes of images, or on scenes of digits."""
 
 import importlib.util
+import json
 import sys
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -52,6 +54,113 @@ default_hooks = dict(logger=dict(interval=1))
 train_cfg = dict(max_epochs=2)
 """)
     return path
+
+
+def write_scenes(folder: Path, training: int = 8, validation: int = 3) -> Path:
+    """Scenes of digits for detection and segmentation."""
+    counts = dict(training=training, validation=validation)
+    load_tool('dataset_converters/digit_scenes.py').export(folder, counts, seed=0)
+    return folder
+
+
+def write_detection(folder: Path, scenes: Path) -> Path:
+    """A config that shrinks the Mask R-CNN of the demo and points it to ``scenes``: 4 iterations an epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'tiny.py'
+    path.write_text(f"""
+_base_ = '{ROOT}/configs/demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py'
+roi = dict(out_channels=16)
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1]), init_cfg=None),
+    neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=roi,
+        bbox_head=dict(in_channels=16, fc_out_channels=32),
+        mask_roi_extractor=roi,
+        mask_head=dict(num_convs=1, in_channels=16, conv_out_channels=16),
+    ),
+    test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=20)),
+)
+dataset = dict(data_root='{scenes}')
+train_dataloader = dict(batch_size=2, num_workers=0, dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='{scenes}/annotations/validation.json')
+test_evaluator = val_evaluator
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
+    dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1),
+]
+default_hooks = dict(logger=dict(interval=1))
+train_cfg = dict(max_epochs=2)
+""")
+    return path
+
+
+def write_segmentation(folder: Path, scenes: Path) -> Path:
+    """A config that shrinks the UPerNet of the demo and points it to ``scenes``: 8 iterations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'tiny.py'
+    path.write_text(f"""
+_base_ = '{ROOT}/configs/demo/grootv-pico_upernet_digit-scenes.py'
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1]), init_cfg=None),
+    decode_head=dict(in_channels=[8, 16, 32, 64], channels=16),
+    auxiliary_head=dict(in_channels=32, channels=8),
+)
+dataset = dict(data_root='{scenes}')
+train_dataloader = dict(batch_size=2, num_workers=0, dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+test_dataloader = val_dataloader
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
+    dict(type='PolyLR', power=1.0, by_epoch=False, begin=5, end=10),
+]
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4))
+train_cfg = dict(max_iters=8, val_interval=4)
+""")
+    return path
+
+
+WRITERS = {
+    'classification': lambda folder: write_config(folder, write_images(folder / 'images')),
+    'detection': lambda folder: write_detection(folder, write_scenes(folder / 'scenes')),
+    'segmentation': lambda folder: write_segmentation(folder, write_scenes(folder / 'scenes')),
+}
+
+
+@dataclass
+class TinyRun:
+    """A finished training.
+
+    Attributes:
+        config: Its config; the data lie beside it.
+        work_dir: What it left.
+        checkpoint: The last one.
+    """
+
+    config: Path
+    work_dir: Path
+    checkpoint: Path
+
+
+def train_tiny(folder: Path, task: str) -> TinyRun:
+    """Train the tiny model of a task, a key of ``WRITERS``, below ``folder``."""
+    config, work_dir = WRITERS[task](folder), folder / 'run'
+    assert run_tool('train.py', config, '--work-dir', work_dir) == 0
+    return TinyRun(config, work_dir, Path((work_dir / 'last_checkpoint').read_text()))
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """Log records of the last start."""
+    path = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(work_dir: Path) -> dict[int, float]:
+    """Loss by iteration in the last start."""
+    return {record['step']: record['loss'] for record in scalars(work_dir) if 'loss' in record}
 
 
 def load_tool(name: str) -> ModuleType:
