@@ -67,7 +67,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         names = {parameter: name for name, parameter in module.named_parameters()}
         for group in params:  # one parameter each
             depth, count = module.backbone.get_layer_depth(names[group['params'][0]], 'backbone.')
-            group['lr'] = group.get('lr', self.base_lr) * self.rate ** (count - depth)
+            group['lr'] = group.get('lr', self.base_lr) * self.rate ** (count - 1 - depth)
 
     def _optimizer_class(self) -> type[torch.optim.Optimizer]:
         kind = self.optimizer_cfg['type']
