@@ -87,6 +87,10 @@ def use_tta(cfg: Config, path: str) -> None:
     find inside the wrapper.
     """
     absent = [name for name in ('tta_model', 'tta_pipeline') if cfg.get(name) is None]
+    if absent and 'mask_head' in (cfg.model.get('roi_head') or {}):
+        raise UserError(
+            f'--tta: {path} predicts masks, which mmdet cannot average over views: leave --tta out'
+        )
     if absent:
         raise UserError(f'--tta: {path} has no {" and no ".join(absent)}, add them to the config')
     dataset = cfg.test_dataloader.dataset
@@ -103,7 +107,13 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     cli.apply_runner_arguments(cfg, args)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.amp:
+        cli.check_amp(cfg)
         cfg.test_cfg.fp16 = True
+    if args.interval > 1 and cfg.get('default_scope') in ('mmdet', 'mmseg'):
+        raise UserError(
+            f'--interval {args.interval}: {cfg.default_scope} draws every image of a test, '
+            'leave --interval out'
+        )
     if args.show or args.show_dir:
         show_predictions(cfg, args)
     if args.tta and (args.show or args.show_dir):

@@ -47,6 +47,7 @@ def use_amp(cfg: Config) -> None:
             f'--amp replaces an OptimWrapper, and the config has a {kind}: '
             'leave --amp out, or set optim_wrapper.type in the config'
         )
+    cli.check_amp(cfg)
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -31,6 +31,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
     dict(type='LoadAnnotations'),
+    dict(type='grootv.CheckSegLabels', num_classes=11),
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
@@ -40,6 +41,7 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale=(size, size), keep_ratio=True) for size in (96, 128, 160)],
             [dict(type='LoadAnnotations')],
+            [dict(type='grootv.CheckSegLabels', num_classes=11)],
             [dict(type='PackSegInputs')],
         ],
     ),

@@ -197,6 +197,14 @@ def prepare_for_cpu(cfg: Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() - busy))
 
 
+def check_amp(cfg: Config) -> None:
+    """Raise a UserError where mixed precision would end in the middle of a run."""
+    if cfg.get('default_scope') == 'mmdet' and get_device() == 'cpu':
+        raise UserError(
+            '--amp: without a GPU mmcv cannot suppress overlapping boxes in bfloat16, leave --amp out'
+        )
+
+
 def check_data(cfg: Config, names: Sequence[str]) -> None:
     """Look for the data before anything is built or written.
 
@@ -271,6 +279,11 @@ def explain(error: BaseException) -> str | None:
             return f'the config gives {option[1]} an option {option[2]!r} that it does not have'
     if type(error).__name__ == 'OutOfMemoryError':
         return 'the GPU has too little memory: lower train_dataloader.batch_size, or use --amp'
+    if isinstance(error, ValueError) and text.startswith('Expected more than 1 value per channel'):
+        return (
+            'a BatchNorm layer got a single value for every channel: raise train_dataloader.batch_size '
+            'to 2 or more'
+        )
     if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):
         return f'no images in the data folder: {text}'
     if isinstance(error, RuntimeError) and 'scalar type' in text and _raised_in(error, _OPENMMLAB):

@@ -16,6 +16,7 @@ test_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='LoadAnnotations'),
+    dict(type='grootv.CheckSegLabels', num_classes=150),
     dict(type='PackSegInputs'),
 ]
 
@@ -32,6 +33,7 @@ tta_pipeline = [
             ],
             [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
             [dict(type='LoadAnnotations')],
+            [dict(type='grootv.CheckSegLabels', num_classes=150)],
             [dict(type='PackSegInputs')],
         ],
     ),

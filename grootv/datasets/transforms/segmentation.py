@@ -61,8 +61,8 @@ class CheckSegLabels(BaseTransform):
         self.ignore_index = ignore_index
 
     def transform(self, results: dict) -> dict:
-        if 'gt_seg_map' not in results:
-            raise UserError('grootv.CheckSegLabels needs a label map: put it after LoadAnnotations')
+        if 'gt_seg_map' not in results:  # inference
+            return results
         labels = results['gt_seg_map']
         shift = int(bool(results.get('reduce_zero_label')))
         name = f'label map {results["seg_map_path"]}'
