@@ -12,6 +12,7 @@ import train_digits
 from steps import Run, step, summary
 
 DATA = 'data/digit_scenes'
+IMAGE = f'{DATA}/images/validation/00001.jpg'  # is drawn with its tree
 
 
 @dataclass
@@ -52,16 +53,19 @@ def main() -> None:
     loss = run.check_loss()
     shown = run.work_dir / 'pictures'
     metrics = run.test('--show-dir', shown)
-    curves, sheet = run.work_dir / 'curves.png', run.work_dir / 'predictions.png'
+    curves, sheet, tree = (run.work_dir / name for name in ('curves.png', 'predictions.png', 'tree.png'))
     draw = ('tools/analysis_tools/plot_curves.py', run.work_dir, '--metrics', *task.metrics)
     run.make('Curves', curves, *draw, '--out', curves)
     collect = ('tools/analysis_tools/contact_sheet.py', shown, '--columns', 3, '--count', 12)
     run.make('Predictions', sheet, *collect, '--scale', 1.5, '--out', sheet)
+    picture = ('tools/analysis_tools/visualize_tree.py', IMAGE, '--config', task.config)
+    run.make('Spanning tree', tree, *picture, '--checkpoint', run.checkpoint, '--out', tree)
     summary(
         log=run.log(),
         checkpoint=run.checkpoint,
         curves=curves,
         predictions=f'{sheet} (annotation left, prediction right; all in {shown})',
+        tree=tree,
         loss=loss,
         **{label: f'{metrics[name]:.3f}' for name, label in task.metrics.items()},
     )

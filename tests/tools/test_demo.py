@@ -88,7 +88,7 @@ def test_scenes_train_from_the_classifier_and_print_where_everything_is(
     demos['scenes']()
     assert demos['calls'] == [
         *['Data', 'Data', 'Training'],  # scenes, digits, classifier
-        *['Training', 'Evaluation', 'Curves', 'Predictions'],
+        *['Training', 'Evaluation', 'Curves', 'Predictions', 'Spanning tree'],
     ]
     out = capsys.readouterr().out
     for text in [*expected, 'loss', '3.000 at first, 1.000 at last', 'annotation left, prediction right']:

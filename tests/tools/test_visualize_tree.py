@@ -106,6 +106,15 @@ def test_picture_of_a_trained_block(files, tmp_path):
     assert Image.open(out).size[0] == 1650
 
 
+@pytest.mark.parametrize('task', ['detection', 'segmentation'])
+def test_picture_of_another_task(tiny_run, tmp_path, task):
+    run, out = tiny_run(task), tmp_path / 'tree.png'
+    image = run.config.parent / 'scenes/images/validation/00001.jpg'
+    place = ['--config', str(run.config), '--checkpoint', str(run.checkpoint)]
+    visualize_tree.main([str(image), *place, '--out', str(out)])
+    assert Image.open(out).size[0] == 1650
+
+
 def test_the_network_sees_what_is_drawn(files):
     image, config, _ = files
     cfg = visualize_tree.cli.load_config(config)

@@ -67,7 +67,8 @@ def network_input(cfg: Config, model: nn.Module, path: str) -> tuple[np.ndarray,
     dataset = cfg.test_dataloader.dataset
     while 'pipeline' not in dataset:
         dataset = dataset.dataset
-    data = Compose([TRANSFORMS.build(step) for step in dataset.pipeline])(dict(img_path=path))
+    steps = [step for step in dataset.pipeline if not step.type.endswith('Annotations')]
+    data = Compose([TRANSFORMS.build(step) for step in steps])(dict(img_path=path, img_id=0))
     preprocessor = model.data_preprocessor
     inputs = preprocessor(pseudo_collate([data]), False)['inputs']
     picture = inputs * preprocessor.std + preprocessor.mean
