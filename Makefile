@@ -12,7 +12,7 @@ demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
 
-# ARGS=--short goes through the same steps in two minutes.
+# ARGS=--short trains for a minute only.
 demo-detection demo-segmentation: demo-%: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py $@
 	$(BIN)/python demo/train_scenes.py $* $(ARGS)

@@ -2,7 +2,7 @@
 
 ``make demo-detection`` runs it for Mask R-CNN, ``make demo-segmentation`` for UPerNet.
 The backbone starts from the classifier of ``make demo``, which is trained first if it is missing.
-``--short`` goes through the same steps in two minutes, with too little training to score.
+``--short`` goes through the same steps with too little training to score.
 """
 
 import argparse
@@ -41,7 +41,7 @@ TASKS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('task', choices=TASKS)
-    parser.add_argument('--short', action='store_true', help='a run of two minutes, to see that it works')
+    parser.add_argument('--short', action='store_true', help='train for a minute only, to see that it works')
     args = parser.parse_args()
     task = TASKS[args.task]
 
