@@ -1,5 +1,6 @@
 """Start the process group where MMEngine cannot: on machines without a GPU."""
 
+import atexit
 import os
 import subprocess
 
@@ -56,6 +57,7 @@ def prepare(cfg: Config) -> None:
     os.environ.setdefault('MASTER_PORT', _PORT)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+        atexit.register(leave)
     cfg.sync_bn = None
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel',
@@ -64,6 +66,12 @@ def prepare(cfg: Config) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
+
+
+def leave() -> None:
+    """End the group, whose threads may otherwise abort a process that has finished its work."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def rank() -> int:

@@ -137,6 +137,7 @@ def work(rank: int, port: int, steps: list[Path], tests: dict[Path, TinyRun]) ->
     for folder, run in tests.items():
         args = ('--work-dir', folder, '--out', folder / 'metrics.json', '--launcher', 'pytorch')
         assert run_tool('test.py', run.config, run.checkpoint, *args) == 0
+    distributed.leave()  # a spawned process passes over what is registered with atexit
 
 
 @pytest.fixture(scope='module')

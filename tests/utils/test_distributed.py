@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,3 +87,21 @@ def test_more_processes_than_gpus_are_refused(started, monkeypatch):
     with pytest.raises(UserError, match='process 1 of this machine has no GPU, 1 in sight'):
         prepared('pytorch')
     assert started == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='MMEngine starts the group where there is a GPU')
+def test_the_group_ends_before_the_process():
+    """Threads of gloo that are left at the end abort a process now and then."""
+    code = """
+import atexit, torch
+from mmengine.config import Config
+from grootv.utils import distributed
+atexit.register(lambda: print(torch.distributed.is_initialized()))  # runs last
+distributed.prepare(Config(dict(launcher='pytorch')))
+print(torch.distributed.is_initialized())
+"""
+    variables = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_PORT='0')
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, **variables}
+    )
+    assert result.stdout.split() == ['True', 'False'], result.stderr
