@@ -90,19 +90,20 @@ class GrootV(BaseModule):
             self.stages.append(stage)
         self.freeze()
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Image (B, in_channels, H, W), any H and W -> the maps of ``out_indices``.
+    def forward(self, image: Tensor, out_indices: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Image (B, in_channels, H, W), any H and W -> the maps of ``out_indices``, here or else the model's.
 
         Map i has shape (B, C * 2**i, ceil(H / 2**(i+2)), ceil(W / 2**(i+2))) and is contiguous:
         operators of mmcv such as RoIAlign read its memory without its strides.
         """
+        wanted = self.out_indices if out_indices is None else parse_out_indices(out_indices)
         x = self.stem(image)
         maps = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
-            if index in self.out_indices:
+            if index in wanted:
                 maps.append(x.permute(0, 3, 1, 2).contiguous())
-            if index == self.out_indices[-1]:
+            if index == wanted[-1]:
                 break
             x = stage.downsample(x)
         return tuple(maps)
@@ -127,7 +128,7 @@ class GrootV(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for learning rates that decay from layer to layer.
 
-        mmpretrain's LearningRateDecayOptimWrapperConstructor asks for it.
+        grootv.LayerDecayOptimWrapperConstructor and mmpretrain's constructor of the kind ask for it.
 
         The stem has depth 0, the k-th block of the network (from 0) k + 1, the norm and
         downsampling that follow a stage the depth of its last block, and everything outside the

@@ -1,13 +1,13 @@
 import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
-from torch import Tensor, nn
+from torch import Tensor
 
-from grootv.models.layers.initialization import linear
+from grootv.models.layers import Classifier
 from grootv.registry import MODELS
 
 
 @MODELS.register_module()
-class GrootVClsHead(ClsHead):
+class GrootVClsHead(Classifier, ClsHead):
     """1x1 convolution, BatchNorm, GELU, global average pool and a linear classifier on the last
     map.
 
@@ -19,18 +19,13 @@ class GrootVClsHead(ClsHead):
     """
 
     def __init__(self, num_classes: int, in_channels: int, hidden_ratio: float = 1.5, **kwargs):
-        super().__init__(**kwargs)
         if num_classes < 1:
             raise ValueError(f'GrootVClsHead: num_classes must be at least 1, got {num_classes}')
-        hidden = int(in_channels * hidden_ratio)
-        self.conv = nn.Conv2d(in_channels, hidden, 1, bias=False)
-        self.norm = nn.BatchNorm2d(hidden)
-        self.fc = linear(hidden, num_classes)
+        super().__init__(in_channels, num_classes, hidden_ratio, **kwargs)
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Feature vectors (B, hidden) of the last of the maps (B, in_channels, H, W)."""
-        x = F.gelu(self.norm(self.conv(feats[-1])))
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return F.adaptive_avg_pool2d(self.project(feats[-1]), 1).flatten(1)
 
     def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Logits (B, num_classes)."""

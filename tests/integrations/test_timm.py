@@ -1,0 +1,392 @@
+"""GrootV keeps the promises of timm's models, and is the network of the ImageClassifier."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import FeatureInfo, group_parameters
+from timm.optim import create_optimizer_v2
+
+from grootv.integrations.timm import TimmGrootV
+from grootv.models import GrootV
+from grootv.utils.checkpoint import load_checkpoint_file
+from tests.tools import published_network
+from tests.tools.tiny_run import ROOT, load_tool, train_tiny
+
+PICO = dict(embed_dims=8, depths=[1, 1, 2, 1])
+WIDTHS = [8, 16, 32, 64]
+
+
+def pico(**options):
+    torch.manual_seed(0)
+    return timm.create_model('grootv_tiny', **{**PICO, **options})
+
+
+def image(*size, batch=2, channels=3):
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def classifier(classes=1000, **backbone):
+    """mmpretrain's network, its BatchNorm away from the identity."""
+    init_default_scope('mmpretrain')
+    backbone = dict(type='grootv.GrootV', **{'arch': PICO, **backbone})
+    head = dict(type='grootv.GrootVClsHead', num_classes=classes, in_channels=64)
+    model = MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head)).eval()
+    torch.nn.init.normal_(model.head.norm.running_mean)
+    return model
+
+
+# Registration --------------------------------------------------------------------------------
+
+
+def test_one_import_registers_the_models_without_the_openmmlab_libraries():
+    script = """
+import sys
+import grootv.integrations.timm
+import timm
+assert timm.list_models('grootv*') == ['grootv_base', 'grootv_small', 'grootv_tiny']
+timm.create_model('grootv_tiny', embed_dims=8, depths=[1, 1, 1, 1])
+loaded = {'mmcv', 'mmpretrain', 'mmdet', 'mmseg'} & set(sys.modules)
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, '-c', script], check=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters'),
+    [('grootv_tiny', 29_958_600), ('grootv_small', 51_331_624), ('grootv_base', 90_597_096)],
+)
+def test_published_parameter_counts(name, parameters):
+    with torch.device('meta'):
+        model = timm.create_model(name)
+    assert isinstance(model, TimmGrootV)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model.default_cfg['architecture'] == name
+
+
+def test_no_weights_are_published_yet():
+    assert timm.list_models('grootv*', pretrained=True) == []
+    with pytest.raises(RuntimeError, match='No pretrained weights exist for grootv_tiny'):
+        pico(pretrained=True)
+
+
+def test_images_are_prepared_as_by_the_config_that_trains(tmp_path):
+    config = Config.fromfile(ROOT / 'configs/classification/grootv-tiny_8xb128_in1k.py')
+    init_default_scope(config.default_scope)
+    path = tmp_path / 'image.png'
+    Image.effect_noise((300, 260), 50).convert('RGB').rotate(30).save(path)
+    steps = Compose([TRANSFORMS.build(step) for step in config.test_pipeline])
+    packed = steps(dict(img_path=str(path), gt_label=0))
+    preprocess = MODELS.build(dict(type='ClsDataPreprocessor', **config.data_preprocessor))
+    expected = preprocess(dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']]))['inputs']
+
+    data = resolve_model_data_config(pico())
+    assert data['input_size'] == (3, 224, 224) and data['interpolation'] == 'bicubic'
+    ours = create_transform(**data)(Image.open(path))
+    torch.testing.assert_close(ours[None], expected, atol=1e-5, rtol=0)
+
+
+# What timm's own tests ask of a model ----------------------------------------------------------
+
+
+def test_a_published_size_runs():
+    model = timm.create_model('grootv_tiny').eval()
+    with torch.no_grad():
+        assert model(image(64, 64, batch=1)).shape == (1, 1000)
+
+
+def test_every_parameter_gets_a_gradient():
+    model = pico(num_classes=42).train()
+    y = model(image(64, 64))
+    assert y.shape == (2, 42) and y.isfinite().all()
+    y.mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_default_cfg_describes_the_model():
+    model = pico().eval()
+    cfg, names = model.default_cfg, set(model.state_dict())
+    assert cfg['classifier'] + '.weight' in names and cfg['first_conv'] + '.weight' in names
+    assert cfg['num_classes'] == model.num_classes == 1000
+    assert model.get_submodule(cfg['classifier']) is model.get_classifier()
+    x = image(*cfg['input_size'][1:], batch=1)
+    assert model.forward_features(x).shape == (1, model.num_features, *cfg['pool_size'])
+
+
+def test_features_head_and_classifier():
+    model, x = pico().eval(), image(64, 96)
+    features = model.forward_features(x)
+    assert features.shape == (2, 64, 2, 3) and model.num_features == 64
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, 96) and model.head_hidden_size == 96
+    logits = model(x)
+    assert torch.equal(model.forward_head(features), logits)
+    assert torch.equal(model.get_classifier()(pooled), logits)
+
+    model.reset_classifier(0)
+    assert model.num_classes == 0 and torch.equal(model(x), pooled)
+    model.reset_classifier(0, '')
+    maps = model(x)
+    assert maps.shape == (2, 96, 2, 3)
+    torch.testing.assert_close(maps.mean((2, 3)), pooled)
+    model.reset_classifier(5, 'avg')
+    assert model(x).shape == (2, 5) and model.num_classes == 5
+
+
+def test_without_a_classifier_from_the_start():
+    x = image(64, 64)
+    assert pico(num_classes=0).eval()(x).shape == (2, 96)
+    assert pico(num_classes=0, global_pool='').eval()(x).shape == (2, 96, 2, 2)
+    with pytest.raises(ValueError, match=r"^GrootV: global_pool='' needs num_classes=0, got 1000"):
+        pico(global_pool='')
+
+
+@pytest.mark.parametrize(
+    ('name', 'pool'),
+    [
+        ('avg', lambda x: x.mean((2, 3))),
+        ('max', lambda x: x.amax((2, 3))),
+        ('catavgmax', lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)),
+    ],
+)
+def test_global_pool(name, pool):
+    model, x = pico(global_pool=name, num_classes=3).eval(), image(64, 64)
+    expected = pool(model.head.project(model.forward_features(x)))
+    assert model.head_hidden_size == expected.shape[1]
+    torch.testing.assert_close(model(x), model.head.fc(expected))
+
+
+def test_drop_rates():
+    model = pico(drop_rate=0.5, drop_path_rate=0.4)
+    rates = [block.drop_path.drop_prob for stage in model.backbone.stages for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    features = torch.randn(8, 64, 2, 2)
+    kept = model.eval().forward_head(features, pre_logits=True)
+    assert (kept == 0).sum() == 0
+    dropped = model.train().forward_head(features, pre_logits=True)
+    assert 0.4 < (dropped == 0).float().mean() < 0.6
+
+
+def test_channels_of_the_image_device_and_dtype():
+    model = pico(in_chans=4, dtype=torch.float64, device='cpu')
+    assert model.in_chans == 4
+    model.reset_classifier(3)
+    assert model(image(32, 32, channels=4).double()).dtype is torch.float64
+    assert pico(device='meta').head.fc.weight.is_meta
+
+
+def test_options_of_the_backbone_pass_through():
+    model = pico(tree_per='stage', layer_scale_init_value=0.5)
+    assert model.backbone.stages[0].share_tree
+    assert (model.backbone.stages[0].blocks[0].gamma1 == 0.5).all()
+    with pytest.raises(TypeError, match='out_indices'):
+        pico(out_indices=(0,))
+
+
+def test_grad_checkpointing_computes_blocks_again_and_changes_nothing():
+    results, calls = [], []
+    for enable in (False, True, None):
+        model = pico(drop_path_rate=0.3, num_classes=3).train()
+        if enable is not False:
+            model.set_grad_checkpointing()
+        if enable is None:
+            model.set_grad_checkpointing(False)
+        block, count = model.backbone.stages[2].blocks[0], []
+        block.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        torch.manual_seed(2)
+        model(image(40, 24, batch=4)).square().sum().backward()
+        results.append([p.grad for p in model.parameters()])
+        calls.append(len(count))
+    assert calls == [1, 2, 1]
+    for grads in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(grads, results[0], strict=True))
+
+
+def test_layer_decay_uses_the_depths_of_the_backbone():
+    model = pico()
+    depths = group_parameters(model, model.group_matcher(), reverse=True)
+    expected = {n: model.backbone.get_layer_depth(n, 'backbone.')[0] for n, _ in model.named_parameters()}
+    assert depths == expected
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert coarse['backbone.stages.2.blocks.1.ssm.D'] == coarse['backbone.stages.2.norm.weight'] == 3
+    assert set(coarse.values()) == set(range(6))
+
+    optimizer = create_optimizer_v2(model, 'adamw', lr=1.0, weight_decay=0.05, layer_decay=0.5)
+    scales = {id(p): group['lr_scale'] for group in optimizer.param_groups for p in group['params']}
+    assert len(scales) == len(expected)
+    assert scales[id(model.head.fc.weight)] == 1
+    assert scales[id(model.backbone.stem.conv1.weight)] == 0.5**6
+
+
+def test_weight_decay_spares_biases_and_vectors():
+    model = pico()
+    assert model.no_weight_decay() == set()
+    optimizer = create_optimizer_v2(model, 'adamw', lr=1.0, weight_decay=0.05)
+    decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] for p in group['params']}
+    assert {n for n, p in model.named_parameters() if id(p) in decayed} == {
+        n for n, p in model.named_parameters() if p.dim() > 1
+    }
+
+
+# Maps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 2), (3,), (-3,)])
+def test_features_only_gives_the_maps_of_the_backbone(out_indices):
+    whole = pico().eval()
+    model = pico(features_only=True, out_indices=out_indices).eval()
+    model.model.backbone.load_state_dict(whole.backbone.state_dict(), strict=False)
+    stages = [index % 4 for index in out_indices]
+    backbone = GrootV(PICO, out_indices=stages).eval()
+    backbone.load_state_dict(whole.backbone.state_dict())
+    maps, expected = model(image(50, 33)), backbone(image(50, 33))
+    assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(maps, expected, strict=True))
+    assert model.feature_info.channels() == [WIDTHS[i] for i in stages] == [m.shape[1] for m in maps]
+    assert model.feature_info.reduction() == [4 * 2**i for i in stages]
+
+
+def test_features_only_keeps_nothing_idle():
+    model = pico(features_only=True, out_indices=(0, 2))
+    sum(m.sum() for m in model(image(32, 32))).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_features_only_gives_all_maps_unless_told():
+    assert [m.shape[1] for m in pico(features_only=True)(image(32, 32))] == WIDTHS
+
+
+def test_forward_intermediates():
+    model, x = pico().eval(), image(64, 64)
+    ran = []
+    model.backbone.stages[3].register_forward_hook(lambda *_: ran.append(3))
+    last, maps = model.forward_intermediates(x)
+    assert torch.equal(last, model.forward_features(x))
+    info = FeatureInfo(model.feature_info, 4)
+    assert info.channels() == [m.shape[1] for m in maps]
+    assert info.reduction() == [64 // m.shape[2] for m in maps]
+
+    for expected, found in zip(maps[-2:], model.forward_intermediates(x, 2)[1], strict=True):
+        assert torch.equal(found, expected)
+    ran.clear()
+    end, some = model.forward_intermediates(x, [0, -3], norm=True)
+    assert ran and torch.equal(end, last)
+    assert torch.equal(some[0], maps[0]) and torch.equal(some[1], maps[1])
+    ran.clear()
+    end, some = model.forward_intermediates(x, [1], stop_early=True)
+    assert torch.equal(end, maps[1]) and torch.equal(some[0], maps[1])
+    (only,) = model.forward_intermediates(x, [1], intermediates_only=True)
+    assert torch.equal(only, maps[1]) and not ran
+    with pytest.raises(ValueError, match=r'^forward_intermediates: output_fmt must be NCHW, got NHWC'):
+        model.forward_intermediates(x, output_fmt='NHWC')
+
+
+def test_a_pruned_model_takes_a_new_classifier():
+    model, x = pico().eval(), image(64, 64)
+    maps = model.forward_intermediates(x, intermediates_only=True)
+    assert model.prune_intermediate_layers([-4, 2]) == [0, 2]
+    assert len(model.backbone.stages) == 3 and model.num_features == model.head_hidden_size == 32
+    assert torch.equal(model(x), maps[2])
+    model.set_grad_checkpointing()
+    model.reset_classifier(7, 'avg')
+    logits = model(x)
+    torch.testing.assert_close(logits, model.head.fc(maps[2].mean((2, 3))))
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
+def test_other_extractors_take_the_maps_channels_last_and_say_so(feature_cls):
+    whole = pico().eval()
+    model = pico(features_only=True, feature_cls=feature_cls).eval()
+    maps = whole.forward_intermediates(image(64, 64), intermediates_only=True)
+    assert model.output_fmt == 'NHWC'
+    for x, expected in zip(model(image(64, 64)), maps, strict=True):
+        assert torch.equal(x.permute(0, 3, 1, 2), expected)
+
+
+def test_a_graph_of_the_model_computes_the_same():
+    model = pico().eval()
+    nodes = {'backbone.stages.1.blocks.0.ssm': 'ssm', 'head.act': 'head', 'head.fc': 'logits'}
+    graph = timm.layers.create_feature_extractor(model, nodes)
+    found = graph(image(64, 64))
+    assert torch.equal(found['logits'], model(image(64, 64)))
+    assert found['head'].shape == (2, 96, 2, 2) and found['ssm'][0].shape == (2, 8, 8, 16)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_torchscript_is_refused_and_export_works():
+    """Known here so that docs/timm.md stays true."""
+    model = pico(depths=[1, 1, 1, 1]).eval()
+    with pytest.raises(RuntimeError):
+        torch.jit.script(model)
+    with torch.no_grad():
+        exported = torch.export.export(model, (image(64, 64),)).module()
+        assert torch.equal(exported(image(64, 64)), model(image(64, 64)))
+
+
+# Weights ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+    """A checkpoint of tools/train.py: ten classes, four stages of one block."""
+    return train_tiny(tmp_path_factory.mktemp('timm'), 'classification').checkpoint
+
+
+def test_a_checkpoint_of_the_training_gives_the_logits_of_the_image_classifier(trained):
+    arch = dict(embed_dims=8, depths=[1, 1, 1, 1])
+    reference = classifier(10, arch=arch)
+    reference.load_state_dict(load_checkpoint_file(trained)['state_dict'])
+    model = timm.create_model('grootv_tiny', num_classes=10, checkpoint_path=str(trained), **arch).eval()
+    x = image(48, 40)
+    assert torch.equal(model(x), reference(x))
+    assert torch.equal(model.forward_features(x), reference.extract_feat(x)[0])
+
+
+def test_a_converted_checkpoint_gives_the_logits_of_the_image_classifier(tmp_path):
+    published = published_network.random_parameters(8, PICO['depths'], 5)
+    torch.save(published, tmp_path / 'published.pth')
+    converter = load_tool('model_converters/official_to_grootv.py')
+    converter.main([str(tmp_path / 'published.pth'), str(tmp_path / 'ours.pth')])
+    model = pico(num_classes=5, checkpoint_path=str(tmp_path / 'ours.pth')).eval()
+    reference = classifier(5)
+    reference.load_state_dict(load_checkpoint_file(tmp_path / 'ours.pth')['state_dict'])
+    assert torch.equal(model(image(48, 40)), reference(image(48, 40)))
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> tuple[torch.nn.Module, dict]:
+    """An ImageClassifier with 1000 classes, and the options with which timm adapts its weights."""
+    model = classifier()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'in1k.pth')
+    return model, dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'in1k.pth')))
+
+
+def test_weights_adapt_to_other_classes_and_channels(checkpoint):
+    reference, options = checkpoint
+    model = pico(num_classes=3, in_chans=1, **options).eval()
+    x = image(32, 32, channels=1)
+    torch.testing.assert_close(model.forward_features(x), reference.backbone(x.expand(2, 3, 32, 32))[0])
+    assert model(x).shape == (2, 3)
+    assert torch.equal(model.head.conv.weight, reference.head.conv.weight)
+    assert torch.equal(pico(**options).eval()(image(32, 32)), reference(image(32, 32)))
+
+
+def test_weights_of_a_feature_extractor(checkpoint):
+    reference, options = checkpoint
+    (last,) = pico(features_only=True, out_indices=(3,), **options).eval()(image(32, 32))
+    assert torch.equal(last, reference.extract_feat(image(32, 32))[0])
+
+
+def test_weights_go_back_to_the_image_classifier():
+    model, reference = pico().eval(), classifier()
+    reference.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(model(image(32, 32)), reference(image(32, 32)))
