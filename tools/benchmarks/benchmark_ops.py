@@ -10,16 +10,14 @@ import argparse
 import ctypes
 import json
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring.clock import medians, take_turns
 from rich.console import Console
 from rich.table import Table
 from scipy.sparse import csgraph, csr_matrix
@@ -42,20 +40,6 @@ class Row:
     ratio: float
     target: str
     met: bool
-
-
-def alternate(ours: Callable, peer: Callable, budget: float) -> tuple[float, float]:
-    """Median seconds of two functions, called in turn for ``budget`` seconds and at least five times."""
-    times = ([], [])
-    start = time.perf_counter()
-    for function in (ours, peer):
-        function()
-    while time.perf_counter() - start < budget or len(times[0]) < 5:
-        for function, sample in zip((ours, peer), times, strict=True):
-            begin = time.perf_counter()
-            function()
-            sample.append(time.perf_counter() - begin)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 @contextmanager
@@ -188,7 +172,8 @@ def growth_rows(channels: int, budget: float):
 
 
 def row(name, peer, threads, ours, theirs, bound, budget, scale=1.0) -> Row:
-    seconds, peer_seconds = alternate(ours, theirs, budget)
+    calls = {'ours': lambda _: ours(), 'theirs': lambda _: theirs()}
+    seconds, peer_seconds = medians(take_turns(calls, 'cpu', budget)).values()
     ratio = seconds / peer_seconds * scale
     target = '' if bound is None else f'<= {bound:.3g}'
     return Row(name, peer, threads, seconds, peer_seconds, ratio, target, bound is None or ratio <= bound)

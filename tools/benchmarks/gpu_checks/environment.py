@@ -49,10 +49,6 @@ class Options:
         """Sizes (batch, height, width, channels), made tiny in a dry run."""
         return tuple(map(min, sizes, (2, 9, 10, 8))) if self.dry_run else sizes
 
-    def synchronize(self) -> None:
-        if self.device == 'cuda':
-            torch.cuda.synchronize()
-
 
 def import_ops() -> ModuleType:
     """``grootv.ops`` of this checkout, whether the distribution is installed or not.

@@ -46,19 +46,21 @@ class Last(nn.Module):
         return maps[-1]
 
 
-def backbone(arch: dict) -> tuple[nn.Module, str]:
-    """A backbone that returns its last map, and what it is made of."""
+def backbone(arch: dict, **options) -> tuple[nn.Module, str]:
+    """A backbone that returns its last map, and what it is made of. Options need the backbone itself."""
     import_layer('tree_ssm')
     try:
         from grootv.models.backbones.grootv import GrootV
     except ImportError as error:
+        if options:
+            raise
         return Stack(**arch), f'layers only: {error}'
-    return nn.Sequential(GrootV(arch=arch), Last()), 'grootv.models.GrootV'
+    return nn.Sequential(GrootV(arch=arch, **options), Last()), 'grootv.models.GrootV'
 
 
-def classifier(arch: dict, classes: int) -> tuple[nn.Module, str]:
+def classifier(arch: dict, classes: int, **options) -> tuple[nn.Module, str]:
     """A backbone with the published head, and what it is made of."""
-    body, made_of = backbone(arch)
+    body, made_of = backbone(arch, **options)
     channels = arch['embed_dims'] * 8
     head = nn.Sequential(
         nn.Conv2d(channels, channels * 3 // 2, 1, bias=False),

@@ -1,56 +1,19 @@
-"""Medians of alternating calls."""
-
-import statistics
-import time
-from collections.abc import Callable
+"""Medians of alternating calls, copies to compare with, and calls as CUDA graphs."""
 
 import torch
+from measuring import clock
+from measuring.clock import Call
 
 from .capture import captured
 from .environment import Options
-
-Call = Callable[[int], object]  # of the number of the input set
 
 
 def medians(options: Options, calls: dict[str, Call], sets: int, budget: float = 0.5) -> dict[str, float]:
     """Median seconds of functions called in turn, each time with the next of ``sets`` input sets."""
     budget = 0.02 if options.dry_run else budget / 3 if options.quick else budget
-    for call in calls.values():
-        for index in range(max(sets, 3)):
-            call(index % sets)
-    options.synchronize()
-    start = time.perf_counter()
-    for call in calls.values():
-        call(0)
-    options.synchronize()
-    rounds = int(budget / max(time.perf_counter() - start, 1e-6))
-    rounds = min(max(rounds, 3 if options.dry_run else 20), 300)
-    clock = cuda_clock if options.device == 'cuda' else cpu_clock
-    return {name: statistics.median(times) for name, times in clock(calls, sets, rounds).items()}
-
-
-def cuda_clock(calls: dict[str, Call], sets: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds between events around each call; the host waits at the end only."""
-    events = {name: [] for name in calls}
-    for index in range(rounds):
-        for name, call in calls.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            call(index % sets)
-            end.record()
-            events[name].append((begin, end))
-    torch.cuda.synchronize()
-    return {name: [begin.elapsed_time(end) / 1e3 for begin, end in pairs] for name, pairs in events.items()}
-
-
-def cpu_clock(calls: dict[str, Call], sets: int, rounds: int) -> dict[str, list[float]]:
-    times = {name: [] for name in calls}
-    for index in range(rounds):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call(index % sets)
-            times[name].append(time.perf_counter() - begin)
-    return times
+    least = 3 if options.dry_run else 20
+    limits = dict(budget=budget, least=least, most=300, sets=sets, warm_ups=max(sets, 3))
+    return clock.medians(clock.take_turns(calls, options.device, **limits))
 
 
 def as_graph(call: Call, sets: int) -> Call:
