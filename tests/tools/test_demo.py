@@ -115,11 +115,3 @@ def test_a_step_that_fails_ends_the_demo_with_its_status(capsys):
     finally:
         sys.path.remove(str(ROOT / 'demo'))
         sys.modules.pop('steps')
-
-
-def test_the_examples_of_inference_name_the_last_checkpoints(demos):
-    text = (ROOT / 'docs/inference.md').read_text()
-    configs = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs/demo').glob('*.py'))
-    for config in configs:
-        assert str(config) in text
-        assert str(sys.modules['steps'].Run(str(config)).checkpoint) in text
