@@ -241,11 +241,13 @@ def instant_memory(monkeypatch):
         monkeypatch.setattr(tool, 'peak_memory', lambda *_, **__: next(sizes))
 
 
-def test_networks(tmp_path, instant_memory, capsys):
+def test_networks(tmp_path, instant_memory, monkeypatch, capsys):
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
     out = tmp_path / 'new' / 'model.json'
     arguments = ['--arch', 'pico', '--peers', 'test_convnext', '--batch', '2', '--input-size', '32']
     benchmark_model.main([*arguments, '--quick', '--profile', '--out', str(out)])
     found = json.loads(out.read_text())
+    assert found['environment']['OMP_NUM_THREADS'] == '7'
     assert found['processor']
     assert found['commit']
     assert found['threads'] == torch.get_num_threads()

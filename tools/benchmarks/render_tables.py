@@ -127,7 +127,7 @@ def groups(rows: list[dict]) -> dict[tuple, list[dict]]:
 TIME = "Medians of calls that take turns; ratios are medians of the rounds' quotients."
 MEMORY = """\
 Of a process of its own: weights, gradients, optimizer, activations and scratch memory, but neither Python nor
-libraries."""
+libraries nor freed memory that the C library keeps."""
 PROFILE = """\
 Per cent of one call under the profiler, in float32. The steps of `build_tree` divide its time as they do when
 each runs alone."""

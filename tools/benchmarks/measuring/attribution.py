@@ -83,7 +83,7 @@ def time_shares(runs: Runs, backward: bool = False, calls: int = CALLS) -> dict:
 
 def profiled(runs: Runs, backward: bool) -> tuple[float, Counter]:
     """Seconds of one call and of the operators of each part."""
-    os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # else it tells that it starts and stops
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it tells that it starts and stops
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (runs.device == 'cuda')
     call = runs.loss if backward else runs.forward
     with profile(activities=activities, acc_events=True) as profiler:

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from gpu_checks.environment import describe
 
+VARIABLES = ('OMP_NUM_THREADS', 'GLIBC_TUNABLES', 'LD_PRELOAD')  # threads and allocator
+
 
 def machine(device: str) -> dict:
-    """Date, commit, versions, device and processor, threads and memory; the command without its path."""
+    """Date, commit, versions, device, processor and memory; the command and what else sets the speed."""
     return {
         'command': ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **describe(device),
@@ -18,6 +20,7 @@ def machine(device: str) -> dict:
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
         'memory_bytes': memory(),
+        'environment': {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
 

@@ -122,5 +122,6 @@ def bfloat16(report: Report, found: dict, ours: str) -> None:
         report.missing(name, 'times', 'the processor has no bfloat16 arithmetic', 1.0)
     else:
         worst(report, name, eager, 'float32')
-    bad = [row for row in rows if not row['finite']]
-    report.check('bfloat16 autocast, results with NaN or infinity', len(bad), f'of {len(rows)}', 0)
+    if rows:
+        bad = [row for row in rows if not row['finite']]
+        report.check('bfloat16 autocast, results with NaN or infinity', len(bad), f'of {len(rows)}', 0)

@@ -2,13 +2,15 @@
 
 On the CPU: the greatest resident memory during a call that is not the first one, less the pages of files
 (libraries) and less what the process held before the network was built. Weights, gradients, the
-optimizer's state, activations, the scratch memory of every library and what the allocator keeps all count;
-Python and the libraries do not. On a GPU: the most that PyTorch's allocator had given away.
+optimizer's state, activations and the scratch memory of every library count; Python and the libraries do
+not. The C library gives freed blocks back at once: what it keeps of them otherwise, a fifth of a training
+step and more, differs from run to run. On a GPU: the most that PyTorch's allocator had given away.
 """
 
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from pathlib import Path
 import torch
 
 CALLS = 2  # that are watched
+GIVE_BACK = {'MALLOC_MMAP_THRESHOLD_': str(2**18)}  # bytes from which on a block is given back; glibc's
 
 
 class NotMeasured(Exception):
@@ -36,7 +39,8 @@ def peak_memory(kind: str, device: str, threads: int, **what) -> int:
         NotMeasured: If the child process did not come to its end, or does not run on Linux.
     """
     request = json.dumps(dict(kind=kind, device=device, threads=threads, what=what))
-    child = subprocess.run([sys.executable, __file__, request], capture_output=True, text=True)
+    command = [sys.executable, __file__, request]
+    child = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
     lines = child.stdout.splitlines()
     if child.returncode or not lines:
         said = (child.stderr.strip().splitlines() or [f'ended with status {child.returncode}'])[-1]
