@@ -75,7 +75,7 @@ def test_peak_memory_counts_what_a_call_holds_at_once():
 
 def test_a_child_counts_weights_gradients_and_moments():
     weights = 4 * sum(parameter.numel() for parameter in models.build(PICO, SMALL).parameters())
-    common = dict(network=vars(PICO), setting=dict(size=32), batch=2, dtype='float32', compiled=False)
+    common = dict(network=vars(PICO), setting=dict(size=32), batch=2, dtype='float32')
     found = peak_memory.peak_memory('network', 'cpu', 1, mode='step', **common)
     assert 4 * weights < found < 12 * weights
 

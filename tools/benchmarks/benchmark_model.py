@@ -197,12 +197,10 @@ def profile(built, network: Network, setting: Setting, batch: int, mode: str, qu
 
 
 def memory(args: argparse.Namespace, networks: list[Network], setting: Setting, mode: str) -> list[dict]:
-    """The greatest batch's peak memory of every network and way of running it."""
+    """The greatest batch's peak memory of every network and type; a compiler's own would count, so eager."""
     batch, measured = max(args.batch), {}
-    for way in ways_of(args, networks):
-        what = dict(
-            network=asdict(way.network), batch=batch, dtype=way.dtype, mode=mode, compiled=way.compiled
-        )
+    for way in [way for way in ways_of(args, networks) if not way.compiled]:
+        what = dict(network=asdict(way.network), batch=batch, dtype=way.dtype, mode=mode)
         what['setting'] = dict(size=setting.size, channels_last=setting.channels_last)
         try:
             measured[way] = peak_memory('network', setting.device, torch.get_num_threads(), **what), None

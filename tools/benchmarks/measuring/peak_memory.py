@@ -83,17 +83,14 @@ def reset_peak() -> None:
     Path('/proc/self/clear_refs').write_text('5')
 
 
-def network_call(
-    device: str, network: dict, setting: dict, batch: int, dtype: str, mode: str, compiled: bool
-):
+def network_call(device: str, network: dict, setting: dict, batch: int, dtype: str, mode: str):
     from measuring import models
 
     network, setting = models.Network(**network), models.Setting(device, **setting)
     models.import_packages(network)
 
     def make() -> Callable[[], object]:
-        model = models.build(network, setting)
-        runs = models.Runs(torch.compile(model) if compiled else model, setting, batch, dtype)
+        runs = models.Runs(models.build(network, setting), setting, batch, dtype)
         call, prepare = runs.call(mode)
         return lambda: (prepare and prepare(0), call(0))
 
