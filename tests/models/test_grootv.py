@@ -202,6 +202,14 @@ def test_norms_use_the_published_eps():
             assert module.eps == (1e-5 if '.ssm.' in name else 1e-6), name
 
 
+def test_convolutions_need_not_copy_their_weights():
+    model, x = pico(), image(32, 32)
+    with torch.profiler.profile(record_shapes=True) as profile, torch.no_grad():
+        model(x)
+    copied = [event.input_shapes[0] for event in profile.events() if event.name == 'aten::copy_']
+    assert not [shape for shape in copied if shape[2:] == [3, 3]]
+
+
 def test_init_weights_changes_nothing_by_itself():
     model = pico()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,4 +1,13 @@
+import torch
 from torch import Tensor, nn
+
+
+def conv2d(*args, **options) -> nn.Conv2d:
+    """A convolution for maps (B, H, W, C), its weight in channels-last memory.
+
+    PyTorch would copy a weight of another format in every call.
+    """
+    return nn.Conv2d(*args, **options).to(memory_format=torch.channels_last)
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 from torch import Tensor, nn
 
-from .channels_last import convolve
+from .channels_last import conv2d, convolve
 
 
 class Downsample(nn.Module):
@@ -11,7 +11,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.conv = conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
         self.norm = nn.LayerNorm(2 * channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .channels_last import convolve
+from .channels_last import conv2d, convolve
 
 
 class Stem(nn.Module):
@@ -13,9 +13,9 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
+        self.conv1 = conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
         self.norm1 = nn.LayerNorm(channels // 2, eps=1e-6)
-        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.conv2 = conv2d(channels // 2, channels, 3, stride=2, padding=1)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, image: Tensor) -> Tensor:

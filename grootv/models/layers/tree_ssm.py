@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from grootv.ops import Tree, build_tree, selective_tree_scan
 
-from .channels_last import convolve
+from .channels_last import conv2d, convolve
 from .initialization import linear, step_projection
 
 
@@ -31,7 +31,7 @@ class TreeSSM(nn.Module):
         width, rank = 2 * channels, math.ceil(channels / 16)
         self.metric = metric
         self.in_proj = linear(channels, 2 * width, bias=False)
-        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.conv = conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.x_proj = nn.Linear(width, rank + 2, bias=False)
         self.dt_proj = step_projection(rank, width)
         self.A_log = nn.Parameter(torch.zeros(width, 1))
