@@ -1,4 +1,4 @@
-"""Build ``grootv``: the Python packages and the compiled operators, a library for the CPU and one for CUDA.
+"""Build ``grootv``: the Python packages and the compiled operators, libraries for CPU, ONNX Runtime and CUDA.
 
 Environment variables:
     FORCE_CUDA: 1 builds the CUDA library or fails, 0 leaves it out. Otherwise it is built where nvcc is
@@ -14,9 +14,9 @@ import subprocess
 from pathlib import Path
 
 import torch
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, include_paths
 
 ROOT = Path(__file__).parent
 TORCH_TARGET_VERSION = '0x020a000000000000'  # the oldest torch whose stable ABI the library needs: 2.10
@@ -27,6 +27,16 @@ class PlatformWheel(bdist_wheel):
 
     def get_tag(self):
         return 'py3', 'none', super().get_tag()[2]
+
+
+class BuildLibraries(BuildExtension):
+    """The libraries share sources, so each keeps its objects in a folder of its own."""
+
+    def build_extension(self, ext):
+        folder = self.build_temp
+        self.build_temp = os.path.join(folder, ext.name)
+        super().build_extension(ext)
+        self.build_temp = folder
 
 
 def sources(folder: str) -> list[str]:
@@ -84,14 +94,26 @@ def cuda_toolkit() -> tuple[Path | None, str]:
     return Path(re.search(r'^#\$ TOP=(.+)$', steps.stderr, re.MULTILINE).group(1)).resolve(), ''
 
 
-def libraries() -> list[CppExtension]:
-    """The CPU library, and the CUDA library where it can be built; prints the switches."""
-    built = [extension('_cpu', sources('*.cpp') + sources('cpu/*.cpp'))]
+def onnxruntime_library() -> Extension:
+    """The CPU kernels as operators of ONNX Runtime, linked with neither torch nor ONNX Runtime."""
+    return Extension(
+        'grootv.ops._onnxruntime',
+        sources('onnxruntime/*.cpp') + sources('cpu/*.cpp'),
+        # Of torch only what is header-only; the rest of its names are those of csrc/onnxruntime/torch.
+        include_dirs=[str(ROOT / 'ops/csrc/onnxruntime'), str(ROOT / 'ops/csrc'), *include_paths()],
+        extra_compile_args={'cxx': HOST_FLAGS},
+        extra_link_args=[f'-Wl,--version-script={ROOT / "ops/csrc/onnxruntime/exports.map"}', '-Wl,-z,defs'],
+    )
+
+
+def libraries() -> list[Extension]:
+    """The libraries for the CPU, and the CUDA library where it can be built; prints the switches."""
+    built = [extension('_cpu', sources('*.cpp') + sources('cpu/*.cpp')), onnxruntime_library()]
     toolkit, reason = cuda_toolkit()
     if toolkit is None:
         if os.environ.get('FORCE_CUDA') == '1':
             raise SystemExit(f'setup.py: FORCE_CUDA=1 asks for the CUDA library, but {reason}')
-        print(f'grootv: CPU library only: {reason}')
+        print(f'grootv: no CUDA library: {reason}')
         return built
     architectures = os.environ.setdefault('TORCH_CUDA_ARCH_LIST', '8.0;9.0+PTX')
     print(f'grootv: CPU and CUDA libraries, nvcc of {toolkit}, architectures {architectures}')
@@ -120,7 +142,7 @@ def requirements(name: str) -> list[str]:
     return lines
 
 
-extras = ['classification', 'detection', 'segmentation', 'demo', 'test', 'lint']
+extras = ['classification', 'detection', 'segmentation', 'demo', 'deployment', 'test', 'lint']
 setup(
     name='grootv',
     version='0.1.0',
@@ -132,7 +154,7 @@ setup(
     extras_require={name: requirements(name) for name in extras},
     ext_modules=libraries(),
     cmdclass={
-        'build_ext': BuildExtension.with_options(no_python_abi_suffix=True),
+        'build_ext': BuildLibraries.with_options(no_python_abi_suffix=True),
         'bdist_wheel': PlatformWheel,
     },
 )

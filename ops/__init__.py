@@ -9,9 +9,11 @@
 :func:`selective_tree_scan`            the same from the parts of a selective state-space model
 ====================================== =====================================================
 
+:func:`onnxruntime_library` is where ONNX Runtime finds tree and scan.
 :mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.
 """
 
+from ._library import onnxruntime_library
 from .edge_weight import METRICS, grid_edge_weight
 from .spanning_tree import minimum_spanning_tree, minimum_spanning_tree_from_edges
 from .traversal import Tree, breadth_first_order, breadth_first_order_from_edges, build_tree
@@ -26,6 +28,7 @@ __all__ = [
     'grid_edge_weight',
     'minimum_spanning_tree',
     'minimum_spanning_tree_from_edges',
+    'onnxruntime_library',
     'selective_tree_scan',
     'tree_scan',
 ]

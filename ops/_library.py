@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-_CPU, _CUDA = (Path(__file__).with_name(name) for name in ('_cpu.so', '_cuda.so'))
+_CPU, _CUDA, _ONNXRUNTIME = (
+    Path(__file__).with_name(name) for name in ('_cpu.so', '_cuda.so', '_onnxruntime.so')
+)
 _BUILD = 'build it with `pip install --no-build-isolation -e .` in the checkout'
 
 
@@ -62,3 +64,20 @@ available = not isinstance(ops, _Missing)
 def require() -> None:
     """Raise an ImportError that names the mend if the compiled library is not there."""
     _ = ops.tree_scan
+
+
+def onnxruntime_library() -> str:
+    """Path of the operators for ONNX Runtime, 1.17 or later, on the CPU.
+
+    ``SessionOptions.register_custom_ops_library`` takes it; then sessions run :func:`build_tree`,
+    :func:`tree_scan` and :func:`selective_tree_scan` as operators of the domain ``grootv``, version 1, by the
+    same kernels, in float32. Tensors are inputs and outputs, other arguments attributes.
+
+    Raises:
+        ImportError: If the library has not been built.
+    """
+    if not _ONNXRUNTIME.exists():
+        raise ImportError(
+            f'grootv.ops.onnxruntime_library: {_ONNXRUNTIME.name} is not in {_ONNXRUNTIME.parent}; {_BUILD}.'
+        )
+    return str(_ONNXRUNTIME)

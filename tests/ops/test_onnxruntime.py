@@ -1,0 +1,189 @@
+"""The operators inside ONNX Runtime: the same bits as in torch, sentences for bad input, no torch needed."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from grootv import ops
+from tests.ops.cases import features, scan_inputs
+
+TREE = ('order', 'parent', 'level_ptr')
+SCAN = ('x', 'delta', 'A', 'B', 'delta_bias', *TREE)
+
+
+def session(name, inputs, outputs, threads=1, **attributes):
+    """A session of one operator. An input '' is left out."""
+    given = [(input, TensorProto.INT32 if input in TREE else TensorProto.FLOAT) for input in inputs if input]
+    results = [(output, TensorProto.INT32 if output in TREE else TensorProto.FLOAT) for output in outputs]
+    graph = helper.make_graph(
+        [helper.make_node(name, inputs, outputs, domain='grootv', **attributes)],
+        name,
+        *([helper.make_tensor_value_info(*value, None) for value in values] for values in (given, results)),
+    )
+    opsets = [helper.make_opsetid('', 18), helper.make_opsetid('grootv', 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(ops.onnxruntime_library())
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+def run(session, *tensors):
+    names = [value.name for value in session.get_inputs()]
+    arrays = (np.asarray(tensor) for tensor in tensors)
+    return session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def tree_session(metric='cosine', root=0, **options):
+    return session('build_tree', ['features'], TREE, metric=metric, root=root, **options)
+
+
+def scan_session(bias=True, delta_softplus=1, **options):
+    names = [name if bias or name != 'delta_bias' else '' for name in SCAN]
+    return session('selective_tree_scan', names, ['h'], delta_softplus=delta_softplus, **options)
+
+
+def selection(batch, height, width, channels):
+    """Arguments of selective_tree_scan, in order, with a bias."""
+    x, delta, tree = scan_inputs(batch, height, width, channels)
+    rate, write, bias = -torch.rand(channels), torch.randn(batch, height * width), torch.randn(channels)
+    return x, delta, rate, write, bias, *tree
+
+
+def test_scan_of_a_path_of_three_vertices():
+    tree = [[[0, 1, 2]], [[0, 0, 1]], [[0, 1, 2, 3]]]
+    scan = session('tree_scan', ('input', 'decay', *TREE), ['h'], direction='both')
+    signal, decay = np.float32([[[1], [2], [4]]]), np.float32([[[9], [0.5], [0.25]]])
+    (found,) = run(scan, signal, decay, *map(np.int32, tree))
+    # 1 + 2/2 + 4/8, 1/2 + 2 + 4/4, 1/8 + 2/4 + 4
+    assert found.ravel().tolist() == [2.5, 3.5, 4.625]
+
+
+@pytest.mark.parametrize(
+    ('shape', 'metric', 'root'),
+    [
+        ((2, 14, 14, 20), 'cosine', 0),
+        ((3, 25, 16, 32), 'euclidean', 7),
+        ((1, 1, 64, 5), 'manhattan', 63),
+        ((1, 9, 1, 1), 'cosine', 0),
+        ((2, 1, 1, 3), 'cosine', 0),
+        ((0, 4, 4, 3), 'cosine', 0),
+    ],
+)
+@pytest.mark.parametrize('threads', [1, 2])
+def test_trees_are_those_of_torch(shape, metric, root, threads):
+    maps = features('normal', *shape)
+    found = run(tree_session(metric, root, threads=threads), maps)
+    for array, tensor in zip(found, ops.build_tree(maps, metric, root), strict=True):
+        assert array.dtype == np.int32
+        np.testing.assert_array_equal(array, tensor)
+
+
+@pytest.mark.parametrize('shape', [(2, 14, 14, 40), (3, 5, 7, 300), (1, 1, 33, 1), (0, 3, 3, 8)])
+@pytest.mark.parametrize('threads', [1, 2])
+def test_scans_are_those_of_torch(shape, threads):
+    x, delta, rate, write, bias, *tree = arguments = selection(*shape)
+    trees = ops.Tree(*tree)
+    (found,) = run(scan_session(threads=threads), *arguments)
+    np.testing.assert_array_equal(found, ops.selective_tree_scan(x, delta, rate, write, trees, bias))
+    (found,) = run(scan_session(False, 0, threads=threads), x, delta, rate, write, *tree)
+    np.testing.assert_array_equal(found, ops.selective_tree_scan(x, delta, rate, write, trees, None, False))
+    for direction in ('both', 'up'):
+        scan = session('tree_scan', ('input', 'decay', *TREE), ['h'], threads, direction=direction)
+        (found,) = run(scan, x, rate.exp().expand_as(x).contiguous(), *tree)
+        expected = ops.tree_scan(x, rate.exp().expand_as(x).contiguous(), trees, direction)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        (dict(x=torch.rand(2, 12)), r'selective_tree_scan: x must have shape (B, L, C), got (2, 12)'),
+        (dict(delta=torch.rand(2, 12, 4)), 'delta needs one value per vertex and channel, shape (2, 12, 5)'),
+        (dict(A=torch.rand(4)), 'A needs one value per channel, shape (5), got (4)'),
+        (dict(delta_bias=torch.rand(5, 1)), 'delta_bias needs one value per channel, shape (5), got (5, 1)'),
+        (dict(parent=torch.zeros(2, 11, dtype=torch.int32)), 'shape (2, 12), got (2, 11)'),
+        (
+            dict(order=torch.full((2, 12), 99, dtype=torch.int32)),
+            'order and parent must be a tree in breadth-first order',
+        ),
+        (dict(x=torch.rand(2, 12, 5).double()), 'Unexpected input data type'),
+    ],
+)
+def test_bad_arguments_of_a_scan_are_told(change, sentence):
+    arguments = dict(zip(SCAN, selection(2, 3, 4, 5), strict=True)) | change
+    with pytest.raises(Exception, match=re.escape(sentence)):
+        run(scan_session(), *arguments.values())
+
+
+def test_bad_arguments_of_a_tree_are_told():
+    maps = features('normal', 1, 3, 4, 5)
+    with pytest.raises(Exception, match=re.escape('features must have shape (B, H, W, C), got (3, 4, 5)')):
+        run(tree_session(), maps[0])
+    with pytest.raises(Exception, match='root must be a vertex, 0 to 11, got 12'):
+        run(tree_session(root=12), maps)
+    with pytest.raises(
+        Exception, match="metric must be one of cosine, euclidean, manhattan, got 'chebyshev'"
+    ):
+        run(tree_session('chebyshev'), maps)
+    with pytest.raises(Exception, match='root'):
+        session('build_tree', ['features'], TREE, metric='cosine')
+    for outputs in (['order', '', 'level_ptr'], ['order']):
+        with pytest.raises(Exception, match='build_tree'):
+            session('build_tree', ['features'], outputs, metric='cosine', root=0)
+
+
+def test_an_older_runtime_is_told():
+    """Of its functions, found by their places, this runtime has CreateStatus only."""
+    told, version = [], ctypes.create_string_buffer(b'1.16.3')
+    status = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p)(
+        lambda code, message: told.append(message.decode()) or 1
+    )
+    api = (ctypes.c_void_p * 1)(ctypes.cast(status, ctypes.c_void_p))
+    get_api = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_uint32)(
+        lambda number: ctypes.addressof(api) if number == 1 else 0
+    )
+    get_version = ctypes.CFUNCTYPE(ctypes.c_size_t)(lambda: ctypes.addressof(version))
+    base = (ctypes.c_void_p * 2)(*(ctypes.cast(each, ctypes.c_void_p) for each in (get_api, get_version)))
+    register = ctypes.CDLL(ops.onnxruntime_library()).RegisterCustomOps
+    register.restype = ctypes.c_size_t
+    assert register(None, base) == 1
+    assert told == ['grootv needs ONNX Runtime 1.17 or later, this is 1.16.3']
+
+
+def test_the_library_runs_without_torch():
+    code = (
+        'import importlib.util, sys, onnxruntime\n'
+        'from pathlib import Path\n'
+        'library = Path(importlib.util.find_spec("grootv.ops").origin).with_name("_onnxruntime.so")\n'
+        'options = onnxruntime.SessionOptions()\n'
+        'options.register_custom_ops_library(str(library))\n'
+        'print("torch" in sys.modules)'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stdout == 'False\n', result.stderr
+
+
+@pytest.mark.skipif(not shutil.which('nm'), reason='needs binutils')
+def test_the_library_gives_one_function_and_takes_none_of_torch():
+    def symbols(which):
+        command = ['nm', '--dynamic', '--format=just-symbols', which, ops.onnxruntime_library()]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    assert symbols('--defined-only') == ['RegisterCustomOps']
+    assert not [name for name in symbols('--undefined-only') if re.search('torch|c10|Ort', name)]
+
+
+def test_a_missing_library_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(ops._library, '_ONNXRUNTIME', tmp_path / '_onnxruntime.so')
+    with pytest.raises(ImportError, match=re.escape(f'_onnxruntime.so is not in {tmp_path}; build it with')):
+        ops.onnxruntime_library()
