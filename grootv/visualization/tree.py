@@ -1,7 +1,6 @@
 """A spanning tree over its image, and how far a vertex is heard along it."""
 
 import numpy as np
-import torch
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -9,64 +8,53 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
-from grootv.ops import Tree, tree_scan
+from grootv.ops import Tree
+
+from .blocks import BlockTree
+from .topology import affinity, edge_weight, raster_tree, vertex_depth
 
 FAINTEST = 1e-3  # weaker affinities look alike
-TREE_COLOURS = LinearSegmentedColormap.from_list('depth', colormaps['plasma'](np.linspace(0, 0.88)))
+DEPTH_COLOURS = LinearSegmentedColormap.from_list('depth', colormaps['plasma'](np.linspace(0, 0.88)))
+WEIGHT_COLOURS = LinearSegmentedColormap.from_list('weight', colormaps['viridis'](np.linspace(0, 0.92)))
 WHOLE = MaxNLocator(integer=True, min_n_ticks=1)
 BAR = dict(shrink=0.9, pad=0.02, aspect=30)
+DISTANCES = dict(cosine='exp(-cosine)', euclidean='squared L2 distance', manhattan='L1 distance')
 
 
-def vertex_depth(tree: Tree) -> Tensor:
-    """Number of edges from every vertex to the root, shape (B, L) int64."""
-    positions = torch.arange(tree.order.shape[1], dtype=torch.int32, device=tree.order.device)
-    positions = positions.expand_as(tree.order).contiguous()
-    level = torch.searchsorted(tree.level_ptr, positions, right=True) - 1
-    return torch.empty_like(level).scatter_(1, tree.order.long(), level)
-
-
-def affinity(decay: Tensor, tree: Tree, vertex: int) -> Tensor:
-    """Product of the decays on the path from every vertex to one, averaged over the channels.
-
-    Args:
-        decay: Factor of the edge from a vertex to its parent, shape (B, L, C).
-        tree: Tree of L vertices.
-        vertex: The one vertex, whose own affinity is 1.
-
-    Returns:
-        Shape (B, L).
-    """
-    impulse = torch.zeros_like(decay)
-    impulse[:, vertex] = 1
-    return tree_scan(impulse, decay, tree).mean(-1)
-
-
-def draw(
-    image: np.ndarray, grid: tuple[int, int], tree: Tree, decay: Tensor, vertex: int, title: str
-) -> Figure:
-    """The tree coloured by depth on the left, the affinity of a vertex on the right.
+def draw(image: np.ndarray, block: BlockTree, vertices: list[int], title: str) -> Figure:
+    """The tree by depth and by edge weight; below, the affinity of vertices along it and a raster scan.
 
     Args:
         image: The picture that the grid covers, (H, W, 3) uint8.
-        grid: Rows and columns of the vertices.
-        tree: Tree of one image.
-        decay: Its decays, shape (1, L, C).
-        vertex: Vertex whose affinity is drawn.
-        title: Line above both.
+        block: Tree of one image.
+        vertices: Vertices whose affinity is drawn, a row each.
+        title: Line above.
     """
     height, width = image.shape[:2]
-    figure = Figure(figsize=(11, 0.8 + 4.5 * min(height / width, 1.6)), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    for axes in (left, right):
+    rows = 1 + len(vertices)
+    figure = Figure(figsize=(11, 0.6 + 4.5 * rows * min(height / width, 1.6)), layout='constrained')
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for axes in panels.flat:
         axes.set(xlim=(0, width), ylim=(height, 0), aspect='equal')
         axes.set_axis_off()
-    centres = vertex_centres(grid, (height, width))
-    draw_tree(left, image, tree, centres)
-    strength = affinity(decay, tree, vertex)[0].reshape(grid)
-    draw_affinity(right, image, strength.cpu().numpy(), centres[vertex])
-    figure.suptitle(title, fontsize=11)
+    centres = vertex_centres(block.grid, (height, width))
+    depth = vertex_depth(block.tree)[0].cpu().numpy()
+    weight = edge_weight(block.vertices, block.tree, block.metric)[0].cpu().numpy()
+    draw_tree(panels[0, 0], image, block.tree, centres, depth, DEPTH_COLOURS, 'edges to the root', WHOLE)
+    draw_tree(panels[0, 1], image, block.tree, centres, weight, WEIGHT_COLOURS, DISTANCES[block.metric])
+    panels[0, 0].set_title(f'spanning tree of {len(depth):,} vertices, by depth', fontsize=10)
+    panels[0, 1].set_title('the same tree, by edge weight', fontsize=10)
+
+    raster = raster_tree(1, len(depth))
+    for row, vertex in zip(panels[1:], vertices, strict=True):
+        paths = {'tree': block.tree, 'raster scan': raster}
+        maps = {name: affinity(block.decay_along(tree), tree, vertex) for name, tree in paths.items()}
+        scale = affinity_scale(min(float(heard.min()) for heard in maps.values()))
+        for axes, (name, heard) in zip(row, maps.items(), strict=True):
+            draw_affinity(axes, image, heard[0].reshape(block.grid).cpu().numpy(), centres[vertex], scale)
+            axes.set_title(f'affinity to the marked pixel along the {name}', fontsize=10)
+    figure.suptitle(title, fontsize=11, parse_math=False)  # a file may be named with dollar signs
     return figure
 
 
@@ -76,40 +64,61 @@ def vertex_centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
-def draw_tree(axes: Axes, image: np.ndarray, tree: Tree, centres: np.ndarray) -> None:
-    """Edges over the greyed image, from dark at the root to bright at the farthest leaf."""
-    depth, parent = vertex_depth(tree)[0].cpu().numpy(), tree.parent[0].cpu().numpy()
-    root = int(tree.order[0, 0])
+def draw_tree(
+    axes: Axes,
+    image: np.ndarray,
+    tree: Tree,
+    centres: np.ndarray,
+    value: np.ndarray,
+    colours: LinearSegmentedColormap,
+    unit: str,
+    ticks: MaxNLocator | None = None,
+) -> None:
+    """Edges over the greyed image, coloured by the value of their lower end; the root as a dot.
+
+    The rarest hundredth of the values on either side shares the colour of its end of the scale.
+    """
+    parent, root = tree.parent[0].cpu().numpy(), int(tree.order[0, 0])
     vertices = np.flatnonzero(np.arange(len(parent)) != root)
     axes.imshow(greyed(image), cmap='gray', vmin=-450, vmax=300, **extent(image))
+    shown = value[vertices] if len(vertices) else np.zeros(1)
+    low, high = (shown.min(), shown.max()) if ticks else np.quantile(shown, (0.01, 0.99))
     lines = LineCollection(
         np.stack([centres[vertices], centres[parent[vertices]]], axis=1),
-        array=depth[vertices],
-        cmap=TREE_COLOURS,
+        array=value[vertices],
+        cmap=colours,
+        norm=Normalize(low, max(high, low + 1e-6)),
         linewidths=line_width(axes, centres),
         capstyle='round',
     )
     axes.add_collection(lines)
     mark(axes, centres[root], 'o')
-    axes.set_title(f'spanning tree, {len(parent):,} vertices', fontsize=10)
-    axes.figure.colorbar(lines, ax=axes, label='edges to the root', ticks=WHOLE, **BAR)
+    ends = {(False, False): 'neither', (True, False): 'min', (False, True): 'max', (True, True): 'both'}
+    beyond = ends[bool(shown.min() < low), bool(shown.max() > high)]
+    axes.figure.colorbar(lines, ax=axes, label=unit, ticks=ticks, extend=beyond, **BAR)
 
 
-def draw_affinity(axes: Axes, image: np.ndarray, strength: np.ndarray, centre: np.ndarray) -> None:
+def draw_affinity(
+    axes: Axes, image: np.ndarray, strength: np.ndarray, centre: np.ndarray, scale: Normalize
+) -> None:
     """Affinities, shape (rows, columns), laid over the greyed image."""
     axes.imshow(greyed(image), cmap='gray', vmin=-100, vmax=400, **extent(image))
-    scale = ScalarMappable(affinity_scale(strength), 'inferno')
-    colours = scale.to_rgba(strength)
-    colours[..., 3] = scale.norm(strength).clip(0, 1) ** 0.5 * 0.85  # unheard vertices show the image
+    mappable = ScalarMappable(scale, 'inferno')
+    colours = mappable.to_rgba(strength)
+    colours[..., 3] = scale(strength).clip(0, 1) ** 0.5 * 0.85  # unheard vertices show the image
     axes.imshow(colours, interpolation='nearest', **extent(image))
     mark(axes, centre, '+')
-    axes.set_title('affinity to the marked pixel', fontsize=10)
-    axes.figure.colorbar(scale, ax=axes, label='product of decays along the path', **BAR)
+    ticks = [n * 10.0**k for k in range(-3, 1) for n in (1, 2, 5)] if isinstance(scale, LogNorm) else None
+    bar = axes.figure.colorbar(
+        mappable, ax=axes, label='product of decays along the path', ticks=ticks, **BAR
+    )
+    if ticks:
+        bar.ax.yaxis.set_major_formatter('{x:g}')
+        bar.ax.minorticks_off()
 
 
-def affinity_scale(strength: np.ndarray) -> Normalize:
+def affinity_scale(least: float) -> Normalize:
     """From the least affinity to 1, logarithmic where they differ by more than a factor of ten."""
-    least = float(strength.min())
     if least < 0.1:
         return LogNorm(max(least, FAINTEST), 1, clip=True)
     return Normalize(min(least, 0.99), 1, clip=True)

@@ -1,4 +1,6 @@
-import importlib.util
+import json
+import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -6,17 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from grootv.models import GrootV
-from grootv.ops import Tree, build_tree
+from grootv.utils import cli
 from grootv.utils.errors import UserError
-from grootv.visualization.tree import affinity, vertex_centres, vertex_depth
+from grootv.visualization.network import build_model
+from grootv.visualization.topology import affinity
+from tests.tools.tiny_run import load_tool
 
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location(
-    'visualize_tree', ROOT / 'tools/analysis_tools/visualize_tree.py'
-)
-visualize_tree = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(visualize_tree)
+visualize_tree = load_tool('analysis_tools/visualize_tree.py')
 
 CONFIG = """
 default_scope = 'mmpretrain'
@@ -35,13 +33,6 @@ test_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(pipeline=
 """
 
 
-def chain():
-    """0 - 1 - 2 - 3 with a branch 1 - 4; rooted at 0."""
-    parent = torch.tensor([[0, 0, 1, 2, 1]], dtype=torch.int32)
-    order = torch.tensor([[0, 1, 2, 4, 3]], dtype=torch.int32)
-    return Tree(order, parent, torch.tensor([[0, 1, 2, 4, 5, 5]], dtype=torch.int32))
-
-
 @pytest.fixture
 def files(tmp_path):
     """An image, red on the left and blue on the right, and a config."""
@@ -53,54 +44,72 @@ def files(tmp_path):
     return str(tmp_path / 'image.png'), str(tmp_path / 'pico.py'), tmp_path / 'sub' / 'tree.png'
 
 
-def test_depth_by_hand():
-    assert vertex_depth(chain()).tolist() == [[0, 1, 2, 3, 2]]
+@pytest.fixture
+def folder(files, tmp_path):
+    """Two copies of the image, one with a name that needs escaping, and their label maps: left 1, right 2."""
+    images, labels = tmp_path / 'images', tmp_path / 'labels'
+    halves = np.ones((60, 80), np.uint8)
+    halves[:, 40:] = 2
+    for name in ('a', 'sub/<b>$x$ & "c"'):
+        for root in (images, labels):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files[0], images / f'{name}.png')
+        Image.fromarray(halves).save(labels / f'{name}.png')
+    return images, labels
 
 
-def test_depth_of_a_batch_follows_the_parents():
-    tree = build_tree(torch.randn(2, 6, 7, 3, generator=torch.Generator().manual_seed(0)))
-    depth = vertex_depth(tree)
-    above = depth.gather(1, tree.parent.long())
-    assert torch.equal(depth, (above + 1) * (tree.parent != torch.arange(42)))
+class Pictures(HTMLParser):
+    """The sources of a page's images; refuses scripts and tags that nothing closes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.sources, self.text = [], [], ''
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        assert tag not in ('script', 'b')
+        if tag == 'img':
+            self.sources.append(dict(attrs)['src'])
+        elif tag != 'meta':
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
 
 
-def test_affinity_by_hand():
-    decay = torch.tensor([9.0, 0.5, 0.2, 0.1, 0.3]).view(1, 5, 1)
-    expected = torch.tensor([[0.1, 0.2, 1.0, 0.1, 0.06]])
-    torch.testing.assert_close(affinity(decay, chain(), 2), expected)
-    two = torch.cat([decay, torch.ones_like(decay)], dim=2)  # a channel that hears all alike
-    torch.testing.assert_close(affinity(two, chain(), 2), (expected + 1) / 2)
-
-
-def test_centres_lie_in_the_middle_of_the_cells():
-    centres = vertex_centres((2, 3), (20, 60))
-    assert centres.tolist() == [[10, 5], [30, 5], [50, 5], [10, 15], [30, 15], [50, 15]]
+def test_a_pixel_belongs_to_the_cell_that_covers_it():
     assert visualize_tree.vertex_at([15, 39], (20, 60), (2, 3)) == 4
     assert visualize_tree.vertex_at([19, 40], (20, 60), (2, 3)) == 5
+    assert visualize_tree.vertex_at(None, (20, 60), (2, 3)) == 4
 
 
 def test_the_tree_of_colours_keeps_to_one_side():
     image = Image.new('RGB', (640, 320), (255, 0, 0))
     image.paste((0, 0, 255), (320, 0, 640, 320))
-    grid, tree, decay = visualize_tree.tree_of_colours(image, 'euclidean')
-    assert grid == (32, 64)
-    heard = affinity(decay, tree, 10)[0].view(grid)
+    block = visualize_tree.tree_of_colours(image, 'euclidean')
+    assert block.grid == (32, 64)
+    heard = affinity(block.decay_along(block.tree), block.tree, 10)[0].view(block.grid)
     assert heard[:, :30].min() > heard[:, 34:].max()
 
 
-@pytest.mark.parametrize('options', [[], ['--metric', 'cosine', '--pixel', '10', '70']])
-def test_picture_of_colours(files, options):
+@pytest.mark.parametrize(
+    ('options', 'rows'), [([], 2), (['--metric', 'cosine', '--pixel', '10', '70', '--pixel', '0', '0'], 3)]
+)
+def test_picture_of_colours(files, options, rows):
     image, _, out = files
     visualize_tree.main([image, '--out', str(out), *options])
-    assert Image.open(out).size == (1650, int((0.8 + 4.5 * 0.75) * 150))
+    assert Image.open(out).size == (1650, int((0.6 + 4.5 * rows * 0.75) * 150))
 
 
 def test_picture_of_a_trained_block(files, tmp_path):
     image, config, out = files
-    cfg = visualize_tree.cli.load_config(config)
-    visualize_tree.init_default_scope('mmpretrain')
-    model = visualize_tree.build_model(cfg, None, None, False)
-    torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+    torch.save(
+        {'state_dict': build_model(cli.load_config(config), None).state_dict()}, tmp_path / 'weights.pth'
+    )
     place = ['--config', config, '--checkpoint', str(tmp_path / 'weights.pth')]
     visualize_tree.main([image, *place, '--stage', '1', '--block', '1', '--out', str(out)])
     assert Image.open(out).size[0] == 1650
@@ -115,33 +124,61 @@ def test_picture_of_another_task(tiny_run, tmp_path, task):
     assert Image.open(out).size[0] == 1650
 
 
-def test_the_network_sees_what_is_drawn(files):
-    image, config, _ = files
-    cfg = visualize_tree.cli.load_config(config)
-    visualize_tree.init_default_scope('mmpretrain')
-    model = visualize_tree.build_model(cfg, 'manhattan', None, False)
-    picture, inputs = visualize_tree.network_input(cfg, model, image)
-    assert picture.shape == (32, 40, 3) and inputs.shape == (1, 3, 32, 40)
-    assert picture[16, 5, 0] == 200 and picture[16, 35, 2] == 150  # red, then blue
+def test_report_of_a_folder(folder, tmp_path):
+    images, labels = folder
+    out = tmp_path / 'report'
+    visualize_tree.main([str(images), '--labels', str(labels), '--report', str(out)])
+    page, content = (
+        Pictures((out / 'index.html').read_text()),
+        json.loads((out / 'report.json').read_text()),
+    )
+    assert sorted(page.sources) == sorted(path.name for path in out.glob('*.png'))
+    assert len(page.sources) == 2 + 2  # images, histograms and labels
+    assert '<b>$x$ & "c"' in page.text
+    assert [Path(entry['image']).stem for entry in content['images']] == ['a', '<b>$x$ & "c"']
 
-    trees = []
-    ssm = model.backbone.stages[1].blocks[1].ssm
-    assert isinstance(model.backbone, GrootV) and ssm.metric == 'manhattan'
-    ssm.register_forward_hook(lambda module, args, output: trees.append(output[1]))
-    grid, tree, decay = visualize_tree.tree_of_block(model, inputs, 1, 1)
-    assert grid == (4, 5) and decay.shape == (1, 20, 32)
-    assert torch.equal(tree.parent, trees[0].parent)
-    assert (decay > 0).all() and (decay < 1).all()
+    (summary,) = content['summary'].values()
+    # 48 rows: the raster scan leaves a half twice in each, but at the end of the last one.
+    vertices = 48 * 64
+    assert summary['raster']['inside_label'] == pytest.approx(1 - (2 * 48 - 1) / (vertices - 1), abs=1e-5)
+    assert summary['tree']['inside_label'] == pytest.approx(1 - 1 / (vertices - 1), abs=1e-5)
+    assert 0.9 < summary['random']['inside_label'] < summary['tree']['inside_label']
+    assert summary['raster']['depth_max'] == vertices - 1
+    for counts in content['histograms']['pixels'].values():
+        assert len(counts['tree']) == len(counts['bins']) - 1
+    assert sum(content['histograms']['pixels']['depth']['tree']) == 2 * vertices
+
+
+def test_report_of_a_test_set(tiny_run, tmp_path):
+    run = tiny_run('segmentation')
+    options = ['--config', str(run.config), '--checkpoint', str(run.checkpoint), '--count', '2']
+    visualize_tree.main([*options, '--report', str(tmp_path / 'report')])
+    content = json.loads((tmp_path / 'report/report.json').read_text())
+    assert list(content['summary']) == [f'stage {i}, block 0' for i in range(4)]
+    assert len(content['images']) == 2
+    assert all(
+        0 < one['inside_label'] <= 1 for found in content['summary'].values() for one in found.values()
+    )
+
+
+def test_report_of_one_stage(files, tmp_path):
+    image, config, _ = files
+    visualize_tree.main([image, '--config', config, '--stage', '1', '--report', str(tmp_path / 'report')])
+    content = json.loads((tmp_path / 'report/report.json').read_text())
+    assert list(content['summary']) == ['stage 1, block 0', 'stage 1, block 1']
+    assert 'inside_label' not in content['summary']['stage 1, block 0']['tree']
+    assert not (tmp_path / 'report/labels.png').exists()
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
         (['--stage', '4'], '--stage must be 0 to 3, got 4'),
-        (['--stage', '1', '--block', '2'], '--block must be 0 to 1 in stage 1, got 2'),
+        (['--stage', '1', '--block', '2'], '--block must be 0 to 1, got 2'),
         (['--pixel', '32', '0'], '--pixel must lie inside the picture of 32 x 40'),
         (['--checkpoint', 'nowhere.pth'], 'nowhere.pth does not exist'),
         (['--out', 'tree.unknown'], r'--out tree.unknown: end it in .*\.png'),
+        (['--labels', 'labels'], '--report'),
     ],
 )
 def test_bad_requests_name_the_argument(files, options, message):
@@ -149,6 +186,15 @@ def test_bad_requests_name_the_argument(files, options, message):
     with pytest.raises(UserError, match=message):
         visualize_tree.main([image, '--config', config, '--out', str(out), *options])
     assert not out.exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(files, tmp_path):
+    image, config, out = files
+    cfg = cli.load_config(config, {'model.backbone.arch.embed_dims': 16, 'model.head.in_channels': 128})
+    torch.save(build_model(cfg, None).state_dict(), tmp_path / 'wider.pth')
+    options = ['--config', config, '--checkpoint', str(tmp_path / 'wider.pth'), '--out', str(out)]
+    with pytest.raises(UserError, match='checkpoint does not fit the model ImageClassifier'):
+        visualize_tree.main([image, *options])
 
 
 def test_another_backbone_is_refused(files):
@@ -162,13 +208,39 @@ def test_another_backbone_is_refused(files):
 
 def test_bad_images(tmp_path):
     (tmp_path / 'text.png').write_text('no image')
-    with pytest.raises(UserError, match='cannot be read'):
-        visualize_tree.main([str(tmp_path / 'text.png')])
-    with pytest.raises(UserError, match='does not exist'):
-        visualize_tree.main([str(tmp_path / 'nowhere.png')])
+    (tmp_path / 'empty').mkdir()
+    for arguments, message in [
+        (['text.png'], 'image .*text.png cannot be read'),
+        (['nowhere.png'], 'does not exist'),
+        (['.'], 'a picture shows one image'),
+        (['.', '--report', str(tmp_path / 'report')], 'image .*text.png cannot be read'),
+        (['empty', '--report', str(tmp_path / 'report')], 'holds no image'),
+    ]:
+        with pytest.raises(UserError, match=message):
+            visualize_tree.main([str(tmp_path / arguments[0]), *arguments[1:]])
+
+
+def test_bad_labels(folder, tmp_path):
+    images, labels = folder
+    report = ['--labels', str(labels), '--report', str(tmp_path / 'report')]
+    for bad, message in [
+        (Image.new('RGB', (80, 60)), 'has 3 channels'),
+        (Image.new('L', (60, 60)), 'is 60 x 60, and the network sees 60 x 80'),
+    ]:
+        bad.save(labels / 'a.png')
+        with pytest.raises(UserError, match=message):
+            visualize_tree.main([str(images), *report])
+    (labels / 'a.png').write_text('no image')
+    with pytest.raises(UserError, match=r'label map .* cannot be read'):
+        visualize_tree.main([str(images), *report])
+    (labels / 'a.png').unlink()
+    with pytest.raises(UserError, match=r'image .*a\.png has no label map'):
+        visualize_tree.main([str(images), *report])
 
 
 def test_options_of_a_network_need_its_config(files, tmp_path):
     for option in (['--checkpoint', 'weights.pth'], ['--stage', '1']):
         with pytest.raises(UserError, match='need --config'):
             visualize_tree.main([files[0], *option, '--out', str(tmp_path / 'tree.png')])
+    with pytest.raises(UserError, match='give an image, a folder, or a --config'):
+        visualize_tree.main(['--report', str(tmp_path / 'report')])

@@ -1,109 +1,141 @@
-"""Draw the spanning tree of a block over an image, and the affinity of one pixel along it.
+"""Draw the spanning trees of images, and measure them beside random trees and a raster scan.
 
     python tools/analysis_tools/visualize_tree.py IMAGE --config CONFIG --checkpoint CHECKPOINT \
         --stage 1 --block 0 --pixel 60 100 --out tree.png
+    python tools/analysis_tools/visualize_tree.py [FOLDER] --config CONFIG --checkpoint CHECKPOINT \
+        --labels LABELS --report work_dirs/trees
 
-Without a config it draws the tree of the image's own colours, where the decay of an edge is
-exp(-d / 10), d the distance of its two colours over the mean distance along the tree.
+The first form draws one block. The second analyses every block over the images of a folder, or without one
+over the test set of the config, and writes index.html, its pictures and report.json.
+
+Without a config the tree is that of the image's own colours, where the decay of an edge is exp(-d / 10), d
+the distance of its two colours over the mean distance along the tree.
 """
 
 import argparse
+import json
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS
 from PIL import Image
-from torch import Tensor, nn
+from rich.progress import track
+from torch import Tensor
 
 from grootv.ops import METRICS, Tree, build_tree
 from grootv.utils import cli
-from grootv.utils.checkpoint import check_keys, load_checkpoint_file, state_dict_of
 from grootv.utils.errors import UserError
+from grootv.visualization import statistics
+from grootv.visualization.blocks import BlockTree, recorded, scans
+from grootv.visualization.network import build_model, network_input, test_set
+from grootv.visualization.report import Page
 from grootv.visualization.tree import draw
 
 LONGEST = 64  # vertices along the longer side of an image without a network
+ENDINGS = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
+UNLABELLED = 0  # in the label maps of ADE20K and of the digit scenes
 
 
-def read_image(path: str) -> Image.Image:
+@dataclass
+class Item:
+    """An image, its label map if there is one, and the label in it that means nothing."""
+
+    image: Path
+    labels: Path | None = None
+    ignore: int = UNLABELLED
+
+
+def read_image(path: str | Path, kind: str = 'image') -> Image.Image:
     try:
-        return Image.open(path).convert('RGB')
+        image = Image.open(path)
+        image.load()
     except FileNotFoundError:
-        raise UserError(f'image {path} does not exist: check the path') from None
-    except OSError as error:
-        raise UserError(f'image {path} cannot be read ({error}): give another one') from error
+        raise UserError(f'{kind} {path} does not exist: check the path') from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f'{kind} {path} cannot be read ({error}): give another one') from error
+    return image
 
 
-def tree_of_colours(image: Image.Image, metric: str) -> tuple[tuple[int, int], Tree, Tensor]:
-    """Grid, tree and decays (1, L, 1) of a small copy of an image."""
-    small = image.copy()
+def read_labels(path: Path, picture: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """Label at the centre of every vertex's cell, (1, L)."""
+    labels = np.asarray(read_image(path, 'label map'))
+    if labels.ndim != 2:
+        raise UserError(f'label map {path} has {labels.shape[2]} channels: give one label a pixel')
+    (height, width), (rows, columns) = labels.shape, picture.shape[:2]
+    if abs(rows * width / (columns * height) - 1) > 0.02:
+        raise UserError(
+            f'label map {path} is {height} x {width}, and the network sees {rows} x {columns} of its image: '
+            'take cropping and padding out of the test pipeline'
+        )
+    y, x = ((2 * np.arange(n) + 1) * side // (2 * n) for n, side in zip(grid, labels.shape, strict=True))
+    return torch.from_numpy(labels[np.ix_(y, x)].astype(np.int64)).view(1, -1)
+
+
+def tree_of_colours(image: Image.Image, metric: str) -> BlockTree:
+    """The tree of a small copy of an image."""
+    small = image.convert('RGB')
     small.thumbnail((LONGEST, LONGEST))
     colours = torch.from_numpy(np.array(small)).float().unsqueeze(0) / 255
-    tree = build_tree(colours, metric)
     vertices = colours.flatten(1, 2)
-    parents = vertices[:, tree.parent[0].long()]
-    distance = (vertices - parents).norm(dim=-1, keepdim=True)
-    decay = torch.exp(-distance / distance.mean().clamp_min(1e-6) / 10)
-    return tuple(colours.shape[1:3]), tree, decay
+
+    def distance(tree: Tree) -> Tensor:
+        return (vertices - vertices[:, tree.parent[0].long()]).norm(dim=-1, keepdim=True)
+
+    tree = build_tree(colours, metric)
+    scale = 10 * distance(tree).mean().clamp_min(1e-6)
+    return BlockTree(colours, tree, metric, lambda path: torch.exp(-distance(path) / scale))
 
 
-def build_model(cfg: Config, metric: str | None, checkpoint: str | None, trust: bool) -> nn.Module:
-    if metric is not None:
-        cfg.model.backbone.metric = metric
-    torch.manual_seed(0)  # the same picture again, also without a checkpoint
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # as the Runner does
-    model = MODELS.build(cfg.model).eval()
-    if checkpoint is not None:
-        weights = load_checkpoint_file(checkpoint, trust=trust)
-        check_keys(model, weights)
-        model.load_state_dict(state_dict_of(weights), strict=False)
-    return model
+class Source:
+    """Where the trees of an image come from: blocks of a network, or without one the image's colours.
+
+    Args:
+        args: The command line.
+        stage: Stage of the wanted blocks; None for all.
+        block: Block of its stage; None for all.
+    """
+
+    def __init__(self, args: argparse.Namespace, stage: int | None, block: int | None):
+        self.cfg = None
+        if args.config is None:
+            if args.checkpoint or args.cfg_options or stage or block:
+                raise UserError('--checkpoint, --cfg-options, --stage and --block need --config')
+            self.metric = args.metric or 'euclidean'
+            self.name = f'{self.metric} distance of the colours'
+            return
+        self.cfg = cli.load_config(args.config, args.cfg_options)
+        if args.metric:
+            self.cfg.model.backbone.metric = args.metric
+        self.model = build_model(self.cfg, args.checkpoint, args.trust_checkpoint)
+        self.name = Path(args.config).stem + ('' if args.checkpoint else ', untrained')
+        self.metric = self.model.backbone.stages[0].blocks[0].ssm.metric
+        places = list(scans(self.model.backbone))
+        check_place('--stage', stage, {i for i, _ in places})
+        check_place('--block', block, {k for i, k in places if stage in (None, i)})
+        self.places = [(i, k) for i, k in places if stage in (None, i) and block in (None, k)]
+
+    @torch.no_grad()
+    def trees(self, path: str | Path) -> tuple[np.ndarray, dict[str, BlockTree]]:
+        """The picture (H, W, 3), and the wanted blocks by name."""
+        image = read_image(path)
+        if self.cfg is None:
+            return np.array(image.convert('RGB')), {'pixels': tree_of_colours(image, self.metric)}
+        picture, inputs = network_input(self.cfg, self.model, path)
+        with recorded(self.model.backbone) as found:
+            self.model.backbone(inputs, out_indices=(self.places[-1][0],))  # no stage after the last wanted
+        return picture, {f'stage {i}, block {k}': found[i, k] for i, k in self.places}
+
+    def title(self, image: Path, block: str) -> str:
+        return ', '.join([image.name, self.name] + [block] * (self.cfg is not None))
 
 
-def network_input(cfg: Config, model: nn.Module, path: str) -> tuple[np.ndarray, Tensor]:
-    """What the test pipeline makes of an image: the picture (H, W, 3) and the network's input."""
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset:
-        dataset = dataset.dataset
-    steps = [step for step in dataset.pipeline if not step.type.endswith('Annotations')]
-    data = Compose([TRANSFORMS.build(step) for step in steps])(dict(img_path=path, img_id=0))
-    preprocessor = model.data_preprocessor
-    inputs = preprocessor(pseudo_collate([data]), False)['inputs']
-    picture = inputs * preprocessor.std + preprocessor.mean
-    picture = picture[0].permute(1, 2, 0).round().clamp(0, 255).byte().cpu().numpy()
-    return picture, inputs
-
-
-@torch.no_grad()
-def tree_of_block(
-    model: nn.Module, inputs: Tensor, stage: int, block: int
-) -> tuple[tuple[int, int], Tree, Tensor]:
-    """Grid, tree and decays (1, L, D) of one block of the backbone."""
-    found = {}
-
-    def keep(ssm: nn.Module, args: tuple, output: tuple) -> None:
-        guide, _ = ssm.project(args[0])
-        found['grid'] = tuple(guide.shape[1:3])
-        found['tree'] = output[1]
-        found['decay'] = ssm.decay(guide.flatten(1, 2))
-
-    backbone = model.backbone
-    backbone.out_indices = (stage,)  # no need to run the stages after it
-    backbone.stages[stage].blocks[block].ssm.register_forward_hook(keep)
-    backbone(inputs)
-    return found['grid'], found['tree'], found['decay']
-
-
-def check_place(model: nn.Module, config: str, stage: int, block: int) -> None:
-    depths = getattr(model.backbone, 'depths', None)
-    if type(model.backbone).__name__ != 'GrootV':
-        raise UserError(f'{config} has no GrootV backbone: only that one builds trees')
-    if not 0 <= stage < len(depths):
-        raise UserError(f'--stage must be 0 to {len(depths) - 1}, got {stage}')
-    if not 0 <= block < depths[stage]:
-        raise UserError(f'--block must be 0 to {depths[stage] - 1} in stage {stage}, got {block}')
+def check_place(option: str, value: int | None, known: set[int]) -> None:
+    if value is not None and value not in known:
+        raise UserError(f'{option} must be 0 to {max(known)}, got {value}')
 
 
 def vertex_at(pixel: list[int] | None, size: tuple[int, int], grid: tuple[int, int]) -> int:
@@ -115,22 +147,173 @@ def vertex_at(pixel: list[int] | None, size: tuple[int, int], grid: tuple[int, i
     return row * grid[1] + column
 
 
+def picture_of(args: argparse.Namespace, picture: np.ndarray, block: BlockTree, title: str):
+    """The figure of one block, with the affinity of every --pixel."""
+    vertices = [vertex_at(pixel, picture.shape[:2], block.grid) for pixel in args.pixel or [None]]
+    return draw(picture, block, vertices, title)
+
+
+def draw_one(args: argparse.Namespace) -> None:
+    """One picture of one block."""
+    if args.images is None or args.images.is_dir() or args.labels:
+        raise UserError('a picture shows one image: give an image file, or --report FOLDER to analyse many')
+    source = Source(args, args.stage or 0, args.block or 0)
+    picture, blocks = source.trees(args.images)
+    ((name, block),) = blocks.items()
+    figure = picture_of(args, picture, block, source.title(args.images, name))
+    endings = figure.canvas.get_supported_filetypes()
+    if args.out.suffix[1:] not in endings:
+        raise UserError(f'--out {args.out}: end it in .{", .".join(sorted(endings))}')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=150)
+    print(f'tree: {args.out}')
+
+
+def items_of(args: argparse.Namespace, cfg: Config | None) -> list[Item]:
+    """The images to analyse: a file, the first ones of a folder, or of the config's test set."""
+    if args.images is None:
+        if cfg is None:
+            raise UserError('give an image, a folder, or a --config with a test set')
+        return items_of_test_set(args, cfg)
+    folder, found = args.images.parent, [args.images]
+    if args.images.is_dir():
+        folder = args.images
+        found = sorted(path for path in folder.rglob('*') if path.suffix.lower() in ENDINGS)[: args.count]
+    if not found:
+        raise UserError(f'folder {folder} holds no image ({", ".join(ENDINGS)})')
+    if args.labels is None:
+        return [Item(path) for path in found]
+    return [Item(path, labels_of(path, folder, args.labels)) for path in found]
+
+
+def labels_of(image: Path, folder: Path, labels: Path) -> Path:
+    """The label map of an image: a file, or at the image's place below a folder."""
+    path = (labels / image.relative_to(folder)).with_suffix('.png') if labels.is_dir() else labels
+    if not path.is_file():
+        raise UserError(f'image {image} has no label map {path}: add it, or leave out --labels')
+    return path
+
+
+def items_of_test_set(args: argparse.Namespace, cfg: Config) -> list[Item]:
+    """The first images of the test set; their label maps too if it is one for segmentation."""
+    if args.labels:
+        raise UserError('--labels belongs to images that are given: the test set brings its own')
+    cli.check_data(cfg, ['test_dataloader'])
+    dataset = DATASETS.build(test_set(cfg))
+    found = [dataset.get_data_info(index) for index in range(min(args.count, len(dataset)))]
+    reduced = getattr(dataset, 'reduce_zero_label', True)
+    ignore = UNLABELLED if reduced else dataset.ignore_index
+    places = [(info['img_path'], info.get('seg_map_path')) for info in found]
+    return [Item(Path(image), Path(labels) if labels else None, ignore) for image, labels in places]
+
+
+def analyse(args: argparse.Namespace) -> None:
+    """Every block of every image, as a page."""
+    source = Source(args, args.stage, args.block)
+    items = items_of(args, source.cfg)
+    args.report.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    samples, images = defaultdict(list), []
+    for number, item in enumerate(track(items, 'images')):
+        picture, blocks = source.trees(item.image)
+        images.append(dict(image=str(item.image), blocks={}))
+        for name, block in blocks.items():
+            labels = None if item.labels is None else read_labels(item.labels, picture, block.grid)
+            measured = statistics.measure(block, labels, item.ignore, generator)
+            samples[name].append(measured)
+            file = f'image-{number:03}_{file_name(name)}'
+            figure = picture_of(args, picture, block, source.title(item.image, name))
+            figure.savefig(args.report / file, dpi=100)
+            found = {kind: statistics.figures(one) for kind, one in measured.items()}
+            images[-1]['blocks'][name] = dict(picture=file, grid=block.grid, **found)
+    print(f'report: {write_report(args, source, samples, images)}')
+
+
+def file_name(block: str) -> str:
+    return block.replace(', ', '_').replace(' ', '-') + '.png'
+
+
+def write_report(args: argparse.Namespace, source: Source, samples: dict, images: list[dict]) -> Path:
+    """index.html, its summary pictures and report.json; the page's path."""
+    title = f'{source.name}, {len(images)} image{"s" * (len(images) > 1)}'
+    page = Page(f'Spanning trees: {title}')
+    page.paragraph(
+        f"Each block's tree beside {statistics.RANDOM_TREES} random spanning trees (minimum under uniform "
+        'random weights) and the row-major raster scan over the same vertices.'
+    )
+    pooled = {
+        name: {kind: statistics.pooled([one[kind] for one in found]) for kind in statistics.KINDS}
+        for name, found in samples.items()
+    }
+    summary = {
+        name: {kind: statistics.figures(one) for kind, one in found.items()} for name, found in pooled.items()
+    }
+    columns = list(dict.fromkeys(key for found in summary.values() for one in found.values() for key in one))
+    page.table(
+        ['block', 'path', *(key.replace('_', ' ') for key in columns)],
+        [
+            [name, statistics.KINDS[kind], *(one[key] for key in columns)]
+            for name, found in summary.items()
+            for kind, one in found.items()
+        ],
+    )
+    if 'inside_label' in columns:
+        shares = {
+            name: {kind: one['inside_label'] or 0 for kind, one in found.items()}
+            for name, found in summary.items()
+        }
+        statistics.draw_shares(shares, title).savefig(args.report / 'labels.png', dpi=100)
+        page.picture('labels.png', 'share of the edges inside one label')
+    drawn = {name: statistics.histograms(found) for name, found in pooled.items()}
+    for name, found in drawn.items():
+        file = f'histograms_{file_name(name)}'
+        figure = statistics.draw_histograms(found, source.metric, f'{title}, {name}')
+        figure.savefig(args.report / file, dpi=100)
+        page.picture(file, f'histograms of {name}')
+    for entry in images:
+        page.heading(entry['image'])
+        for name, block in entry['blocks'].items():
+            page.picture(block['picture'], f'{entry["image"]}, {name}')
+    content = dict(
+        network=source.name,
+        checkpoint=args.checkpoint,
+        metric=source.metric,
+        random_trees=statistics.RANDOM_TREES,
+        pairs=statistics.PAIRS,
+        summary=summary,
+        histograms=drawn,
+        images=images,
+    )
+    (args.report / 'report.json').write_text(json.dumps(content, indent=1) + '\n')
+    return page.write(args.report / 'index.html')
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('image', help='image file')
+    parser.add_argument(
+        'images', type=Path, nargs='?', help="image or folder; default: the config's test set"
+    )
     parser.add_argument('--config', help='config of a network; default: the colours themselves')
     parser.add_argument('--checkpoint', help='weights of the network; default: untrained')
-    parser.add_argument('--stage', type=int, default=0, help='stage of the network, from 0')
-    parser.add_argument('--block', type=int, default=0, help='block of the stage, from 0')
+    parser.add_argument('--stage', type=int, help='stage of the network, from 0; default: 0, all in a report')
+    parser.add_argument('--block', type=int, help='block of the stage, from 0; default: 0, all in a report')
     parser.add_argument(
         '--pixel',
         type=int,
         nargs=2,
+        action='append',
         metavar=('ROW', 'COL'),
-        help='pixel of the drawn picture whose affinity is shown; default: its middle',
+        help='pixel of the drawn picture whose affinity is shown, may be repeated; default: its middle',
     )
     parser.add_argument('--metric', choices=METRICS, help="default: the network's own; euclidean without one")
     parser.add_argument('--out', type=Path, default=Path('tree.png'), help='picture to write')
+    parser.add_argument('--report', type=Path, metavar='FOLDER', help='analyse, and write a page there')
+    parser.add_argument('--count', type=int, default=8, help='number of images in a report; default 8')
+    parser.add_argument(
+        '--labels',
+        type=Path,
+        help=f'label map of the image, or a folder of them; {UNLABELLED} means unlabelled',
+    )
     parser.add_argument('--cfg-options', nargs='+', action=cli.KeyValueAction, metavar='KEY=VALUE')
     parser.add_argument('--trust-checkpoint', action='store_true', help='let the checkpoint execute code')
     return parser.parse_args(argv)
@@ -138,32 +321,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    image = read_image(args.image)
-    name = Path(args.image).name
-    if args.config is None:
-        if args.checkpoint or args.cfg_options or args.stage or args.block:
-            raise UserError('--checkpoint, --cfg-options, --stage and --block need --config')
-        picture = np.array(image)
-        grid, tree, decay = tree_of_colours(image, args.metric or 'euclidean')
-        title = f'{name}, {args.metric or "euclidean"} distance of the colours'
-    else:
-        cfg = cli.load_config(args.config, args.cfg_options)
-        init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-        model = build_model(cfg, args.metric, args.checkpoint, args.trust_checkpoint)
-        check_place(model, args.config, args.stage, args.block)
-        picture, inputs = network_input(cfg, model, args.image)
-        grid, tree, decay = tree_of_block(model, inputs, args.stage, args.block)
-        untrained = '' if args.checkpoint else ', untrained'
-        place = f'stage {args.stage}, block {args.block}{untrained}'
-        title = f'{name}, {Path(args.config).stem}, {place}'
-    vertex = vertex_at(args.pixel, picture.shape[:2], grid)
-    figure = draw(picture, grid, tree, decay, vertex, title)
-    endings = figure.canvas.get_supported_filetypes()
-    if args.out.suffix[1:] not in endings:
-        raise UserError(f'--out {args.out}: end it in .{", .".join(sorted(endings))}')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=150)
-    print(f'tree: {args.out}')
+    if args.count < 1:
+        raise UserError(f'--count must be 1 or more, got {args.count}')
+    analyse(args) if args.report else draw_one(args)
 
 
 if __name__ == '__main__':
