@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo demo-detection demo-segmentation test sanitize lint format bench clean
+.PHONY: demo demo-detection demo-segmentation test test-slurm sanitize lint format bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -19,7 +19,13 @@ demo-detection demo-segmentation: demo-%: $(BIN)/python
 
 test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration
+
+# Installs Debian's Slurm where there is none, and starts a cluster of its own.
+test-slurm: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test
+	bash tests/integration/slurm/install.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/slurm
 
 # The CUDA kernels as host code, watched for wrong accesses, undefined behaviour and data races.
 sanitize: $(BIN)/python

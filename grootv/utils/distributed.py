@@ -44,6 +44,8 @@ def prepare(cfg: Config) -> None:
             f'start with {starter.get(cfg.launcher, "mpirun")}, or leave --launcher out'
         )
     ranks = {name: os.environ[source] for name, source in names.items()}
+    if 'SLURM_JOB_ID' in os.environ and cfg.launcher == 'slurm':  # jobs may share a node
+        os.environ.setdefault('MASTER_PORT', str(10000 + int(os.environ['SLURM_JOB_ID']) % 20000))
     if get_device() != 'cpu':
         count = torch.cuda.device_count()
         if get_device() == 'cuda' and int(ranks['LOCAL_RANK']) >= count:

@@ -74,6 +74,19 @@ def test_the_first_host_of_slurm_leads(started, monkeypatch, tmp_path):
     assert os.environ['MASTER_ADDR'] == 'node7'
 
 
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_jobs_of_slurm_that_share_a_node_have_their_own_ports(started, monkeypatch, device):
+    monkeypatch.setattr(distributed, 'get_device', lambda: device)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for name, value in {**SLURM, 'SLURM_JOB_ID': '20007'}.items():
+        monkeypatch.setenv(name, value)
+    prepared('slurm')
+    assert os.environ['MASTER_PORT'] == '10007'
+    monkeypatch.setenv('MASTER_PORT', '29501')
+    prepared('slurm')
+    assert os.environ['MASTER_PORT'] == '29501'
+
+
 def test_a_launcher_without_its_variables_is_refused(started):
     with pytest.raises(UserError, match='RANK, WORLD_SIZE, LOCAL_RANK: start with tools/dist_tra'):
         prepared('pytorch')

@@ -36,7 +36,8 @@ struct OrtApi {
     OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo* info, int64_t* sizes, size_t count);
     void* other_63[2];
     OrtStatus* (*GetTensorTypeAndShape)(const OrtValue* value, OrtTensorTypeAndShapeInfo** info);
-    void* other_66[20];
+    void* other_66[19];
+    OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo* info, const char* name, float* value);
     OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo* info, const char* name, int64_t* value);
     OrtStatus* (*KernelInfoGetAttribute_string)(const OrtKernelInfo* info, const char* name, char* text, size_t* size);
     OrtStatus* (*KernelContext_GetInputCount)(const OrtKernelContext* context, size_t* count);
@@ -55,6 +56,7 @@ static_assert(offsetof(OrtApi, AddCustomOpDomain) == 28 * sizeof(void*));
 static_assert(offsetof(OrtApi, GetTensorMutableData) == 51 * sizeof(void*));
 static_assert(offsetof(OrtApi, GetDimensions) == 62 * sizeof(void*));
 static_assert(offsetof(OrtApi, GetTensorTypeAndShape) == 65 * sizeof(void*));
+static_assert(offsetof(OrtApi, KernelInfoGetAttribute_float) == 85 * sizeof(void*));
 static_assert(offsetof(OrtApi, KernelContext_GetOutput) == 91 * sizeof(void*));
 static_assert(offsetof(OrtApi, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void*));
 static_assert(offsetof(OrtApi, KernelContext_ParallelFor) == 274 * sizeof(void*));

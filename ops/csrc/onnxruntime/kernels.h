@@ -18,7 +18,7 @@ namespace grootv::onnxruntime {
 
 using torch::stable::Tensor;
 
-using Attribute = std::variant<int64_t, std::string>;
+using Attribute = std::variant<int64_t, double, std::string>;
 
 // The arguments of a call: inputs and attributes apart, each in the order of the function's arguments.
 struct Arguments {
@@ -26,7 +26,7 @@ struct Arguments {
     std::span<const Attribute> attributes;
 };
 
-enum class Kind { input, optional_input, integer, text };
+enum class Kind { input, optional_input, integer, real, text };
 
 struct Kernel {
     std::vector<Kind> arguments;
@@ -38,6 +38,7 @@ constexpr Kind kind_of() {
     if constexpr (std::is_same_v<T, Tensor>) return Kind::input;
     if constexpr (std::is_same_v<T, std::optional<Tensor>>) return Kind::optional_input;
     if constexpr (std::is_same_v<T, std::string>) return Kind::text;
+    if constexpr (std::is_same_v<T, double>) return Kind::real;
     return Kind::integer;
 }
 
@@ -50,6 +51,7 @@ public:
         if constexpr (kind_of<T>() == Kind::input) return *arguments_.inputs[input_++];
         if constexpr (kind_of<T>() == Kind::optional_input) return arguments_.inputs[input_++];
         if constexpr (kind_of<T>() == Kind::text) return std::get<std::string>(arguments_.attributes[attribute_++]);
+        if constexpr (kind_of<T>() == Kind::real) return std::get<double>(arguments_.attributes[attribute_++]);
         if constexpr (kind_of<T>() == Kind::integer)
             return static_cast<T>(std::get<int64_t>(arguments_.attributes[attribute_++]));
     }

@@ -126,6 +126,11 @@ Attribute read_attribute(const OrtApi& api, const OrtKernelInfo* info, const cha
         require(api.KernelInfoGetAttribute_int64(info, name, &value));
         return value;
     }
+    if (kind == Kind::real) {
+        float value = 0;
+        require(api.KernelInfoGetAttribute_float(info, name, &value));
+        return double{value};
+    }
     size_t size = 0;
     require(api.KernelInfoGetAttribute_string(info, name, nullptr, &size));
     std::string text(size, '\0');

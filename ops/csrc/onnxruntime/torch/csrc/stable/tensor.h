@@ -16,6 +16,7 @@ using headeronly::ScalarType;
 // A contiguous array in main memory. Copies share it; it belongs to ONNX Runtime, or to `owner`.
 class Tensor {
 public:
+    Tensor() = default;
     Tensor(void* data, ScalarType dtype, std::vector<int64_t> sizes, std::shared_ptr<void> owner = nullptr)
         : data_(data), dtype_(dtype), sizes_(std::move(sizes)), owner_(std::move(owner)) {}
 
@@ -46,8 +47,8 @@ public:
     void* mutable_data_ptr() const { return data_; }
 
 private:
-    void* data_;
-    ScalarType dtype_;
+    void* data_ = nullptr;
+    ScalarType dtype_ = ScalarType::Undefined;
     std::vector<int64_t> sizes_;
     std::shared_ptr<void> owner_;
 };

@@ -1,0 +1,143 @@
+"""Export to ONNX: parity with PyTorch at three sizes, and a run with ONNX Runtime alone."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from grootv import ops
+from grootv.deployment import deployable, random_images
+from grootv.utils.errors import UserError
+from tests.tools.tiny_run import ROOT, load_tool, run_tool
+
+torch2onnx = load_tool('deployment/torch2onnx.py')
+CONFIGS = {
+    'classification': 'demo/grootv-pico_digits.py',
+    'detection': 'demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py',
+    'segmentation': 'demo/grootv-pico_upernet_digit-scenes.py',
+}
+SIZES = [(1, 224, 224), (3, 97, 64), (2, 32, 256)]
+
+
+@pytest.fixture(scope='module')
+def export(tmp_path_factory):
+    """Exports the config of a task, once: its path, the network and the ONNX file."""
+    done = {}
+
+    def export(task):
+        if task not in done:
+            folder, config = tmp_path_factory.mktemp(task), ROOT / 'configs' / CONFIGS[task]
+            cfg = Config.fromfile(config)
+            init_default_scope(cfg.default_scope)
+            weights = MODELS.build(cfg.model).state_dict()
+            for weight in filter(torch.is_floating_point, weights.values()):
+                weight += 0.03 * torch.randn_like(weight)  # fresh ones hold zeros, which the exporter drops
+            torch.save(weights, folder / 'weights.pth')
+            path = folder / 'sub/model.onnx'
+            assert run_tool('deployment/torch2onnx.py', config, folder / 'weights.pth', '--out', path) == 0
+            done[task] = config, deployable(Config.fromfile(config), str(folder / 'weights.pth')), path
+        return done[task]
+
+    return export
+
+
+def session(path, library=True):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if library:
+        options.register_custom_ops_library(ops.onnxruntime_library())
+    return onnxruntime.InferenceSession(path, options)
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_outputs_are_those_of_pytorch_at_every_size(export, task):
+    _, network, path = export(task)
+    model = session(path)
+    outputs = ['logits'] if task == 'classification' else [f'stage{index}' for index in range(4)]
+    assert [output.name for output in model.get_outputs()] == outputs
+    for size in SIZES:
+        images = random_images(*size)
+        expected = network(images)
+        expected = [expected] if task == 'classification' else expected
+        found = model.run(None, {'image': images.numpy()})
+        for array, tensor in zip(found, expected, strict=True):
+            np.testing.assert_allclose(array, tensor, rtol=1e-4, atol=1e-5)
+        assert 'trees equal' in torch2onnx.verify(path, network, images)
+
+
+def test_the_file_is_light_on_notes_and_tells_the_normalisation(export):
+    _, _, path = export('detection')
+    content = path.read_bytes()
+    assert b'pkg.torch' not in content
+    assert str(ROOT).encode() not in content
+    model = onnx.load(path)
+    assert {each.domain: each.version for each in model.opset_import}['grootv'] == 1
+    assert model.ir_version == 9
+    assert session(path).get_modelmeta().custom_metadata_map == {
+        'mean': '123.675 116.28 103.53',
+        'std': '58.395 57.12 57.375',
+        'channels': 'RGB',
+    }
+
+
+def test_the_documented_run_needs_no_torch(export, tmp_path):
+    _, network, path = export('classification')
+    page = (ROOT / 'docs/deployment.md').read_text()
+    (code,) = re.findall(r'```python\n(import importlib.*?)```', page, re.DOTALL)
+    code = f'import sys\nsys.modules["torch"] = None\n{code}\nnp.save("logits.npy", logits)'
+    (tmp_path / 'model.onnx').symlink_to(path)
+    image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    np.save(tmp_path / 'image.npy', image)
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    mean, std = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])
+    expected = network(((torch.from_numpy(image) - mean) / std).permute(2, 0, 1)[None])
+    np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_verification_sees_other_trees_and_other_weights(export, tmp_path):
+    _, network, path = export('classification')
+    images = random_images(1, 64, 64)
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == 'build_tree')
+    next(each for each in node.attribute if each.name == 'metric').s = b'manhattan'
+    onnx.save(model, tmp_path / 'trees.onnx')
+    with pytest.raises(UserError, match='builds another tree than PyTorch from the same map'):
+        torch2onnx.verify(tmp_path / 'trees.onnx', network, images)
+    model = onnx.load(path)
+    weight = next(each for each in model.graph.initializer if each.name == 'head.fc.bias')
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 0.1, weight.name))
+    onnx.save(model, tmp_path / 'weights.onnx')
+    with pytest.raises(UserError, match=r'differs from PyTorch by 0.1 in .* images of 1 x 3 x 64 x 64'):
+        torch2onnx.verify(tmp_path / 'weights.onnx', network, images)
+
+
+def test_without_the_library_the_operator_is_named(export, tmp_path, monkeypatch, capsys):
+    config, _, path = export('classification')
+    with pytest.raises(Exception, match=r'grootv:build_tree.*is not a registered function/op'):
+        session(path, library=False)
+    monkeypatch.setattr(ops._library, '_ONNXRUNTIME', tmp_path / '_onnxruntime.so')
+    monkeypatch.setattr(torch.onnx, 'export', lambda *_, **__: pytest.fail('exported before it was told'))
+    out = ('--out', tmp_path / 'model.onnx', '--verify')
+    assert run_tool('deployment/torch2onnx.py', config, *out) == 1
+    assert f'_onnxruntime.so is not in {tmp_path}; build it with `pip install' in capsys.readouterr().err
+
+
+def test_bad_arguments_are_told(tmp_path, capsys):
+    config = ROOT / 'configs' / CONFIGS['classification']
+    assert run_tool('deployment/torch2onnx.py', config, 'nowhere.pth', '--out', tmp_path / 'm.onnx') == 1
+    assert 'checkpoint nowhere.pth does not exist' in capsys.readouterr().err
+    assert run_tool('deployment/torch2onnx.py', config, '--out', tmp_path) == 1
+    assert f'--out {tmp_path}: is a folder, give a file' in capsys.readouterr().err
+    size = ('--input-size', '0', '32')
+    assert run_tool('deployment/torch2onnx.py', config, '--out', tmp_path / 'm.onnx', *size) == 2
+    assert 'must be 1 or more, got 0' in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
