@@ -14,7 +14,8 @@ from pathlib import Path
 
 DAEMONS = ('munged', 'slurmctld', 'slurmd')
 PARTITION = 'here'
-# The two GPUs are names without devices, so that the launchers can ask for them as anywhere else.
+# The two GPUs are files, so that the launchers can ask for them as anywhere else. A credential expires, and a
+# requeued job starts again, after 5 s, the least that Slurm takes; its default is 120 s.
 CONF = """
 ClusterName=grootv
 SlurmctldHost=localhost(127.0.0.1)
