@@ -7,6 +7,7 @@
 :func:`build_tree`                     the three above in one step
 :func:`tree_scan`                      the state-space recurrence along the tree
 :func:`selective_tree_scan`            the same from the parts of a selective state-space model
+:func:`gated_read_out`                 states to the model's output: norms, skip and gate
 ====================================== =====================================================
 
 :func:`onnxruntime_library` is where ONNX Runtime finds tree and scan.
@@ -15,6 +16,7 @@
 
 from ._library import onnxruntime_library
 from .edge_weight import METRICS, grid_edge_weight
+from .read_out import gated_read_out
 from .spanning_tree import minimum_spanning_tree, minimum_spanning_tree_from_edges
 from .traversal import Tree, breadth_first_order, breadth_first_order_from_edges, build_tree
 from .tree_scan import selective_tree_scan, tree_scan
@@ -25,6 +27,7 @@ __all__ = [
     'breadth_first_order',
     'breadth_first_order_from_edges',
     'build_tree',
+    'gated_read_out',
     'grid_edge_weight',
     'minimum_spanning_tree',
     'minimum_spanning_tree_from_edges',

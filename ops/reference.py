@@ -202,3 +202,22 @@ def selective_tree_scan(
         step = torch.nn.functional.softplus(step)
     rate, write = A.to(wide).view(-1), B.to(wide).view(*x.shape[:2], 1)
     return tree_scan(step * (write * x.to(wide)), torch.exp(step * rate), tree).to(x.dtype)
+
+
+def gated_read_out(
+    h: Tensor,
+    C: Tensor,
+    x: Tensor,
+    D: Tensor,
+    z: Tensor,
+    h_norm: tuple[Tensor, Tensor],
+    y_norm: tuple[Tensor, Tensor],
+    eps: float = 1e-5,
+) -> Tensor:
+    """The definition, step by step; see :func:`grootv.ops.gated_read_out`."""
+
+    def norm(x, weight, bias):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight.to(h.dtype), bias.to(h.dtype), eps)
+
+    y = norm(C.view(*x.shape[:2], 1) * norm(h, *h_norm) + D.to(h.dtype) * x, *y_norm)
+    return (y * torch.nn.functional.silu(z.to(h.dtype))).to(z.dtype)

@@ -32,4 +32,13 @@ STABLE_TORCH_LIBRARY(grootv, m) {
         "selective_tree_scan_backward(Tensor grad, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias,"
         " Tensor order, Tensor parent, Tensor level_ptr, bool delta_softplus)"
         " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias)");
+
+    m.def(
+        "gated_read_out(Tensor h, Tensor C, Tensor x, Tensor D, Tensor z, Tensor h_weight, Tensor h_bias,"
+        " Tensor y_weight, Tensor y_bias, float eps) -> Tensor");
+    m.def(
+        "gated_read_out_backward(Tensor grad, Tensor h, Tensor C, Tensor x, Tensor D, Tensor z, Tensor h_weight,"
+        " Tensor h_bias, Tensor y_weight, Tensor y_bias, float eps)"
+        " -> (Tensor grad_h, Tensor grad_C, Tensor grad_x, Tensor grad_D, Tensor grad_z, Tensor grad_h_weight,"
+        " Tensor grad_h_bias, Tensor grad_y_weight, Tensor grad_y_bias)");
 }

@@ -38,17 +38,18 @@ def test_two_vertices_hear_each_other_through_the_decay():
     u, a = delta * write * x, torch.exp(-delta * ssm.A_log.exp().squeeze(1))
     torch.testing.assert_close(ssm.decay(x), a)
     h = torch.stack([u[0, 0] + a[0, 1] * u[0, 1], u[0, 1] + a[0, 1] * u[0, 0]])
-    expected = ssm.out_norm(read * ssm.state_norm(h) + ssm.D * x)
-    torch.testing.assert_close(ssm.scan(x.view(1, 1, 2, 12), tree), expected.view(1, 1, 2, 12))
+    z = torch.randn_like(x)
+    expected = ssm.out_norm(read * ssm.state_norm(h) + ssm.D * x) * F.silu(z)
+    found = ssm.scan(x.view(1, 1, 2, 12), z.view(1, 1, 2, 12), tree)
+    torch.testing.assert_close(found, expected.view(1, 1, 2, 12))
 
 
 def test_equals_the_plain_pytorch_operators(monkeypatch):
     ssm = layer()
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
     y, tree = ssm(x)
-    monkeypatch.setattr('grootv.models.layers.tree_ssm.build_tree', reference.build_tree)
-    scan = reference.selective_tree_scan
-    monkeypatch.setattr('grootv.models.layers.tree_ssm.selective_tree_scan', scan)
+    for name in ('build_tree', 'selective_tree_scan', 'gated_read_out'):
+        monkeypatch.setattr(f'grootv.models.layers.tree_ssm.{name}', getattr(reference, name))
     expected, expected_tree = ssm(x)
     assert all(map(torch.equal, tree, expected_tree))
     torch.testing.assert_close(y, expected)
@@ -88,14 +89,14 @@ def test_autocast_leaves_the_scan_and_its_inputs_alone(dtype, monkeypatch):
 
     monkeypatch.setattr('grootv.models.layers.tree_ssm.selective_tree_scan', scan)
     with torch.autocast('cpu', dtype):
-        guide, gate = ssm.project(x)
+        guide, z = ssm.project(x)
         y, _ = ssm(x)
-    assert guide.dtype is gate.dtype is y.dtype is dtype
+    assert guide.dtype is z.dtype is y.dtype is dtype
     vertices = guide.flatten(1, 2).float()
     delta, rate, write, _ = ssm.scan_inputs(vertices)
     for found, expected in zip(scanned[0], (vertices, delta, rate, write), strict=False):
         assert torch.equal(found, expected)
-    assert ssm.scan(guide, ssm.build_tree(guide)).dtype is torch.float32
+    assert ssm.scan(guide, z, ssm.build_tree(guide)).dtype is dtype
 
 
 def test_step_projection_inverts_softplus():

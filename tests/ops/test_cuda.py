@@ -173,6 +173,32 @@ def test_selective_scans_and_their_gradients(backend, batch, with_bias, softplus
                 assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'gate_dtype'),
+    [
+        (torch.float64,) * 2,
+        (torch.float32,) * 2,
+        (torch.float32, torch.float16),
+        (torch.float32, torch.bfloat16),
+    ],
+)
+def test_gated_read_outs_and_their_gradients(backend, dtype, gate_dtype):
+    for batch, vertices, channels in [(0, 3, 5), (1, 1, 1), (2, 9, 33), (1, 300, 70), (3, 200, 8)]:
+        rows, vector = (batch, vertices, channels), (channels,)
+        shapes = rows, rows[:2], rows, vector, rows, vector, vector, vector, vector
+        arguments = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        arguments[4] = arguments[4].to(gate_dtype)
+        expected = torch.ops.grootv.gated_read_out(*arguments, 1e-3)
+        assert_close(backend.gated_read_out(*arguments, 1e-3), expected)
+        arguments = (torch.randn(rows, dtype=dtype).to(gate_dtype), *arguments, 1e-3)
+        expected = torch.ops.grootv.gated_read_out_backward(*arguments)
+        for ours, theirs in zip(backend.gated_read_out_backward(*arguments), expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            # Sums over vertices or channels, whose terms cancel.
+            tolerance = 10 * TOLERANCE[ours.dtype]
+            assert (ours.double() - theirs.double()).norm() <= tolerance * (1 + theirs.double().norm())
+
+
 def test_the_same_bits_twice(backend):
     signal, decay, tree = scan_inputs(2, *backend.large[0], 40)
     for direction in ('both', 'up'):
@@ -293,6 +319,8 @@ def test_bad_input_is_told_as_on_the_cpu(backend):
         ('tree_scan', (signal[:1], decay, *tree, 'both')),
         ('tree_scan', (signal, decay, *tree, 'down')),
         ('selective_tree_scan', (signal, decay, decay[0, 0], decay[0], None, *tree, True)),
+        ('gated_read_out', (signal, weight, signal, *[signal[0, 0]] * 2, *[weight[0]] * 4, 1e-5)),
+        ('gated_read_out', (signal.half(), weight, signal, *[signal[0, 0]] * 2, *[weight[0]] * 4, 1e-5)),
     ]
     for name, arguments in calls:
         with pytest.raises(RuntimeError) as expected:

@@ -30,6 +30,8 @@ def operator_calls():
     rate, write, bias = torch.rand(5).neg(), torch.rand(2, 12), torch.rand(5)
     selected = *trained, *(tensor.requires_grad_() for tensor in (rate, write, bias))
     selected_fixed = *fixed, *(tensor.detach() for tensor in (rate, write, bias))
+    vectors = [torch.randn(5) for _ in range(5)]
+    read_out = fixed[0], torch.randn(2, 12), fixed[1], vectors[0], torch.randn(2, 12, 5), *vectors[1:]
     return {
         'grid_edge_weight': (maps, 'cosine'),
         'minimum_spanning_tree': (weights, 3, 4),
@@ -42,6 +44,8 @@ def operator_calls():
         'selective_tree_scan': (*selected, *tree, True),
         'selective_tree_scan without bias': (*selected[:4], None, *tree, False),
         'selective_tree_scan_backward': (torch.randn(2, 12, 5), *selected_fixed, *tree, True),
+        'gated_read_out': (*(tensor.clone().requires_grad_() for tensor in read_out), 1e-5),
+        'gated_read_out_backward': (torch.randn(2, 12, 5), *read_out, 1e-5),
     }
 
 

@@ -47,15 +47,20 @@ def count_operators(model: nn.Module, height: int, width: int) -> Counter:
         return value.type().sizes()
 
     def scan(inputs: list, outputs: list) -> Counter:
+        return Counter(scan=SCAN * math.prod(sizes(inputs[0])))
+
+    def read_out(inputs: list, outputs: list) -> Counter:
         elements = math.prod(sizes(inputs[0]))
-        # The published network reads the states out by a matrix product, C h, that fvcore sees.
-        return Counter(read_out=elements, scan=SCAN * elements)
+        # fvcore sees the matrix product C h by which the published network reads the states out, and counts
+        # its two norms at five for each value.
+        return Counter(read_out=elements, layer_norm=2 * 5 * elements)
 
     def tree(inputs: list, outputs: list) -> Counter:
         return Counter(tree=edge_terms(sizes(inputs[0]), inputs[1].toIValue()))
 
     analyzer = FlopAnalyzer(model.eval(), (blank_image(model, height, width),))
-    analyzer.set_op_handle(**{'grootv::selective_tree_scan': scan, 'grootv::build_tree': tree})
+    handles = dict(selective_tree_scan=scan, gated_read_out=read_out, build_tree=tree)
+    analyzer.set_op_handle(**{f'grootv::{name}': handle for name, handle in handles.items()})
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
     with torch.no_grad():
@@ -123,7 +128,10 @@ class ModuleCounter(TorchFunctionMode):
             hidden = func is F.linear and id(args[1]) in self.hidden
             self.counts['scan' if hidden else func.__name__] += MODULE_RULES[func](args, out)
         elif func is torch.ops.grootv.selective_tree_scan:
-            self.counts['scan'] += (SCAN + 1) * out.numel()  # one for the read-out, C h
+            self.counts['scan'] += SCAN * out.numel()
+        elif func is torch.ops.grootv.gated_read_out:
+            self.counts['scan'] += out.numel()  # C h
+            self.counts['read_out'] += 2 * norm(args, out) + activation(args, out)
         elif func is torch.ops.grootv.build_tree:
             self.counts['tree'] += edge_terms(args[0].shape, args[1])
         return out

@@ -40,6 +40,8 @@ OPERATORS = (
     'tree_scan_backward',
     'selective_tree_scan',
     'selective_tree_scan_backward',
+    'gated_read_out',
+    'gated_read_out_backward',
 )
 # Seconds after which a section is ended. The limit of the whole run may cut the last ones shorter.
 SECTIONS = {

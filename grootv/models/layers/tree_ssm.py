@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grootv.ops import Tree, build_tree, selective_tree_scan
+from grootv.ops import Tree, build_tree, gated_read_out, selective_tree_scan
 
 from .channels_last import conv2d, convolve
 from .initialization import linear, step_projection
@@ -17,9 +17,9 @@ class TreeSSM(nn.Module):
     from. Every vertex chooses its own step delta, and B and C; per channel then ::
 
         decay a = exp(delta A)      signal u = delta B x      state h = tree_scan(u, a)
-        y = LayerNorm(C LayerNorm(h) + D x)
+        y = LayerNorm(C LayerNorm(h) + D x) silu(z)
 
-    which is gated and projected back.
+    with a gate z, and y is projected back.
 
     Args:
         channels: Width of the map.
@@ -50,34 +50,33 @@ class TreeSSM(nn.Module):
         Returns:
             The new map, of the same shape, and the tree that was used.
         """
-        guide, gate = self.project(x)
+        guide, z = self.project(x)
         if tree is None:
             tree = self.build_tree(guide)
         with torch.autocast(x.device.type, enabled=False):
-            y = self.scan(guide, tree)
-        return self.out_proj(y.to(gate.dtype) * gate), tree
+            y = self.scan(guide, z, tree)
+        return self.out_proj(y), tree
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map to scan, which also guides the tree, and the gate; both (B, H, W, D)."""
+        """The map to scan, which also guides the tree, and the gate z; both (B, H, W, D)."""
         # One projection and a split would leave two strided halves that later steps must copy.
         to_guide, to_gate = self.in_proj.weight.chunk(2)
-        guide = F.silu(convolve(self.conv, F.linear(x, to_guide)))
-        gate = F.silu(F.linear(x, to_gate))
-        return guide, gate
+        guide = convolve(self.conv, F.linear(x, to_guide))
+        return F.silu(guide, inplace=not guide.requires_grad), F.linear(x, to_gate)
 
     def build_tree(self, guide: Tensor) -> Tree:
         """The minimum spanning tree of the guide (B, H, W, D)."""
         return build_tree(guide, self.metric)
 
-    def scan(self, guide: Tensor, tree: Tree) -> Tensor:
-        """Scan the guide along the tree and read the states out, (B, H, W, D).
+    def scan(self, guide: Tensor, z: Tensor, tree: Tree) -> Tensor:
+        """Scan the guide along the tree and read the states out through the gate, (B, H, W, D).
 
         A half-precision guide is computed on in float32: long products of decays need it.
         """
         x = guide.flatten(1, 2).to(torch.promote_types(guide.dtype, torch.float32))
         delta, rate, write, read = self.scan_inputs(x)
-        state = selective_tree_scan(x, delta, rate, write, tree, self.dt_proj.bias)
-        return self.read_out(state, read, x).view(guide.shape)
+        h = selective_tree_scan(x, delta, rate, write, tree, self.dt_proj.bias)
+        return self.read_out(h, read, x, z.flatten(1, 2)).view(guide.shape)
 
     def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the scan takes besides the vertices x (B, L, D), and what reads it out.
@@ -94,18 +93,13 @@ class TreeSSM(nn.Module):
         delta, rate, _, _ = self.scan_inputs(x)
         return torch.exp(F.softplus(delta + self.dt_proj.bias.to(x.dtype)) * rate.squeeze(1))
 
-    def read_out(self, state: Tensor, read: Tensor, x: Tensor) -> Tensor:
-        """LN(C LN(h) + D x) of the states h, (B, L, D)."""
-        y = torch.addcmul(self.D.to(x.dtype) * x, read, _norm(self.state_norm, state))
-        return _norm(self.out_norm, y)
+    def read_out(self, h: Tensor, read: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """LN(C LN(h) + D x) silu(z) of the states h, (B, L, D)."""
+        norms = [(norm.weight, norm.bias) for norm in (self.state_norm, self.out_norm)]
+        return gated_read_out(h, read, x, self.D, z, *norms, self.out_norm.eps)
 
 
 # A model cast to half precision as a whole has half parameters; its scan still runs in float32.
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     bias = layer.bias
     return F.linear(x, layer.weight.to(x.dtype), bias if bias is None else bias.to(x.dtype))
-
-
-def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
-    return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)

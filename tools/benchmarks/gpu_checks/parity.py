@@ -57,7 +57,7 @@ class Parity:
 def run(options: Options, report: Report, small: bool = False) -> None:
     parity = Parity(options, report, small)
     print(f'  seed {options.seed}', flush=True)
-    for part in (grid_trees, graph_trees, scans, selective_scans, special_signals, bad_inputs):
+    for part in (grid_trees, graph_trees, scans, selective_scans, read_outs, special_signals, bad_inputs):
         part(parity)
         parity.finish(part.__name__.replace('_', ' '))
 
@@ -265,6 +265,23 @@ def compare_selective(parity, name, tree, dtype, biased, softplus, change=None) 
         return selective_definition(x, delta, A, B, tree, bias, softplus)
 
     compare_scan(parity, 'selective_tree_scan', case, tuple(inputs), tree, scan, definition)
+
+
+def read_outs(parity: Parity) -> None:
+    tree = ops.build_tree(parity.normal(1, 2, 2, 4))  # which compare_scan hands on, and nothing reads
+
+    def read_out(z, h, C, x, D, *norms):
+        h_weight, h_bias, y_weight, y_bias, _ = norms
+        return ops.gated_read_out(h, C, x, D, z, (h_weight, h_bias), (y_weight, y_bias), eps=1e-3)
+
+    large = [] if parity.small else [(64, 3136, 160), (32, 49, 1280)]
+    for shape, dtype in itertools.product([(0, 3, 5), (1, 1, 1), (2, 49, 33), *large], SCAN_DTYPES):
+        wide = torch.promote_types(dtype, torch.float32)
+        vectors = [parity.normal(shape[2], dtype=wide) for _ in range(5)]
+        rows = [parity.normal(*shape, dtype=wide) for _ in range(2)]
+        C = parity.normal(*shape[:2], dtype=wide)
+        inputs = (parity.normal(*shape, dtype=dtype), rows[0], C, rows[1], *vectors)
+        compare_scan(parity, 'gated_read_out', 'x'.join(map(str, shape)), inputs, tree, read_out)
 
 
 def special_signals(parity: Parity) -> None:

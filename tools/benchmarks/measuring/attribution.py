@@ -26,7 +26,7 @@ from .recorder import Recorder
 TREE = ('edge weights', 'tree', 'order')
 BETWEEN = 'between operators'
 PARTS = (
-    *('stem', 'downsampling', 'projections', 'convolution', *TREE, 'scan', 'norms', 'MLP'),
+    *('stem', 'downsampling', 'projections', 'convolution', *TREE, 'scan', 'read-out', 'norms', 'MLP'),
     *('element-wise', 'copies', 'head', 'loss', 'parameter gradients', BETWEEN),
 )
 # Modules that are one part from beginning to end, and those whose operators are sorted by their names.
@@ -42,6 +42,7 @@ BY_NAME = {
     'tree': ('minimum_spanning_tree',),
     'order': ('breadth_first_order',),
     'scan': ('tree_scan', 'selective_tree_scan'),
+    'read-out': ('gated_read_out',),
 }
 PART_OF = {name: part for part, names in BY_NAME.items() for name in names}
 MARK = 'place: '
