@@ -10,7 +10,7 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 
-OPERATORS = ('build_tree', 'tree_scan', 'selective_tree_scan')
+OPERATORS = ('build_tree', 'tree_scan', 'selective_tree_scan', 'gated_read_out')
 _ATTRIBUTES = {'int': OpSchema.AttrType.INT, 'bool': OpSchema.AttrType.INT, 'str': OpSchema.AttrType.STRING}
 _ATTRIBUTES['float'] = OpSchema.AttrType.FLOAT
 

@@ -104,6 +104,17 @@ def test_scans_are_those_of_torch(shape, threads):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('shape', [(2, 14, 14, 40), (1, 1, 33, 1), (0, 3, 3, 8)])
+def test_read_outs_are_those_of_torch(shape):
+    batch, height, width, channels = shape
+    h, x, z = torch.randn(3, batch, height * width, channels)
+    C, (D, *norms) = torch.randn(batch, height * width), torch.randn(5, channels)
+    names = ('h', 'C', 'x', 'D', 'z', 'h_weight', 'h_bias', 'y_weight', 'y_bias')
+    (found,) = run(session('gated_read_out', names, ['y'], eps=1e-5), h, C, x, D, z, *norms)
+    expected = ops.gated_read_out(h, C, x, D, z, norms[:2], norms[2:], 1e-5)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [

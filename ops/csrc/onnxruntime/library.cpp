@@ -75,6 +75,10 @@ const std::vector<Definition>& definitions() {
          {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32, INT32},
          {"delta_softplus"},
          {FLOAT32}},
+        {"gated_read_out",
+         {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32},
+         {"eps"},
+         {FLOAT32}},
     };
     return all;
 }
