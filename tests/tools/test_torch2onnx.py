@@ -52,6 +52,7 @@ def export(tmp_path_factory):
 def session(path, library=True):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     if library:
         options.register_custom_ops_library(ops.onnxruntime_library())
     return onnxruntime.InferenceSession(path, options)

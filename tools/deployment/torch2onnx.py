@@ -135,6 +135,7 @@ def verify(path: Path, network: nn.Module, images: Tensor) -> str:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.register_custom_ops_library(ops.onnxruntime_library())
     model = onnx.load(path)
     names = [output.name for output in model.graph.output]
