@@ -75,7 +75,16 @@ def test_the_setting_reaches_the_blocks(trained):
     assert all(stage.share_tree for stage in model.backbone.stages)
 
 
-def test_clean_images_are_those_of_the_pipeline(trained):
+def test_pictures_are_the_files_and_become_the_pipelines_input(trained):
+    model, _, batches = trained
+    (batch,), path = batches, batches[0]['data_samples'][0].img_path
+    pictures = robustness.pictures_of(batch)
+    assert (pictures[0] == np.asarray(Image.open(path))).all()
+    inputs = model.data_preprocessor(batch)['inputs']
+    assert torch.equal(robustness.network_input(model, batch, pictures), inputs)
+
+
+def test_clean_images_change_nothing(trained):
     model, _, batches = trained
     found = robustness.measure(model, batches, [OWN], OWN)[OWN]
     robustness.configure(model, OWN)

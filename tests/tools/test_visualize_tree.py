@@ -87,6 +87,13 @@ def test_a_pixel_belongs_to_the_cell_that_covers_it():
     assert visualize_tree.vertex_at(None, (20, 60), (2, 3)) == 4
 
 
+def test_a_vertex_has_the_label_in_the_middle_of_its_cell(tmp_path):
+    Image.fromarray(np.arange(54, dtype=np.uint8).reshape(6, 9)).save(tmp_path / 'labels.png')
+    picture = np.zeros((60, 90, 3), np.uint8)
+    found = visualize_tree.read_labels(tmp_path / 'labels.png', picture, (2, 3))
+    assert found.tolist() == [[10, 13, 16, 37, 40, 43]]
+
+
 def test_the_tree_of_colours_keeps_to_one_side():
     image = Image.new('RGB', (640, 320), (255, 0, 0))
     image.paste((0, 0, 255), (320, 0, 640, 320))

@@ -142,8 +142,8 @@ def measure(model: nn.Module, batches: list[dict], settings: list[Setting], own:
     tallies = {setting: {row: Tally() for row in ('none', *ROWS)} for setting in settings}
     seed = 0
     for batch in track(batches, 'batches'):
-        pictures = [tensor.flip(0).permute(1, 2, 0).numpy() for tensor in batch['inputs']]  # from BGR
-        inputs, labels = network_input(model, batch, pictures), labels_of(batch)
+        pictures, labels = pictures_of(batch), labels_of(batch)
+        inputs = network_input(model, batch, pictures)
         changed = {
             name: network_input(model, batch, [change(p, seed + i) for i, p in enumerate(pictures)])
             for name, change in CHANGES.items()
@@ -162,6 +162,10 @@ def measure(model: nn.Module, batches: list[dict], settings: list[Setting], own:
     return {
         setting: {row: tally.figures() for row, tally in found.items()} for setting, found in tallies.items()
     }
+
+
+def pictures_of(batch: dict) -> list[Picture]:
+    return [tensor.flip(0).permute(1, 2, 0).numpy() for tensor in batch['inputs']]  # the loader gives BGR
 
 
 def network_input(model: nn.Module, batch: dict, pictures: list[Picture]) -> Tensor:
