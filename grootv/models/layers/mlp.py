@@ -2,6 +2,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .initialization import linear
+from .recompute import recompute
 
 
 class MLP(nn.Module):
@@ -14,4 +15,7 @@ class MLP(nn.Module):
         self.fc2 = linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return recompute(self.contract, self.fc1(x))
+
+    def contract(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))

@@ -8,6 +8,7 @@ from grootv.ops import Tree, build_tree, gated_read_out, selective_tree_scan
 
 from .channels_last import conv2d, convolve
 from .initialization import linear, step_projection
+from .recompute import recompute
 
 
 class TreeSSM(nn.Module):
@@ -53,9 +54,8 @@ class TreeSSM(nn.Module):
         guide, z = self.project(x)
         if tree is None:
             tree = self.build_tree(guide)
-        with torch.autocast(x.device.type, enabled=False):
-            y = self.scan(guide, z, tree)
-        return self.out_proj(y), tree
+        y = recompute(self.project_out, *self.scan(guide, tree), z.flatten(1, 2))
+        return y.view(x.shape), tree
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map to scan, which also guides the tree, and the gate z; both (B, H, W, D)."""
@@ -68,15 +68,25 @@ class TreeSSM(nn.Module):
         """The minimum spanning tree of the guide (B, H, W, D)."""
         return build_tree(guide, self.metric)
 
-    def scan(self, guide: Tensor, z: Tensor, tree: Tree) -> Tensor:
-        """Scan the guide along the tree and read the states out through the gate, (B, H, W, D).
+    def scan(self, guide: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
+        """Scan the guide along the tree.
 
         A half-precision guide is computed on in float32: long products of decays need it.
+
+        Returns:
+            The states h (B, L, D), C (B, L, 1) and the vertices that were scanned (B, L, D).
         """
-        x = guide.flatten(1, 2).to(torch.promote_types(guide.dtype, torch.float32))
-        delta, rate, write, read = self.scan_inputs(x)
-        h = selective_tree_scan(x, delta, rate, write, tree, self.dt_proj.bias)
-        return self.read_out(h, read, x, z.flatten(1, 2)).view(guide.shape)
+        with torch.autocast(guide.device.type, enabled=False):
+            x = guide.flatten(1, 2).to(torch.promote_types(guide.dtype, torch.float32))
+            delta, rate, write, read = self.scan_inputs(x)
+            return selective_tree_scan(x, delta, rate, write, tree, self.dt_proj.bias), read, x
+
+    def project_out(self, h: Tensor, read: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """Read the states out through the gate and project them back, (B, L, channels)."""
+        norms = [(norm.weight, norm.bias) for norm in (self.state_norm, self.out_norm)]
+        with torch.autocast(x.device.type, enabled=False):
+            y = gated_read_out(h, read, x, self.D, z, *norms, self.out_norm.eps)
+        return self.out_proj(y)
 
     def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the scan takes besides the vertices x (B, L, D), and what reads it out.
@@ -92,11 +102,6 @@ class TreeSSM(nn.Module):
         """Factor of the edge from every vertex to its parent, (B, L, D)."""
         delta, rate, _, _ = self.scan_inputs(x)
         return torch.exp(F.softplus(delta + self.dt_proj.bias.to(x.dtype)) * rate.squeeze(1))
-
-    def read_out(self, h: Tensor, read: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """LN(C LN(h) + D x) silu(z) of the states h, (B, L, D)."""
-        norms = [(norm.weight, norm.bias) for norm in (self.state_norm, self.out_norm)]
-        return gated_read_out(h, read, x, self.D, z, *norms, self.out_norm.eps)
 
 
 # A model cast to half precision as a whole has half parameters; its scan still runs in float32.

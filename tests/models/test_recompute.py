@@ -1,0 +1,69 @@
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from grootv.models.layers import MLP, TreeSSM
+from grootv.models.layers.recompute import recompute
+
+
+class Executed(TorchDispatchMode):
+    """Counts operators that run, below autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def kept_elements(function, *tensors):
+    """Elements of the tensors that autograd keeps of a call, each once, and not the given ones."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: (kept.__setitem__(x.untyped_storage().data_ptr(), x.numel()), x)[1], lambda x: x
+    ):
+        result = function(*tensors)
+    given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return sum(size for pointer, size in kept.items() if pointer not in given), result
+
+
+def test_keeps_what_it_is_given_and_repeats_no_expensive_last_step():
+    linear, x = torch.nn.Linear(50, 3, bias=False), torch.randn(7, 50, requires_grad=True)
+    size, y = kept_elements(lambda x: recompute(lambda x: linear(x.sin().cos()), x), x)
+    assert size == 0
+    with Executed() as executed:
+        y.sum().backward()
+    assert executed.counts['sin'] == 2  # once more, and as the derivative of cos
+    assert executed.counts['mm'] == 2  # the two gradients of the linear layer
+    torch.testing.assert_close(linear.weight.grad, x.sin().cos().sum(0).expand(3, -1))
+
+
+@pytest.mark.parametrize('layer', [MLP(8), TreeSSM(8)])
+def test_layers_keep_less_and_have_the_same_gradients(layer, monkeypatch):
+    x = torch.randn(2, 5, 4, 8, requires_grad=True)
+
+    def call(x):
+        y = layer(x)
+        return y if isinstance(y, torch.Tensor) else y[0]
+
+    results = []
+    for _ in range(2):
+        size, y = kept_elements(call, x)
+        results.append((size, y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))
+        monkeypatch.setattr(
+            f'{type(layer).__module__}.recompute', lambda function, *tensors: function(*tensors)
+        )
+    (size, *found), (size_without, *expected) = results
+    assert size < size_without
+    assert all(map(torch.equal, found, expected))
+
+
+def test_without_gradients_nothing_is_wrapped():
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        assert not recompute(F.silu, x).requires_grad
