@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -44,9 +45,12 @@ public:
     template <class Task>
     void for_each_block(int64_t multiple, Task task) const {
         if (sizes_.batch == 0 || sizes_.channels == 0) return;
-        // Blocks of about equal size, and one for each thread if there are fewer items than threads.
-        int64_t threads = torch::stable::get_num_threads();
-        int64_t blocks = std::max((sizes_.channels + BLOCK - 1) / BLOCK, (threads + sizes_.batch - 1) / sizes_.batch);
+        // Blocks of about equal size, and as many for every thread if there are fewer items than threads.
+        int64_t blocks = (sizes_.channels + BLOCK - 1) / BLOCK;
+        if (int64_t threads = torch::stable::get_num_threads(); sizes_.batch < threads) {
+            const int64_t even = threads / std::gcd(sizes_.batch, threads);
+            blocks = (blocks + even - 1) / even * even;
+        }
         int64_t size = ((sizes_.channels + blocks - 1) / blocks + multiple - 1) / multiple * multiple;
         blocks = (sizes_.channels + size - 1) / size;
         parallel_for_each(sizes_.function, sizes_.batch * blocks, [&](int64_t i) {
