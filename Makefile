@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo demo-detection demo-segmentation test test-slurm sanitize lint format bench clean
+.PHONY: demo demo-detection demo-segmentation test test-slurm test-wheel wheel sanitize lint format bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -26,6 +26,15 @@ test-slurm: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	bash tests/integration/slurm/install.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/slurm
+
+# Source distribution and wheel, in dist/.
+wheel: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py wheel
+	$(BIN)/python tools/build_wheel.py dist
+
+test-wheel: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/wheel
 
 # The CUDA kernels as host code, watched for wrong accesses, undefined behaviour and data races.
 sanitize: $(BIN)/python
@@ -49,4 +58,4 @@ bench: $(BIN)/python
 	$(BIN)/python tools/benchmarks/benchmark_ops.py --out docs/results/ops_cpu.json
 
 clean:
-	rm -rf build *.egg-info ops/*.so work_dirs
+	rm -rf build dist *.egg-info ops/*.so work_dirs

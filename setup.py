@@ -66,7 +66,7 @@ NVCC_FLAGS = [
 ]
 
 
-def extension(name: str, files: list[str], macros: tuple = (), **options) -> CppExtension:
+def extension(name: str, files: list[str], macros: tuple = (), libraries=(), **options) -> CppExtension:
     return CppExtension(
         f'grootv.ops.{name}',
         files,
@@ -74,6 +74,8 @@ def extension(name: str, files: list[str], macros: tuple = (), **options) -> Cpp
         define_macros=[('TORCH_TARGET_VERSION', TORCH_TARGET_VERSION), *macros],
         extra_compile_args={'cxx': HOST_FLAGS, 'nvcc': NVCC_FLAGS},
         py_limited_api=True,  # leaves libtorch_python out of the link
+        # First, for torch exports parts of a newer libstdc++ that it was built with.
+        libraries=['stdc++', *libraries],
         **options,
     )
 

@@ -158,13 +158,16 @@ def ensure_operator() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('profile', choices=[*PROFILES, 'lint'])
+    parser.add_argument('profile', choices=[*PROFILES, 'lint', 'wheel'])
     profile = parser.parse_args().profile
     if profile == 'lint':
         ensure_requirements(profile)
         return
     ensure_build_tools()
-    ensure_mmcv(ensure_torch(), compiled=PROFILES[profile])
+    torch_version = ensure_torch()
+    if profile == 'wheel':
+        return
+    ensure_mmcv(torch_version, compiled=PROFILES[profile])
     ensure_requirements(profile)
     ensure_operator()
 

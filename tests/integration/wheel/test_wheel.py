@@ -1,0 +1,103 @@
+"""The distributions of ``make wheel``: what they need, and the operators' tests where only torch is."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.wheel import environment
+from tests.tools.tiny_run import ROOT, load_tool
+
+OPERATORS = ('edge_weight', 'operators', 'selective_tree_scan', 'spanning_tree', 'traversal', 'tree_scan')
+TOOLS = ('pip', 'pytest', 'hypothesis', 'scipy')  # to install and to test, not to run
+check_wheel = load_tool('check_wheel.py')
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from the source distribution."""
+    folder = tmp_path_factory.mktemp('dist')
+    subprocess.run([sys.executable, ROOT / 'tools/build_wheel.py', folder], check=True)
+    assert len(list(folder.glob('*.tar.gz'))) == 1
+    return next(folder.glob('*.whl'))
+
+
+def run(python: Path, *args: object, **options) -> str:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
+    result = subprocess.run(
+        [python, *map(str, args)], env=outside, capture_output=True, text=True, timeout=600, **options
+    )
+    assert result.returncode == 0, f'{result.stdout[-3000:]}\n{result.stderr[-3000:]}'
+    return result.stdout
+
+
+def test_it_needs_no_more_than_is_stated(wheel):
+    libraries = check_wheel.check(wheel)
+    wanted = {'grootv/ops/_cpu.so', 'grootv/ops/_onnxruntime.so'}
+    if os.environ.get('FORCE_CUDA') == '1':
+        wanted.add('grootv/ops/_cuda.so')
+    assert wanted <= libraries.keys()
+
+
+def test_the_operators_where_only_torch_is(wheel, tmp_path):
+    python = environment.create(tmp_path / 'environment', ['torch', 'numpy', *TOOLS])
+    run(python, '-m', 'pip', 'install', '--no-index', wheel)
+    tests = tmp_path / 'tests'
+    (tests / 'ops').mkdir(parents=True)
+    names = ('__init__', 'cases', *(f'test_{name}' for name in OPERATORS))
+    for name in ('__init__.py', 'conftest.py', *(f'ops/{name}.py' for name in names)):
+        shutil.copy(ROOT / 'tests' / name, tests / name)
+
+    where = 'import importlib.util as u, grootv.ops as o; print(o.__file__, u.find_spec("mmengine"))'
+    found, mmengine = run(python, '-c', where, cwd=tmp_path).split()
+    assert Path(found).is_relative_to(tmp_path) and mmengine == 'None'
+    summary = run(python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', tests, cwd=tmp_path).splitlines()[
+        -1
+    ]
+    assert 'passed' in summary and 'failed' not in summary
+
+
+def compiled(folder: Path, source: str, *options: object, name: str = 'library') -> Path:
+    (folder / 'source.cpp').write_text(source)
+    library = folder / f'{name}.so'
+    command = [
+        'g++',
+        '-shared',
+        '-fPIC',
+        folder / 'source.cpp',
+        *options,
+        '-o',
+        library,
+        f'-Wl,-soname,{name}.so',
+    ]
+    subprocess.run([*map(str, command)], check=True)
+    return library
+
+
+@pytest.mark.parametrize(
+    'source, symbol',
+    [
+        ('extern "C" int PyList_Size(void*); int f() { return PyList_Size(0); }', 'PyList_Size'),
+        ('namespace at { int size(); } int f() { return at::size(); }', '_ZN2at4sizeEv'),
+    ],
+)
+def test_a_foreign_symbol_is_refused(tmp_path, source, symbol):
+    with pytest.raises(ValueError, match=f'library.so needs {symbol}: link it with less'):
+        check_wheel.needs(compiled(tmp_path, source))
+
+
+def test_a_foreign_library_is_refused(tmp_path):
+    other = compiled(tmp_path, 'int g() { return 1; }', name='libpython3.11')
+    with pytest.raises(ValueError, match=r'library.so needs libpython3\.11\.so'):
+        check_wheel.needs(compiled(tmp_path, 'int f();', '-Wl,--no-as-needed', other))
+
+
+def test_a_newer_libc_is_refused(tmp_path, monkeypatch):
+    library = compiled(tmp_path, '#include <cstdlib>\nint f() { return atoi(getenv("A")); }')
+    assert check_wheel.needs(library)['GLIBC'] == (2, 2, 5)
+    monkeypatch.setitem(check_wheel.NEWEST, 'GLIBC', (2, 1))
+    with pytest.raises(ValueError, match=r'getenv of GLIBC 2\.2\.5'):
+        check_wheel.needs(library)
