@@ -1,5 +1,7 @@
 """A spanning tree over its image, and how far a vertex is heard along it."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
@@ -31,31 +33,40 @@ def draw(image: np.ndarray, block: BlockTree, vertices: list[int], title: str) -
         vertices: Vertices whose affinity is drawn, a row each.
         title: Line above.
     """
-    height, width = image.shape[:2]
-    rows = 1 + len(vertices)
-    figure = Figure(figsize=(11, 0.6 + 4.5 * rows * min(height / width, 1.6)), layout='constrained')
-    panels = figure.subplots(rows, 2, squeeze=False)
-    for axes in panels.flat:
-        axes.set(xlim=(0, width), ylim=(height, 0), aspect='equal')
-        axes.set_axis_off()
-    centres = vertex_centres(block.grid, (height, width))
+    figure, panels = empty_panels(image, 1 + len(vertices))
+    centres = vertex_centres(block.grid, image.shape[:2])
     depth = vertex_depth(block.tree)[0].cpu().numpy()
     weight = edge_weight(block.vertices, block.tree, block.metric)[0].cpu().numpy()
     draw_tree(panels[0, 0], image, block.tree, centres, depth, DEPTH_COLOURS, 'edges to the root', WHOLE)
     draw_tree(panels[0, 1], image, block.tree, centres, weight, WEIGHT_COLOURS, DISTANCES[block.metric])
     panels[0, 0].set_title(f'spanning tree of {len(depth):,} vertices, by depth', fontsize=10)
     panels[0, 1].set_title('the same tree, by edge weight', fontsize=10)
-
-    raster = raster_tree(1, len(depth))
     for row, vertex in zip(panels[1:], vertices, strict=True):
-        paths = {'tree': block.tree, 'raster scan': raster}
-        maps = {name: affinity(block.decay_along(tree), tree, vertex) for name, tree in paths.items()}
-        scale = affinity_scale(min(float(heard.min()) for heard in maps.values()))
-        for axes, (name, heard) in zip(row, maps.items(), strict=True):
-            draw_affinity(axes, image, heard[0].reshape(block.grid).cpu().numpy(), centres[vertex], scale)
-            axes.set_title(f'affinity to the marked pixel along the {name}', fontsize=10)
+        draw_affinities(row, image, block, vertex)
     figure.suptitle(title, fontsize=11, parse_math=False)  # a file may be named with dollar signs
     return figure
+
+
+def empty_panels(image: np.ndarray, rows: int) -> tuple[Figure, np.ndarray]:
+    """A figure, and its axes in pixels of the image, shape (rows, 2)."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(11, 0.6 + 4.5 * rows * min(height / width, 1.6)), layout='constrained')
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for axes in panels.flat:
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect='equal')
+        axes.set_axis_off()
+    return figure, panels
+
+
+def draw_affinities(panels: Iterable[Axes], image: np.ndarray, block: BlockTree, vertex: int) -> None:
+    """Affinity of a vertex along its tree and along a raster scan, on one scale."""
+    paths = {'tree': block.tree, 'raster scan': raster_tree(1, block.vertices.shape[1])}
+    maps = {name: affinity(block.decay_along(tree), tree, vertex) for name, tree in paths.items()}
+    scale = affinity_scale(min(float(heard.min()) for heard in maps.values()))
+    centre = vertex_centres(block.grid, image.shape[:2])[vertex]
+    for axes, (name, heard) in zip(panels, maps.items(), strict=True):
+        draw_affinity(axes, image, heard[0].reshape(block.grid).cpu().numpy(), centre, scale)
+        axes.set_title(f'affinity to the marked pixel along the {name}', fontsize=10)
 
 
 def vertex_centres(grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
