@@ -14,6 +14,7 @@
 :mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.
 """
 
+from . import convolution as convolution  # its operator has to be there when a compiled model calls it
 from ._library import onnxruntime_library
 from .edge_weight import METRICS, grid_edge_weight
 from .read_out import gated_read_out

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._fake import check_dim, check_same_device, check_shape
+from ._fake import check_dim, check_same_device, check_shape, empty
 from ._library import available, ops
 from .edge_weight import check_metric
 from .spanning_tree import edge_pairs
@@ -82,7 +82,7 @@ def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:
 
 def _empty_tree(like: Tensor, batch: int, vertices: int) -> tuple[Tensor, Tensor, Tensor]:
     sizes = (vertices, vertices, vertices + 1)
-    return tuple(like.new_empty((batch, size), dtype=torch.int32) for size in sizes)
+    return tuple(empty(like, (batch, size), torch.int32) for size in sizes)
 
 
 if available:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._fake import check_dim, check_same_device, check_shape
+from ._fake import check_dim, check_same_device, check_shape, empty
 from ._library import available, ops
 from .traversal import Tree
 
@@ -150,7 +150,7 @@ def _check_tree(function, signal, order, parent, level_ptr):
 
 
 def _empty_like(tensor):
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return empty(tensor, tensor.shape)
 
 
 if available:
