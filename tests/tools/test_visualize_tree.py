@@ -159,10 +159,12 @@ def test_report_of_a_folder(folder, tmp_path):
 def test_report_of_a_test_set(tiny_run, tmp_path):
     run = tiny_run('segmentation')
     options = ['--config', str(run.config), '--checkpoint', str(run.checkpoint), '--count', '2']
+    options += ['--pictures', '1']
     visualize_tree.main([*options, '--report', str(tmp_path / 'report')])
     content = json.loads((tmp_path / 'report/report.json').read_text())
     assert list(content['summary']) == [f'stage {i}, block 0' for i in range(4)]
     assert len(content['images']) == 2
+    assert len(list((tmp_path / 'report').glob('image-*'))) == 4
     assert all(
         0 < one['inside_label'] <= 1 for found in content['summary'].values() for one in found.values()
     )

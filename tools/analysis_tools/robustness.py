@@ -271,7 +271,7 @@ def page(found: dict[Setting, dict], odd: dict[str, dict], own: Setting, command
         '',
         '## The same weights in other settings',
         '',
-        'Clean images, compared with the setting as trained. Edges do not depend on the root.',
+        'Clean images, compared with the setting as trained.',
         '',
         '| metric, tree per, root | changed edges | change of the logits | accuracy | worst change |',
         '|---|---|---|---|---|',

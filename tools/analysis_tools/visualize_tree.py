@@ -221,11 +221,12 @@ def analyse(args: argparse.Namespace) -> None:
             labels = None if item.labels is None else read_labels(item.labels, picture, block.grid)
             measured = statistics.measure(block, labels, item.ignore, generator)
             samples[name].append(measured)
-            file = f'image-{number:03}_{file_name(name)}'
-            figure = picture_of(args, picture, block, source.title(item.image, name))
-            figure.savefig(args.report / file, dpi=100)
             found = {kind: statistics.figures(one) for kind, one in measured.items()}
-            images[-1]['blocks'][name] = dict(picture=file, grid=block.grid, **found)
+            images[-1]['blocks'][name] = dict(grid=block.grid, **found)
+            if number < args.pictures:
+                file = images[-1]['blocks'][name]['picture'] = f'image-{number:03}_{file_name(name)}'
+                figure = picture_of(args, picture, block, source.title(item.image, name))
+                figure.savefig(args.report / file, dpi=100)
     print(f'report: {write_report(args, source, samples, images)}')
 
 
@@ -252,7 +253,7 @@ def write_report(args: argparse.Namespace, source: Source, samples: dict, images
     page.table(
         ['block', 'path', *(key.replace('_', ' ') for key in columns)],
         [
-            [name, statistics.KINDS[kind], *(one[key] for key in columns)]
+            [name, statistics.KINDS[kind], *(shown(one[key]) for key in columns)]
             for name, found in summary.items()
             for kind, one in found.items()
         ],
@@ -270,7 +271,7 @@ def write_report(args: argparse.Namespace, source: Source, samples: dict, images
         figure = statistics.draw_histograms(found, source.metric, f'{title}, {name}')
         figure.savefig(args.report / file, dpi=100)
         page.picture(file, f'histograms of {name}')
-    for entry in images:
+    for entry in images[: args.pictures]:
         page.heading(entry['image'])
         for name, block in entry['blocks'].items():
             page.picture(block['picture'], f'{entry["image"]}, {name}')
@@ -286,6 +287,10 @@ def write_report(args: argparse.Namespace, source: Source, samples: dict, images
     )
     (args.report / 'report.json').write_text(json.dumps(content, indent=1) + '\n')
     return page.write(args.report / 'index.html')
+
+
+def shown(value: float | None) -> str:
+    return '' if value is None else f'{value:.4g}'
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -309,6 +314,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('tree.png'), help='picture to write')
     parser.add_argument('--report', type=Path, metavar='FOLDER', help='analyse, and write a page there')
     parser.add_argument('--count', type=int, default=8, help='number of images in a report; default 8')
+    parser.add_argument('--pictures', type=int, default=8, help='number of them that are drawn; default 8')
     parser.add_argument(
         '--labels',
         type=Path,
@@ -321,8 +327,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.count < 1:
-        raise UserError(f'--count must be 1 or more, got {args.count}')
+    if args.count < 1 or args.pictures < 0:
+        raise UserError(f'--count must be 1 or more, --pictures 0 or more, got {args.count}, {args.pictures}')
     analyse(args) if args.report else draw_one(args)
 
 
