@@ -152,6 +152,7 @@ def draw_histogram(axes: Axes, name: str, found: dict[str, list], metric: str) -
         axes.set_xticks(range(len(found['bins']) - 1))
     elif name == 'edge_weight':
         label = f'edge weight: {DISTANCES[metric]}; the last bin holds all above'
+        axes.set_yscale('log')
     else:
         axes.set_xscale('symlog', linthresh=1)
         axes.set_xlim(left=0)
