@@ -1,6 +1,8 @@
 import argparse
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,24 @@ def outcome(main, capsys) -> tuple[int, str]:
 
 def test_success_returns():
     assert cli.run(lambda: None) is None
+
+
+HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or '[never]' in HUGE_PAGES.read_text(), reason='a kernel without huge pages'
+)
+@pytest.mark.parametrize(('asked', 'huge'), [(None, True), ('0', False)])
+def test_large_tensors_get_huge_pages_unless_asked_not_to(asked, huge):
+    code = (
+        'import torch\nfrom grootv.utils import cli\ncli.run(lambda: globals().update(x=torch.ones(2**25)))\n'
+        'print(*(line.split()[1] for line in open("/proc/self/smaps_rollup") if "AnonHugePages" in line))'
+    )
+    environment = {name: value for name, value in os.environ.items() if name != 'THP_MEM_ALLOC_ENABLE'}
+    environment |= {} if asked is None else {'THP_MEM_ALLOC_ENABLE': asked}
+    found = subprocess.check_output([sys.executable, '-c', code], env=environment, text=True)
+    assert (int(found) > 100_000) == huge  # kB
 
 
 def test_a_failure_that_the_user_can_mend_is_one_line(capsys):
