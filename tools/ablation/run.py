@@ -140,7 +140,8 @@ def draw(results: dict[str, list[dict]]) -> Figure:
     for row, (name, runs) in enumerate(results.items()):
         curves = np.array([run['accuracy'] for run in runs])
         colour = f'C{row}'
-        left.plot(curves[:, -1], np.full(len(curves), row), 'o', color=colour, alpha=0.5, markersize=6)
+        rows = row + np.linspace(-0.2, 0.2, len(curves))  # equal accuracies side by side
+        left.plot(curves[:, -1], rows, 'o', color=colour, alpha=0.5, markersize=6)
         left.plot(curves[:, -1].mean(), row, '|', color=colour, markersize=22, markeredgewidth=2.5)
         epochs = np.arange(1, curves.shape[1] + 1)
         right.plot(epochs, 100 - curves.mean(0), color=colour, label=name, linewidth=1.5)
