@@ -70,6 +70,20 @@ def test_slurm_train_passes_everything_on(tmp_path, fake_srun):
     ]
 
 
+@pytest.mark.parametrize(
+    'restarts, saved, resumes', [('1', True, True), ('1', False, False), ('0', True, False)]
+)
+def test_a_requeued_job_resumes_where_there_is_a_checkpoint(tmp_path, fake_srun, restarts, saved, resumes):
+    if saved:
+        (tmp_path / 'last_checkpoint').touch()
+    args = ('part', 'job', 'config.py', tmp_path, '--resume', 'other.pth')
+    result = start('slurm_train.sh', *args, **fake_srun, SLURM_RESTART_COUNT=restarts)
+    assert result.returncode == 0, result.stderr
+    assert arguments(tmp_path)[-3:] == (
+        ['--resume', 'other.pth', '--resume'] if resumes else ['--launcher=slurm', '--resume', 'other.pth']
+    )
+
+
 def test_slurm_test_takes_the_checkpoint_fourth(tmp_path, fake_srun):
     args = ('part', 'job', 'config.py', 'model.pth', '--tta')
     result = start('slurm_test.sh', *args, **fake_srun, GPUS='2')
