@@ -1,4 +1,3 @@
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +18,6 @@ class Stem(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        x = image.permute(0, 2, 3, 1).contiguous()
         x = F.gelu(self.norm1(convolve(self.conv1, x)))
         return self.norm2(convolve(self.conv2, x))
