@@ -20,7 +20,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups
     """Convolve a map with an odd square kernel, padded to ceil(size / stride).
 
     Args:
-        x: Map, shape (B, H, W, C), contiguous.
+        x: Map, shape (B, H, W, C), fastest contiguous.
         weight: Shape (C', C / groups, K, K), dtype of ``x``.
         bias: Shape (C',), dtype of ``x``, or None.
         stride: Step in both directions.
