@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo demo-detection demo-segmentation test test-slurm test-wheel wheel sanitize lint format bench clean
+.PHONY: demo demo-detection demo-segmentation test test-slurm test-wheel wheel sanitize lint format docs bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -52,6 +52,13 @@ format: $(BIN)/python
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu')
+
+# Warnings are errors, and so are links that lead nowhere.
+docs: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "open build/docs/index.html"
 
 bench: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test

@@ -69,3 +69,14 @@ def test_classifier_modes_features_and_averaged_predictions():
 def test_no_classes_is_an_error():
     with pytest.raises(ValueError, match=r'^GrootVClsHead: num_classes must be at least 1, got 0'):
         GrootVClsHead(num_classes=0, in_channels=8)
+
+
+def test_a_compiler_sees_no_convolution_and_keeps_the_layout_of_maps():
+    graphs = []
+    model = MMPRETRAIN_MODELS.build(CLASSIFIER).eval()
+    compiled = torch.compile(model, fullgraph=True, backend=lambda graph, _: (graphs.append(graph), graph)[1])
+    with torch.no_grad():
+        compiled(torch.randn(1, 3, 32, 32))
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert any('grootv_opaque.convolve' in target for target in targets)
+    assert not any('conv2d' in target for target in targets)
