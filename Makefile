@@ -46,6 +46,7 @@ lint: $(BIN)/python
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
+	$(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cpu
 
 format: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py lint
