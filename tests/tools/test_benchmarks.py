@@ -21,7 +21,7 @@ benchmark_model = load_tool('benchmarks/benchmark_model.py')
 benchmark_scaling = load_tool('benchmarks/benchmark_scaling.py')
 
 import render_tables  # noqa: E402  (the scripts put their folder on the path)
-from measuring import clock, models, peak_memory  # noqa: E402
+from measuring import clock, deployed, models, peak_memory  # noqa: E402
 from measuring.attribution import PARTS, TREE, time_shares  # noqa: E402
 from measuring.mixers import MixerRuns, operator_calls, path  # noqa: E402
 from measuring.model_targets import judge  # noqa: E402
@@ -295,8 +295,27 @@ def test_compiled_networks_stand_beside_eager_ones(monkeypatch, instant_memory, 
     arguments = ['--arch', 'pico', '--peers', '--batch', '2', '--input-size', '32', '--dtype', 'float32']
     benchmark_model.main([*arguments, '--tree-per', 'block', '--modes', 'forward', '--compile', '--quick'])
     printed = capsys.readouterr().out
-    assert 'grootv_pico, tree per block, compiled' in printed
+    assert 'grootv_pico, tree per block, torch.compile' in printed
     assert 'torch.compile, time beside eager' in printed
+
+
+def test_deployed_networks_stand_beside_eager_ones(instant_memory, capsys):
+    arguments = ['--arch', 'pico', '--peers', '--batch', '2', '--input-size', '32', '--dtype', 'float32']
+    arguments += ['--tree-per', 'block', '--modes', 'forward', '--quick']
+    benchmark_model.main([*arguments, '--deploy', 'export', 'onnx'])  # a package takes a minute to compile
+    printed = capsys.readouterr().out
+    for how in ('torch.export', 'ONNX Runtime'):
+        assert f'grootv_pico, tree per block, {how}' in printed
+        assert f'{how}, time beside eager' in printed
+
+
+@pytest.mark.parametrize('kind', ['export', 'onnx'])
+def test_a_deployed_network_gives_the_same_logits(kind, tmp_path):
+    model = models.build(PICO, SMALL).eval()
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        found = deployed.deployed(kind, model, 32, tmp_path)(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_layers(tmp_path, instant_memory):
@@ -331,7 +350,7 @@ def model_row(network='grootv_tiny', tree_per='block', dtype='float32', mode='fo
     """A row of the JSON that took one second; its ratios by name."""
     quartiles = {other.replace('swin', SWIN): dict(ratio=x, low=x, high=x) for other, x in beside.items()}
     return dict(
-        **dict(network=network, tree_per=tree_per, dtype=dtype, compiled=False, mode=mode, batch=batch),
+        **dict(network=network, tree_per=tree_per, dtype=dtype, how='eager', mode=mode, batch=batch),
         **dict(input_size=224, rounds=20, median_s=1.0, p95_s=1.1, images_per_s=8.0, finite=True),
         beside=quartiles,
     )

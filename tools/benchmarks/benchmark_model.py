@@ -22,6 +22,7 @@ measures all of them. --out writes JSON, and beside it tables and a picture (ren
 import argparse
 import gc
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import render_tables
 from gpu_checks.report import sentence, table
-from measuring import attribution, clock, machine, models
+from measuring import attribution, clock, deployed, machine, models
 from measuring.arguments import add_common_arguments, apply_common_arguments, limits, positive, save
 from measuring.model_targets import judge
 from measuring.models import Network, Runs, Setting
@@ -51,19 +52,19 @@ class Way:
 
     network: Network
     dtype: str
-    compiled: bool = False
+    how: str = 'eager'
 
     def fields(self) -> dict:
         """What tells a row of the results from others."""
         name, tree_per = self.network.name, self.network.tree_per
-        return dict(network=name, tree_per=tree_per, dtype=self.dtype, compiled=self.compiled)
+        return dict(network=name, tree_per=tree_per, dtype=self.dtype, how=self.how)
 
     def others(self, peer: Network | None) -> dict[str, 'Way']:
         """What it is compared with, by the word for it."""
         found = {
             'block': replace(self, network=replace(self.network, tree_per='block')),
             'float32': replace(self, dtype='float32'),
-            'eager': replace(self, compiled=False),
+            'eager': replace(self, how='eager'),
         }
         if peer is not None:
             found[peer.name] = replace(self, network=peer)
@@ -132,17 +133,21 @@ def usable(network: Network, setting: Setting) -> nn.Module:
 
 
 def ways_of(args: argparse.Namespace, networks) -> list[Way]:
-    compiled = (False, True) if args.compile else (False,)
-    return [Way(network, dtype, how) for how in compiled for dtype in args.dtype for network in networks]
+    hows = ('eager', *['torch.compile'] * args.compile)
+    return [Way(network, dtype, how) for how in hows for dtype in args.dtype for network in networks]
 
 
 def timed(args, built: dict[Network, nn.Module], setting: Setting, mode: str, batch: int) -> list[dict]:
     """One row of results for every network and way of running it, all of them in turn."""
     torch.compiler.reset()  # or, after some sizes and types, new ones would run without being compiled
     runs, calls, prepare = {}, {}, {}
+    models_of = {}
     for way in ways_of(args, built):
         model = built[way.network]
-        model = torch.compile(model, dynamic=False) if way.compiled else model
+        models_of[way] = torch.compile(model, dynamic=False) if way.how == 'torch.compile' else model
+    if mode == 'forward':
+        models_of |= deployed_ways(args, built, setting)
+    for way, model in models_of.items():
         runs[way] = Runs(model, setting, batch, way.dtype)
         calls[way], before = runs[way].call(mode)
         if before is not None:
@@ -168,12 +173,22 @@ def timed(args, built: dict[Network, nn.Module], setting: Setting, mode: str, ba
     return rows
 
 
+def deployed_ways(args, built: dict[Network, nn.Module], setting: Setting) -> dict[Way, nn.Module]:
+    """The first network in float32 as the deployment tools write it."""
+    first, found = next(iter(built)), {}
+    for kind in args.deploy:
+        with tempfile.TemporaryDirectory() as folder:
+            model = deployed.deployed(kind, built[first], setting.size, Path(folder))
+        found[Way(first, 'float32', deployed.KINDS[kind])] = model
+    return found
+
+
 def narrow(args: argparse.Namespace, found: dict) -> None:
     """Tree per block beside tree per stage where the trees take much of the time."""
     setting = Setting(args.device, args.input_size if args.quick else NARROW_SIZE, args.channels_last)
     networks = [Network('arch', 'narrow', tree_per) for tree_per in args.tree_per]
     built = {network: models.build(network, setting) for network in networks}
-    alone = argparse.Namespace(**vars(args) | dict(peers=[], dtype=['float32'], compile=False))
+    alone = argparse.Namespace(**vars(args) | dict(peers=[], dtype=['float32'], compile=False, deploy=[]))
     found['rows'] += timed(alone, built, setting, 'forward', 1)
     found['profiles'].append(
         profile(built, Network('arch', 'narrow', 'block'), setting, 1, 'forward', args.quick)
@@ -199,7 +214,7 @@ def profile(built, network: Network, setting: Setting, batch: int, mode: str, qu
 def memory(args: argparse.Namespace, networks: list[Network], setting: Setting, mode: str) -> list[dict]:
     """The greatest batch's peak memory of every network and type; a compiler's own would count, so eager."""
     batch, measured = max(args.batch), {}
-    for way in [way for way in ways_of(args, networks) if not way.compiled]:
+    for way in [way for way in ways_of(args, networks) if way.how == 'eager']:
         what = dict(network=asdict(way.network), batch=batch, dtype=way.dtype, mode=mode)
         what['setting'] = dict(size=setting.size, channels_last=setting.channels_last)
         try:
@@ -241,6 +256,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--compile', action='store_true', help='every network also under torch.compile')
     parser.add_argument(
+        '--deploy',
+        nargs='+',
+        choices=deployed.KINDS,
+        default=[],
+        help='inference of the first network also as tools/deployment/ writes it, on the CPU',
+    )
+    parser.add_argument(
         '--channels-last', action='store_true', help='images and weights in that memory format'
     )
     parser.add_argument('--profile', action='store_true', help='where the time of the first network goes')
@@ -248,6 +270,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config and args.arch:
         raise UserError('give either a config or --arch, not both')
+    if args.deploy and (args.config or args.device != 'cpu'):
+        raise UserError('--deploy takes --arch, on the CPU: tools/deployment/ exports the model of a config')
     args.arch = None if args.config else args.arch or 'tiny'
     args.tree_per = args.tree_per or (['block', 'stage'] if args.arch else None)
     args.peers = list(PEERS if args.arch else ()) if args.peers is None else args.peers

@@ -86,7 +86,7 @@ def targets(found: dict) -> list[str]:
 
 def label(row: dict) -> str:
     per = f', tree per {row["tree_per"]}' if row['tree_per'] else ''
-    return row['network'] + per + ', compiled' * row['compiled']
+    return row['network'] + per + ('' if row['how'] == 'eager' else f', {row["how"]}')
 
 
 def ratio(row: dict, other: str) -> str:

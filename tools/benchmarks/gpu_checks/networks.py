@@ -46,6 +46,17 @@ class Last(nn.Module):
         return maps[-1]
 
 
+class Head(nn.Module):
+    """Logits of a map, by the published layers."""
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.classifier = import_layer('classifier').Classifier(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier.fc(self.classifier.project(x).mean((2, 3)))
+
+
 def backbone(arch: dict, **options) -> tuple[nn.Module, str]:
     """A backbone that returns its last map, and what it is made of. Options need the backbone itself."""
     import_layer('tree_ssm')
@@ -61,16 +72,7 @@ def backbone(arch: dict, **options) -> tuple[nn.Module, str]:
 def classifier(arch: dict, classes: int, **options) -> tuple[nn.Module, str]:
     """A backbone with the published head, and what it is made of."""
     body, made_of = backbone(arch, **options)
-    channels = arch['embed_dims'] * 8
-    head = nn.Sequential(
-        nn.Conv2d(channels, channels * 3 // 2, 1, bias=False),
-        nn.BatchNorm2d(channels * 3 // 2),
-        nn.GELU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(channels * 3 // 2, classes),
-    )
-    return nn.Sequential(body, head), made_of
+    return nn.Sequential(body, Head(arch['embed_dims'] * 8, classes)), made_of
 
 
 def seeded(seed: int, make):

@@ -22,7 +22,7 @@ def judge(found: dict) -> Report:
     ours, peer = next(iter(found['parameters'])), found['beside']
     size = found['rows'][0]['input_size']
     named = dict(network=ours, peer=peer, device=found['device']['name'], input_size=size) == NAMED
-    common = dict(network=ours, dtype='float32', compiled=False, input_size=size)
+    common = dict(network=ours, dtype='float32', how='eager', input_size=size)
     if peer:
         for (mode, batch), limit in TIMES.items():
             row = pick(found['rows'], **common, mode=mode, batch=batch)
@@ -40,8 +40,9 @@ def judge(found: dict) -> Report:
     per_stage(report, found, ours)
     bfloat16(report, found, ours)
     rows = [row for row in found['rows'] if row['network'] == ours and 'eager' in row['beside']]
-    if rows:
-        worst(report, 'torch.compile, time beside eager', rows, 'eager')
+    for how in dict.fromkeys(row['how'] for row in rows):
+        limit = 1.0 if how == 'torch.compile' else None
+        worst(report, f'{how}, time beside eager', [row for row in rows if row['how'] == how], 'eager', limit)
     return report
 
 
@@ -70,7 +71,7 @@ def note(row: dict, other: str) -> str:
     return f'{row["median_s"] * 1e3:.1f} ms, quartiles {beside["low"]:.3f} to {beside["high"]:.3f}'
 
 
-def worst(report: Report, name: str, rows: list[dict], other: str, limit: float = 1.0) -> None:
+def worst(report: Report, name: str, rows: list[dict], other: str, limit: float | None = 1.0) -> None:
     """The greatest ratio of some rows to others."""
     row = max(rows, key=lambda row: row['beside'][other]['ratio'])
     figure = f'{row["mode"]}, batch {row["batch"]}, {row["dtype"]}, tree per {row["tree_per"]}'
@@ -94,7 +95,7 @@ def shares(report: Report, profiles: list[dict], named: bool) -> None:
 def per_stage(report: Report, found: dict, ours: str) -> None:
     """A tree per stage beside a tree per block."""
     name = 'tree per stage beside tree per block'
-    rows = [row for row in found['rows'] if 'block' in row['beside'] and not row['compiled']]
+    rows = [row for row in found['rows'] if 'block' in row['beside'] and row['how'] == 'eager']
     dominated = pick(rows, network='grootv_narrow')
     trees = pick(found['profiles'], network='grootv_narrow')
     if dominated is None or trees is None:
@@ -114,7 +115,7 @@ def per_stage(report: Report, found: dict, ours: str) -> None:
 def bfloat16(report: Report, found: dict, ours: str) -> None:
     """Speed beside float32 where the processor multiplies in bfloat16, and results that are numbers."""
     rows = [row for row in found['rows'] if row['network'] == ours and row['dtype'] == 'bfloat16']
-    eager = [row for row in rows if not row['compiled'] and 'float32' in row['beside']]
+    eager = [row for row in rows if row['how'] == 'eager' and 'float32' in row['beside']]
     name = 'bfloat16 autocast, time beside float32'
     if not eager:
         report.missing(name, 'times', 'needs --dtype float32 bfloat16', 1.0)
