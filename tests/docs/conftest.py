@@ -1,0 +1,50 @@
+"""A checkout with small data and untrained checkpoints in the places where the demos leave theirs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from tests.docs.blocks import ROOT
+from tests.tools.tiny_run import run_tool, write_scenes
+
+CHECKPOINTS = {
+    'configs/demo/grootv-pico_digits.py': 'epoch_20.pth',
+    'configs/demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py': 'epoch_6.pth',
+    'configs/demo/grootv-pico_upernet_digit-scenes.py': 'iter_3600.pth',
+    'configs/classification/grootv-tiny_8xb128_in1k.py': 'epoch_300.pth',
+}
+
+
+def write_checkpoint(path: Path, config: Config) -> None:
+    """Random weights of a config's model, with the names of its classes."""
+    init_default_scope(config.default_scope)
+    config.model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    if config.model.backbone.get('init_cfg'):
+        config.model.backbone.init_cfg = None
+    metainfo = config.val_dataloader.dataset.get('metainfo')
+    meta = dict(dataset_meta=dict(metainfo)) if metainfo else {}
+    path.parent.mkdir(parents=True)
+    torch.save(dict(state_dict=MODELS.build(config.model).state_dict(), meta=meta), path)
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory) -> Path:
+    """Its sources are links to the real ones; what is written stays in it."""
+    root = tmp_path_factory.mktemp('checkout')
+    for name in ('tools', 'demo'):
+        (root / name).symlink_to(ROOT / name)
+    (root / 'configs').mkdir()
+    for folder in (ROOT / 'configs').iterdir():
+        (root / 'configs' / folder.name).symlink_to(folder)
+    for name, file in CHECKPOINTS.items():
+        config = Config.fromfile(ROOT / name)
+        loop = config.train_cfg
+        last = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
+        assert file == f'{last}.pth', f'{name} ends with {last}'
+        write_checkpoint(root / 'work_dirs' / Path(name).stem / file, config)
+    assert run_tool('dataset_converters/digits.py', root / 'data/digits') == 0
+    write_scenes(root / 'data/digit_scenes')
+    return root
