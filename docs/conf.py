@@ -35,7 +35,7 @@ nitpicky = True
 nitpick_ignore_regex = [('py:.*', r'(?!grootv\b).*')]  # other projects' names are not looked up
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
-autodoc_typehints_description_target = 'documented'
+autodoc_typehints_description_target = 'documented_params'
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 
