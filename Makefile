@@ -36,6 +36,18 @@ test-wheel: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/wheel
 
+# A page in the browser. ARGS='CONFIG CHECKPOINT --port 7861' offers other networks than the demos'.
+.PHONY: app test-app
+app: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py app
+	$(BIN)/python demo/app.py $(ARGS)
+
+# Installs Debian's Chromium where there is none.
+test-app: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test-app
+	bash tests/integration/app/install.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/app
+
 # The CUDA kernels as host code, watched for wrong accesses, undefined behaviour and data races.
 sanitize: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test

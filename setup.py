@@ -144,7 +144,7 @@ def requirements(name: str) -> list[str]:
     return lines
 
 
-extras = ['classification', 'detection', 'segmentation', 'demo', 'deployment', 'docs', 'test', 'lint']
+extras = ['classification', 'detection', 'segmentation', 'demo', 'deployment', 'app', 'docs', 'test', 'lint']
 setup(
     name='grootv',
     version='0.1.0',

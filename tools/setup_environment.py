@@ -1,6 +1,6 @@
 """Install what a target of the Makefile needs into the running Python.
 
-    python tools/setup_environment.py {demo,demo-detection,demo-segmentation,test,docs,lint}
+    python tools/setup_environment.py {demo,demo-detection,demo-segmentation,test,app,test-app,docs,lint}
 
 Every step looks first and skips what is already there, so a second call takes seconds. A torch that
 is already installed is kept, and every other package is resolved against it.
@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCH_PAIR = ['torch===2.13.0', 'torchvision===0.28.0']
 MMCV = 'onedl-mmcv==2.3.6'
 # Detection and segmentation import mmcv's operators; the reference imports detection.
-PROFILES = {'demo': False, 'demo-detection': True, 'demo-segmentation': True, 'test': True, 'docs': True}
+PROFILES = {
+    'demo': False,
+    'demo-detection': True,
+    'demo-segmentation': True,
+    'test': True,
+    'app': False,
+    'test-app': True,
+    'docs': True,
+}
 BUILD_TOOLS = ['setuptools>=80', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy']
 WHEEL_CACHE = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'grootv/wheels'
 

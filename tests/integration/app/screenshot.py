@@ -1,0 +1,39 @@
+"""The picture of the page in docs/app.md: the demo's detector and a clicked digit.
+
+python -m tests.integration.app.screenshot [--out docs/results/app.png]
+"""
+
+import argparse
+import io
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from tests.integration.app.browser import opened, served, wait_for
+from tests.tools.tiny_run import ROOT
+
+SCENE = ROOT / 'data/digit_scenes/images/validation/00001.jpg'
+CLICK = 0.455, 0.7  # shares of width and height: inside a digit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs/results/app.png')
+    out = parser.parse_args().out
+    with served() as address, opened(address) as page:
+        page.choose_network('mask-rcnn')
+        page.upload(SCENE)
+        before = wait_for(lambda: page.picture('affinities'), 'the pictures')
+        page.click_picture(*CLICK)
+        wait_for(lambda: page.picture('affinities') != before, 'the clicked pixel')
+        time.sleep(1)  # until everything has faded in
+        shown = page.driver.get_screenshot_as_png()
+    image = Image.open(io.BytesIO(shown)).convert('RGB')
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE)  # half the size; white stays white
+    image.quantize(palette=palette).save(out, optimize=True)
+    print(f'{out}: {out.stat().st_size / 1000:.0f} kB')
+
+
+if __name__ == '__main__':
+    main()
