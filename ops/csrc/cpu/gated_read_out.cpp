@@ -87,12 +87,11 @@ GROOTV_INLINE void read_out_rows(const ReadOutParameters<A>& in, int64_t rows, c
         combine(in, Normalised<A>(h, channels, in.eps), C[row], x, y);
         const Normalised<A> normed(y, channels, in.eps);
         GROOTV_IVDEP
-        for (int64_t c = 0; c < channels; ++c) y[c] = weight[c] * normed[c] + bias[c];
-        GROOTV_IVDEP
         for (int64_t c = 0; c < channels; ++c) {
             const A gate = static_cast<A>(z[c]);
-            output[c] = static_cast<Z>(y[c] * (gate * sigmoid(gate)));
+            y[c] = (weight[c] * normed[c] + bias[c]) * (gate * sigmoid(gate));
         }
+        for (int64_t c = 0; c < channels; ++c) output[c] = static_cast<Z>(y[c]);  // rounding may not vectorise
     }
 }
 
