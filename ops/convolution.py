@@ -86,8 +86,9 @@ convolve.register_autograd(_backward, setup_context=_save_for_backward)
 
 def opaque(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
     """Decomposition of ``aten.conv2d`` into :func:`convolve`, for graphs that are already traced."""
-    plain = stride[0] == stride[1] and tuple(dilation) == (1, 1)
-    if not plain or list(padding) != [side // 2 for side in weight.shape[2:]]:
+    side = weight.shape[2]
+    odd_square = side % 2 == 1 and weight.shape[3] == side
+    if not odd_square or set(padding) != {side // 2} or len(set(stride)) > 1 or set(dilation) != {1}:
         return NotImplemented
     y = convolve(x.permute(0, 2, 3, 1).contiguous(), weight, bias, stride[0], groups)
     return y.permute(0, 3, 1, 2)

@@ -33,15 +33,16 @@ def gated_read_out(
         eps: Added to the variance by both norms.
 
     Returns:
-        Shape (B, L, C), dtype of ``z``. Differentiable once in all tensors, keeping nothing but these
-        for the backward pass; every gradient has the same bits for any number of threads.
+        Shape (B, L, C), dtype of ``z``. Differentiable once, in reverse mode, in all tensors, keeping
+        nothing but these for the backward pass; every gradient has the same bits for any number of threads.
 
     Raises:
         RuntimeError: If shapes, dtypes or devices disagree.
     """
     if C.dim() == 3 and C.shape[2] == 1:
         C = C.squeeze(2)
-    vectors = [vector.to(h.dtype) for vector in (D, *h_norm, *y_norm)]
+    wide = torch.promote_types(h.dtype, torch.float32)
+    vectors = [vector.to(wide) for vector in (D, *h_norm, *y_norm)]
     return ops.gated_read_out(h, C, x, vectors[0], z, *vectors[1:], eps)
 
 

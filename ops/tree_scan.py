@@ -28,8 +28,8 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
         direction: ``'both'`` or ``'up'``.
 
     Returns:
-        Shape (B, L, C), dtype of ``input``. Differentiable once in ``input`` and ``decay``, keeping
-        nothing but these two for the backward pass; O(L) per channel.
+        Shape (B, L, C), dtype of ``input``. Differentiable once, in reverse mode, in ``input`` and
+        ``decay``, keeping nothing but these two for the backward pass; O(L) per channel.
 
     Raises:
         ValueError: If the direction is unknown.
@@ -67,9 +67,10 @@ def selective_tree_scan(
         delta_softplus: Whether the step is a softplus, or ``delta + delta_bias`` itself.
 
     Returns:
-        Shape (B, L, C), dtype of ``x``. Differentiable once in ``x``, ``delta``, ``A``, ``B`` and
-        ``delta_bias``, keeping nothing but these for the backward pass. Every gradient, also the sums
-        over channels or vertices, has the same bits for any number of threads; O(L) per channel.
+        Shape (B, L, C), dtype of ``x``. Differentiable once, in reverse mode, in ``x``, ``delta``,
+        ``A``, ``B`` and ``delta_bias``, keeping nothing but these for the backward pass. Every gradient,
+        also the sums over channels or vertices, has the same bits for any number of threads; O(L) per
+        channel.
 
     Raises:
         RuntimeError: If shapes, dtypes or devices disagree, or the tree is not in breadth-first order.

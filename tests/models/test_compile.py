@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from grootv.models import GrootV
 from grootv.models.layers import Classifier
-from grootv.ops.convolution import convolve
+from grootv.ops.convolution import convolve, opaque
 
 PICO = dict(embed_dims=8, depths=[1, 1, 1, 1])
 # The last map of each has both sides greater than 1: PyTorch specialises on sides of 1.
@@ -55,6 +55,21 @@ def test_the_opaque_convolution_is_a_convolution(kernel, stride, groups, bias):
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (found, expected)), strict=True):
         torch.testing.assert_close(a, b)
     torch.library.opcheck(convolve, (x, *arguments, stride, groups))
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'options'),
+    [
+        ((3, 1), dict(padding=(1, 0))),
+        ((5, 3), dict(padding=(2, 1))),
+        ((2, 2), dict(padding=(1, 1))),
+        ((3, 3), dict(padding=(0, 0))),
+        ((3, 3), dict(padding=(1, 1), stride=(2, 1))),
+        ((3, 3), dict(padding=(1, 1), dilation=(2, 2))),
+    ],
+)
+def test_other_convolutions_stay_what_they_are(kernel, options):
+    assert opaque(torch.randn(2, 4, 6, 8), torch.randn(8, 4, *kernel), **options) is NotImplemented
 
 
 def test_one_graph_serves_every_size():

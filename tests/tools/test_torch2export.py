@@ -49,3 +49,10 @@ def test_a_model_that_does_not_run_apart_is_told(tmp_path):
 def test_the_file_needs_its_ending(config, tmp_path, capsys):
     assert run_tool(NAME, config, '--out', tmp_path / 'model.onnx') == 1
     assert 'end it in .pt2' in capsys.readouterr().err
+
+
+def test_images_too_small_to_trace_are_refused(config, tmp_path, capsys):
+    out = tmp_path / 'model.pt2'
+    assert run_tool(NAME, config, '--out', out, '--input-size', '32', '64') == 1
+    assert '--input-size must be 33 or more each, got 32 64' in capsys.readouterr().err
+    assert not out.exists()

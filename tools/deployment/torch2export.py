@@ -22,6 +22,7 @@ from grootv.ops import convolution
 from grootv.utils import cli
 from grootv.utils.errors import UserError
 
+SMALLEST = 33  # pixels; below, the last map has one row or column, which torch.export takes for constant
 TOLERANCE = 1e-3  # of the greatest value; compiled code rounds differently, an exported graph does not
 
 # Run by another Python, which has to do with torch and grootv.ops.
@@ -148,6 +149,8 @@ def main() -> None:
     if path.suffix != '.pt2':
         raise UserError(f'--out {path}: end it in .pt2')
     height, width = args.input_size
+    if min(height, width) < SMALLEST:  # or the traced graph would take such images alone
+        raise UserError(f'--input-size must be {SMALLEST} or more each, got {height} {width}')
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
     program = export(network, height, width)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def export(network: nn.Module, image: Tensor, metadata: dict[str, str], path: Pa
 
 def normalisation(cfg: Config) -> dict[str, str]:
     """What the config does to an image before the network, as metadata: mean, std and order of channels."""
-    steps = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
+    steps = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     rgb = steps.get('to_rgb') or steps.get('bgr_to_rgb')
     found = {name: ' '.join(map(str, steps[name])) for name in ('mean', 'std') if steps.get(name)}
     return {**found, 'channels': 'RGB' if rgb else 'BGR'}

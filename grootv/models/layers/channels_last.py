@@ -7,7 +7,8 @@ from grootv.ops import convolution
 def conv2d(*args, **options) -> nn.Conv2d:
     """A convolution for maps (B, H, W, C), its weight in channels-last memory.
 
-    PyTorch would copy a weight of another format in every call.
+    PyTorch would copy a weight of another format in every call. ``fully_shard`` takes contiguous weights
+    only: call ``model.to(memory_format=torch.contiguous_format)`` before.
     """
     return nn.Conv2d(*args, **options).to(memory_format=torch.channels_last)
 

@@ -51,7 +51,7 @@ GROOTV_INLINE float softplus(float x) {
     return (x > 0.0f ? x : 0.0f) + vector_log1p_unit(vector_exp(x > 0.0f ? -x : x));
 }
 
-// The derivative of softplus, 1 / (1 + exp(-x)).
+// 1 / (1 + exp(-x))
 GROOTV_INLINE float sigmoid(float x) {
     const float z = vector_exp(x > 0.0f ? -x : x);
     return (x > 0.0f ? 1.0f : z) / (1.0f + z);
@@ -66,7 +66,16 @@ GROOTV_INLINE double softplus(double x) {
 }
 
 GROOTV_INLINE double sigmoid(double x) {
-    return x > 20 ? 1 : 1 / (1 + std::exp(-x));
+    return 1 / (1 + std::exp(-x));
+}
+
+// The derivative of softplus.
+GROOTV_INLINE float softplus_slope(float x) {
+    return sigmoid(x);
+}
+
+GROOTV_INLINE double softplus_slope(double x) {
+    return x > 20 ? 1 : sigmoid(x);
 }
 
 }  // namespace grootv

@@ -43,7 +43,7 @@ struct Selection {
     }
 
     GROOTV_INLINE static A step_slope(A shifted) {
-        if constexpr (SOFTPLUS) return sigmoid(shifted);
+        if constexpr (SOFTPLUS) return softplus_slope(shifted);
         return 1;
     }
 };

@@ -206,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     ReadOutArguments in("gated_read_out_backward", h, C, x, D, z, h_weight, h_bias, y_weight, y_bias, eps);
     check_batch(in.function, in.batch, in.vertices);
     Tensor g = in.check_grad(grad), grad_h = new_like(in.h), grad_x = new_like(in.x), grad_z = new_like(in.z);
-    Tensor grad_C = torch::stable::new_empty(C, {in.batch, in.vertices});
+    Tensor grad_C = torch::stable::new_zeros(C, {in.batch, in.vertices});
     const int64_t blocks = (in.rows() + ROWS - 1) / ROWS;
     auto new_parts = [&] { return torch::stable::new_empty(D, {blocks, in.channels}); };
     Tensor parts[PARAMETERS] = {new_parts(), new_parts(), new_parts(), new_parts(), new_parts()};
