@@ -13,5 +13,6 @@ OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, loca
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['grootv.engine']
 )
+STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, locations=['grootv.engine.sharding'])
 # Imported only when a config asks for it: this one needs mmdet.
 DATASETS = root.Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets.coco'])

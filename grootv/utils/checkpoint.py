@@ -15,6 +15,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from grootv.utils.errors import UserError, first
 
@@ -132,6 +133,8 @@ def check_keys(
         UserError: Names the first weights that do not fit.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        if isinstance(model, FullyShardedDataParallel):  # it alone knows the whole parameters
+            break
         model = model.module
     wanted, found = model.state_dict(), state_dict_of(checkpoint)
     faults = misfits(wanted, found)

@@ -42,11 +42,32 @@ class CheckpointHook(_CheckpointHook):
         **kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
     """
 
+    _progress: dict[str, int] = {}  # epochs and iterations of the checkpoint that is being written
+
     def before_train(self, runner: Runner) -> None:
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # FlexibleRunner counts on from what it has written into the same dict before.
+        checkpoint['meta'].update(self._progress)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._progress = dict(epoch=runner.epoch + 1, iter=runner.iter)
+        super().after_train_epoch(runner)
+        self._progress = {}
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        self._progress = dict(epoch=runner.epoch, iter=runner.iter + 1)
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        self._progress = {}
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        self._progress = dict(epoch=runner.epoch, iter=runner.iter)
+        super().after_val_epoch(runner, metrics)
+        self._progress = {}
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         superfluous = None
