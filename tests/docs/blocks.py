@@ -64,4 +64,5 @@ def pages() -> dict[str, str]:
     return {name: (ROOT / name).read_text() for name in sorted(names.split('\0')) if name}
 
 
-PAGES = {name: find_blocks(name, text) for name, text in pages().items()}
+TEXTS = pages()
+PAGES = {name: find_blocks(name, text) for name, text in TEXTS.items()}

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from tests.docs import commands
-from tests.docs.blocks import OTHER, PAGES, SHELL, Block, find_blocks, pages
+from tests.docs.blocks import OTHER, PAGES, SHELL, TEXTS, Block, find_blocks
 from tests.tools.tiny_run import run_tool
 
 BLOCKS = [block for blocks in PAGES.values() for block in blocks]
@@ -85,7 +85,7 @@ def test_every_block_names_a_language_that_is_run_or_one_that_is_shown():
 
 
 def test_a_mark_stands_right_before_a_block():
-    for page, text in pages().items():
+    for page, text in TEXTS.items():
         shown = sum(block.code.count('<!-- not run') for block in PAGES[page])
         marked = sum(block.reason is not None for block in PAGES[page])
         assert text.count('<!-- not run') == marked + shown, page
