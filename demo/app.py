@@ -19,11 +19,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import fastapi
-import gradio as gr
 import numpy as np
 import torch
-import uvicorn
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -38,6 +35,13 @@ from grootv.utils.errors import UserError
 from grootv.visualization.blocks import BlockTree, recorded, scans
 from grootv.visualization.network import network_input
 from grootv.visualization.tree import draw, draw_affinities, empty_panels
+
+try:
+    import fastapi
+    import gradio as gr
+    import uvicorn
+except ImportError:
+    gr = None
 
 DEMOS = {
     'make demo': 'configs/demo/grootv-pico_digits.py',
@@ -253,7 +257,7 @@ def message(text: str, wrong: bool = False) -> str:
     return f'<p role="status"{" class=wrong" * wrong}>{escape(text)}</p>'
 
 
-def page(viewer: Viewer) -> gr.Blocks:
+def page(viewer: Viewer) -> 'gr.Blocks':
     """The page and what happens on it."""
     names = list(viewer.networks)
     shown = dict(format='png', interactive=False, buttons=['fullscreen'])
@@ -400,6 +404,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if gr is None:
+        raise UserError('the page needs the packages of the extra app: pip install -e ".[app]", or make app')
     install_safe_loader()
     with listen(args.host, args.port) as door, tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
