@@ -457,6 +457,7 @@ def test_boxes_are_averaged_over_views(coco, name):
     config = small(coco, name)
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     model = MODELS.build(dict(**config.tta_model, module=config.model)).eval()
+    model.init_weights()
     batch = next(iter(Runner.build_dataloader(config.test_dataloader)))
     assert len(batch['inputs']) == 6
     with torch.no_grad():

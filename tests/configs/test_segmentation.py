@@ -440,6 +440,7 @@ def test_views_are_averaged(ade):
     config = small(ade, UPERNET[0])
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     model = MODELS.build(dict(**config.tta_model, module=config.model)).eval()
+    model.init_weights()
     batch = next(iter(Runner.build_dataloader(config.test_dataloader)))
     with torch.no_grad():
         (sample,) = model.test_step(batch)
