@@ -104,7 +104,7 @@ def ensure_mmcv(torch_version: str, compiled: bool) -> None:
     wheels = list(folder.glob('*.whl'))
     if not wheels and not compiled:
         say('installing mmcv without its operators, which classification does not use')
-        pip('install', '-q', '--no-cache-dir', '-c', constraints(), MMCV, MMCV_WITH_OPS='0')
+        pip('install', '-q', '--no-cache-dir', '-c', constraints(), MMCV)
         return
     if not wheels:
         wheels = [build_mmcv(folder)]
@@ -124,7 +124,7 @@ def build_mmcv(folder: Path) -> Path:
     # Without isolation the build sees torch; with it, or from pip's cache, there would be no operators.
     options = ['--no-cache-dir', '--no-build-isolation', '--no-deps']
     with tempfile.TemporaryDirectory(dir=WHEEL_CACHE) as build:
-        pip('wheel', '-q', *options, MMCV, '-w', build, CFLAGS='-g0', MAX_JOBS=jobs, MMCV_WITH_OPS='1')
+        pip('wheel', '-q', *options, MMCV, '-w', build, CFLAGS='-g0', MAX_JOBS=jobs)
         folder.mkdir(exist_ok=True)
         return Path(shutil.move(next(Path(build).glob('*.whl')), folder))
 
