@@ -31,18 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out writes')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument('--interval', type=positive, default=1, help='picture of every n-th sample')
+    parser.add_argument('--interval', type=cli.positive, default=1, help='picture of every n-th sample')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show waits')
     parser.add_argument(
         '--tta', action='store_true', help='average over the views of the config (tta_pipeline)'
     )
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
-    return int(text)
 
 
 def what_to_write(args: argparse.Namespace) -> str | None:

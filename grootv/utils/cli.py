@@ -132,6 +132,31 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 
 
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that the tools of deployment share."""
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; without it the weights are random')
+    parser.add_argument('--out', required=True, help='file to write')
+    parser.add_argument(
+        '--input-size',
+        nargs=2,
+        type=positive,
+        default=[224, 224],
+        metavar=('H', 'W'),
+        help='images to trace and verify with, default 224 224; the model takes other sizes too',
+    )
+    parser.add_argument(
+        '--verify', action='store_true', help='compare the file with PyTorch, at this size and others'
+    )
+
+
+def positive(text: str) -> int:
+    """Type of an argument that is a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
+    return int(text)
+
+
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config file and replace single settings of it.
 

@@ -311,3 +311,10 @@ def test_data_loading_processes_get_cores_of_their_own(monkeypatch):
     cfg.train_dataloader.pin_memory = True
     cli.prepare_for_cpu(cfg)
     assert cfg.train_dataloader.pin_memory is True
+
+
+@pytest.mark.parametrize('text', ['0', '-1', '1.5', 'x', ''])
+def test_a_count_is_a_whole_number_from_one_on(text):
+    assert cli.positive('1') == 1
+    with pytest.raises(argparse.ArgumentTypeError, match=f'^must be 1 or more, got {text}$'):
+        cli.positive(text)

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import render_tables
 from gpu_checks.report import sentence, table
 from measuring import attribution, clock, deployed, machine, models
-from measuring.arguments import add_common_arguments, apply_common_arguments, limits, positive, save
+from measuring.arguments import add_common_arguments, apply_common_arguments, limits, save
 from measuring.model_targets import judge
 from measuring.models import Network, Runs, Setting
 from measuring.peak_memory import NotMeasured, peak_memory
@@ -246,8 +246,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--peers', nargs='*', help="timm's names; the first is what the others are divided by"
     )
     parser.add_argument('--modes', nargs='+', choices=models.MODES, default=models.MODES)
-    parser.add_argument('--batch', nargs='+', type=positive, default=[1, 8])
-    parser.add_argument('--input-size', type=positive, default=224, help='height and width in pixels')
+    parser.add_argument('--batch', nargs='+', type=cli.positive, default=[1, 8])
+    parser.add_argument('--input-size', type=cli.positive, default=224, help='height and width in pixels')
     parser.add_argument(
         '--dtype', nargs='+', choices=models.DTYPES, default=models.DTYPES, help='bfloat16 by autocast'
     )

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import render_tables
 from gpu_checks.report import Report, table
 from measuring import clock
-from measuring.arguments import add_common_arguments, apply_common_arguments, limits, positive, save
+from measuring.arguments import add_common_arguments, apply_common_arguments, limits, save
 from measuring.machine import available_memory, machine
 from measuring.mixers import MIXERS, MODES, MixerRuns, operator_calls
 from measuring.peak_memory import NotMeasured, peak_memory
@@ -183,10 +183,10 @@ def compare(report: Report, found: dict, mode: str, other: str) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--sides', nargs='+', type=positive, default=SIDES, help='heights, and widths, of the maps'
+        '--sides', nargs='+', type=cli.positive, default=SIDES, help='heights, and widths, of the maps'
     )
     parser.add_argument(
-        '--channels', type=positive, default=80, help="width of the layers; GrootV-T's first stage"
+        '--channels', type=cli.positive, default=80, help="width of the layers; GrootV-T's first stage"
     )
     parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
     parser.add_argument('--limit', type=float, default=30, help='most seconds for a call')

@@ -49,28 +49,9 @@ if others:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cli.add_config_arguments(parser)
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; without it the weights are random')
-    parser.add_argument('--out', required=True, help='.pt2 file to write')
+    cli.add_export_arguments(parser)
     parser.add_argument('--aoti', action='store_true', help='compile it with AOTInductor')
-    parser.add_argument(
-        '--input-size',
-        nargs=2,
-        type=positive,
-        default=[224, 224],
-        metavar=('H', 'W'),
-        help='images to trace and verify with, default 224 224; the model takes other sizes too',
-    )
-    parser.add_argument(
-        '--verify', action='store_true', help='compare with PyTorch in a fresh process, at two sizes'
-    )
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
-    return int(text)
 
 
 def export(network: nn.Module, height: int, width: int) -> ExportedProgram:

@@ -27,27 +27,8 @@ TOLERANCE = 1e-3  # of the greatest value: rounding stays far below, one wrong e
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cli.add_config_arguments(parser)
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; without it the weights are random')
-    parser.add_argument('--out', required=True, help='ONNX file to write')
-    parser.add_argument(
-        '--input-size',
-        nargs=2,
-        type=positive,
-        default=[224, 224],
-        metavar=('H', 'W'),
-        help='images to trace and verify with, default 224 224; the model takes every size',
-    )
-    parser.add_argument(
-        '--verify', action='store_true', help='compare with PyTorch at this size and two others'
-    )
+    cli.add_export_arguments(parser)
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be 1 or more, got {text}')
-    return int(text)
 
 
 def export(network: nn.Module, image: Tensor, metadata: dict[str, str], path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from grootv.utils.cli import positive
 from grootv.utils.errors import UserError
 
 
@@ -44,13 +45,6 @@ def limits(args: argparse.Namespace, most: int) -> dict:
         if args.quick
         else dict(budget=args.budget, least=args.rounds, most=most)
     )
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
-    return value
 
 
 def save(found: dict, out: Path | None) -> None:
