@@ -8,6 +8,7 @@
 :func:`tree_scan`                      the state-space recurrence along the tree
 :func:`selective_tree_scan`            the same from the parts of a selective state-space model
 :func:`gated_read_out`                 states to the model's output: norms, skip and gate
+:func:`token_tree`, :func:`token_scan` tree and scan over the tokens of a sequence
 ====================================== =====================================================
 
 :func:`onnxruntime_library` is where ONNX Runtime finds tree and scan.
@@ -19,6 +20,8 @@ from ._library import onnxruntime_library
 from .edge_weight import METRICS, grid_edge_weight
 from .read_out import gated_read_out
 from .spanning_tree import minimum_spanning_tree, minimum_spanning_tree_from_edges
+from .token_scan import token_scan
+from .token_tree import token_chain, token_edge_weight, token_edges, token_tree
 from .traversal import Tree, breadth_first_order, breadth_first_order_from_edges, build_tree
 from .tree_scan import selective_tree_scan, tree_scan
 
@@ -34,5 +37,10 @@ __all__ = [
     'minimum_spanning_tree_from_edges',
     'onnxruntime_library',
     'selective_tree_scan',
+    'token_chain',
+    'token_edge_weight',
+    'token_edges',
+    'token_scan',
+    'token_tree',
     'tree_scan',
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .edge_weight import METRICS, check_metric
 from .grid_graph import grid_edges
+from .token_tree import token_chain, token_edges
 from .traversal import Tree
 
 __all__ = [
@@ -23,6 +24,11 @@ __all__ = [
     'minimum_spanning_tree',
     'minimum_spanning_tree_from_edges',
     'selective_tree_scan',
+    'token_chain',
+    'token_edge_weight',
+    'token_edges',
+    'token_scan',
+    'token_tree',
     'tree_scan',
 ]
 
@@ -221,3 +227,67 @@ def gated_read_out(
 
     y = norm(C.view(*x.shape[:2], 1) * norm(h, *h_norm) + D.to(h.dtype) * x, *y_norm)
     return (y * torch.nn.functional.silu(z.to(h.dtype))).to(z.dtype)
+
+
+def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> Tensor:
+    """The angle between outer products by that between their factors; see :func:`grootv.ops.token_edge_weight`."""
+    earlier, later = token_edges(x.shape[1], reach).long().unbind(1)
+    cosine = []
+    for vectors in (x.detach().float(), B.detach().float()):
+        norm = _lane_sum(vectors * vectors).double().sqrt().float().clamp_min(1e-8)
+        dot = _lane_sum(vectors[:, earlier] * vectors[:, later])
+        cosine.append(dot / (norm[:, earlier] * norm[:, later]))
+    first, stop = context.long().unbind(1)
+    span = torch.arange(1, reach + 1).repeat(x.shape[1] - 1)
+    inside = (later - span >= first.unsqueeze(1)) & (later < stop.unsqueeze(1))
+    return _exp(-(cosine[0] * cosine[1])).masked_fill(~inside & (span > 1), torch.inf)
+
+
+def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bool = False) -> Tree:
+    """See :func:`grootv.ops.token_tree`."""
+    length = x.shape[1]
+    edges, weight = token_edges(length, reach), token_edge_weight(x, B, context, reach)
+    if not causal:
+        tree_edges = minimum_spanning_tree_from_edges(edges, weight, length)
+        return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
+    pairs = edges.tolist()
+    trees = []
+    for weights in weight.tolist():
+        best = {}
+        for edge in sorted(range(len(pairs)), key=lambda edge: (weights[edge], pairs[edge][1])):
+            if weights[edge] < math.inf:
+                best.setdefault(pairs[edge][0], edge)
+        trees.append([best[token] for token in range(length - 1)])
+    tree_edges = torch.tensor(trees, dtype=torch.int32).view(len(x), length - 1)
+    return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
+
+
+def token_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    tree: Tree,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The definition, token by token; see :func:`grootv.ops.token_scan`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    step = delta.to(wide)
+    if delta_bias is not None:
+        step = step + delta_bias.to(wide)
+    if delta_softplus:
+        step = torch.nn.functional.softplus(step)
+    step = step.unsqueeze(-1)
+    decay = torch.exp(A.to(wide) * step)
+    signal = step * B.to(wide).unsqueeze(2) * x.to(wide).unsqueeze(-1)
+    states = []
+    for item, (order, parent) in enumerate(zip(tree.order.tolist(), tree.parent.tolist(), strict=True)):
+        state = list(signal[item].unbind())
+        for token in reversed(order[1:]):
+            state[parent[token]] = decay[item, token + 1] * state[token] + state[parent[token]]
+        states.append(torch.stack(state))
+    states = torch.stack(states) if states else signal
+    output = (states.to(x.dtype) @ C.unsqueeze(-1)).squeeze(-1)
+    return output, states[:, -1]

@@ -33,6 +33,15 @@ STABLE_TORCH_LIBRARY(grootv, m) {
         " Tensor order, Tensor parent, Tensor level_ptr, bool delta_softplus)"
         " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias)");
 
+    m.def("token_edge_weight(Tensor x, Tensor B, Tensor context, SymInt reach) -> Tensor");
+    m.def(
+        "token_scan(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? delta_bias, Tensor order,"
+        " Tensor parent, bool delta_softplus) -> (Tensor y, Tensor state)");
+    m.def(
+        "token_scan_backward(Tensor grad, Tensor grad_state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C,"
+        " Tensor? delta_bias, Tensor order, Tensor parent, bool delta_softplus) -> (Tensor grad_x, Tensor grad_delta,"
+        " Tensor grad_A, Tensor grad_B, Tensor grad_C, Tensor grad_delta_bias)");
+
     m.def(
         "gated_read_out(Tensor h, Tensor C, Tensor x, Tensor D, Tensor z, Tensor h_weight, Tensor h_bias,"
         " Tensor y_weight, Tensor y_bias, float eps) -> Tensor");

@@ -7,42 +7,17 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "cpu/lanes.h"
 #include "cpu/parallel.h"
-#include "cpu/vectorize.h"
 #include "cpu/workspace.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // Lanes crosses inlined calls only
 
 namespace grootv {
 namespace {
 
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
-
-GROOTV_INLINE Lanes load(const float* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof lanes);
-    return lanes;
-}
-
-GROOTV_INLINE Lanes load_tail(const float* from, int64_t count) {
-    Lanes lanes{};
-    std::memcpy(&lanes, from, count * sizeof(float));
-    return lanes;
-}
-
-// Upper half onto lower half, down to one lane.
-GROOTV_INLINE float sum(Lanes x) {
-    auto x8 = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-              __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    auto x4 = __builtin_shufflevector(x8, x8, 0, 1, 2, 3) + __builtin_shufflevector(x8, x8, 4, 5, 6, 7);
-    auto x2 = __builtin_shufflevector(x4, x4, 0, 1) + __builtin_shufflevector(x4, x4, 2, 3);
-    return x2[0] + x2[1];
-}
-
 template <Metric metric>
-GROOTV_INLINE Lanes term(Lanes x, Lanes y) {
+GROOTV_INLINE Lanes<float> term(Lanes<float> x, Lanes<float> y) {
     if constexpr (metric == Metric::cosine) return x * y;
-    Lanes difference = x - y;
+    Lanes<float> difference = x - y;
     if constexpr (metric == Metric::euclidean) return difference * difference;
     return difference < 0 ? -difference : difference;
 }
@@ -54,21 +29,21 @@ struct VertexSums {
 // Terms of vertex x with itself and its two neighbours, each vector read once.
 template <Metric metric>
 GROOTV_INLINE VertexSums vertex_sums(const float* x, const float* down, const float* right, int64_t channels) {
-    Lanes own_sum{}, down_sum{}, right_sum{};
+    Lanes<float> own_sum{}, down_sum{}, right_sum{};
     int64_t c = 0;
     for (; c + LANES <= channels; c += LANES) {
-        Lanes lanes = load(x + c);
+        Lanes<float> lanes = load(x + c);
         if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
         down_sum += term<metric>(lanes, load(down + c));
         right_sum += term<metric>(lanes, load(right + c));
     }
     if (int64_t rest = channels - c) {
-        Lanes lanes = load_tail(x + c, rest);
+        Lanes<float> lanes = load_tail(x + c, rest);
         if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
         down_sum += term<metric>(lanes, load_tail(down + c, rest));
         right_sum += term<metric>(lanes, load_tail(right + c, rest));
     }
-    return {sum(own_sum), sum(down_sum), sum(right_sum)};
+    return {sum<float>(own_sum), sum<float>(down_sum), sum<float>(right_sum)};
 }
 
 constexpr int64_t STRIP_BYTES = 12 << 10;

@@ -6,9 +6,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/elementary.h"
+#include "cpu/lanes.h"
 #include "cpu/scan_passes.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // Lanes crosses inlined calls only
 
 namespace grootv {
 namespace {
@@ -17,7 +16,6 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int64_t GROUP = 64;  // channels whose share of grad_B is one partial sum, whatever the blocks
-constexpr int64_t LANES = 16;  // of them added at once
 constexpr int64_t FLUSH = 64;  // vertices whose shares of grad_A and grad_delta_bias are one partial sum
 
 // What a task reads, for a block of channels of one item.
@@ -138,21 +136,11 @@ struct SelectedGradients {
     }
 
     GROOTV_INLINE void sum_groups(int64_t vertex) const {
-        typedef A Lanes __attribute__((vector_size(LANES * sizeof(A))));
-        A* sum = grad_write + vertex;
-        for (int64_t begin = 0; begin < in.channels; begin += GROUP, sum += vertices) {
-            Lanes lanes{};
-            for (int64_t c = begin; c < std::min(begin + GROUP, in.channels); c += LANES) {
-                Lanes next;
-                std::memcpy(&next, term + c, sizeof next);
-                lanes += next;
-            }
-            // Upper half onto lower half, down to one lane.
-            auto x8 = __builtin_shufflevector(lanes, lanes, 0, 1, 2, 3, 4, 5, 6, 7) +
-                      __builtin_shufflevector(lanes, lanes, 8, 9, 10, 11, 12, 13, 14, 15);
-            auto x4 = __builtin_shufflevector(x8, x8, 0, 1, 2, 3) + __builtin_shufflevector(x8, x8, 4, 5, 6, 7);
-            auto x2 = __builtin_shufflevector(x4, x4, 0, 1) + __builtin_shufflevector(x4, x4, 2, 3);
-            *sum = x2[0] + x2[1];
+        A* to = grad_write + vertex;
+        for (int64_t begin = 0; begin < in.channels; begin += GROUP, to += vertices) {
+            Lanes<A> lanes{};
+            for (int64_t c = begin; c < std::min(begin + GROUP, in.channels); c += LANES) lanes += load(term + c);
+            *to = sum<A>(lanes);
         }
     }
 };

@@ -1,0 +1,47 @@
+// Edges between the tokens of a sequence that are at most `reach` apart: token t has the edges to t - 1, t - 2 ...,
+// the last token coming first.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "checks.h"
+#include "metric.h"
+
+namespace grootv {
+
+// Checked x (B, L, C), B (B, L, N) and context (B, 2).
+struct TokenEdges {
+    TokenEdges(const Tensor& x, const Tensor& B, const Tensor& context, int64_t reach) : reach(reach) {
+        const char* function = "token_edge_weight";
+        check_floating(function, "x", x);
+        check_dim(function, "x", x, 3, "(B, L, C)");
+        check_dim(function, "B", B, 3, "(B, L, N)");
+        check_dtype(function, "B", B, x.scalar_type());
+        check_dtype(function, "context", context, ScalarType::Int);
+        batch = x.size(0), length = x.size(1), channels = x.size(2), states = B.size(2);
+        check(length >= 1, function, ": x must have at least one token, got shape ", format_shape(x.sizes()));
+        check(reach >= 1, function, ": reach must be at least 1, got ", reach);
+        check(length <= std::numeric_limits<int32_t>::max() / reach, function,
+              ": a sequence must have less than 2^31 edges, got ", length, " tokens of ", reach);
+        check_shape(function, "B", "one row per token", B, {batch, length, states});
+        check_shape(function, "context", "two bounds per sequence", context, {batch, 2});
+        check_same_device(function, "B", B, x);
+        check_same_device(function, "context", context, x);
+        count = (length - 1) * reach;
+    }
+
+    int64_t reach, batch, length, channels, states, count;
+};
+
+// Whether the edge from token `later` to the token `span` before it counts, in a context [first, stop).
+GROOTV_DEVICE bool is_token_edge(int64_t later, int64_t span, int32_t first, int32_t stop) {
+    return span == 1 || (later >= span && later - span >= first && later < stop);
+}
+
+// Weight of an edge between outer products, by the cosines of their factors.
+GROOTV_DEVICE float token_weight(float x_cosine, float B_cosine) {
+    return exp_unit(-(x_cosine * B_cosine));
+}
+
+}  // namespace grootv

@@ -1,0 +1,109 @@
+"""Trees over the tokens of a sequence, rooted at the last one."""
+
+import torch
+from torch import Tensor
+
+from ._fake import check_dim, check_same_device, check_shape, empty
+from ._library import available, ops
+from .spanning_tree import minimum_spanning_tree_from_edges
+from .traversal import Tree, breadth_first_order_from_edges
+
+
+def token_edges(length: int, reach: int, device: torch.device | str = 'cpu') -> Tensor:
+    """List the pairs of tokens that are at most ``reach`` apart, from the end of the sequence.
+
+    Token t has the edges to t - 1, t - 2 ... t - ``reach``, in this order; the last token comes first. A pair
+    that would begin before the first token is the edge (0, t) instead, so that every token has as many.
+
+    Returns:
+        Pairs (earlier, later), shape ((L - 1) * reach, 2) int32.
+    """
+    later = torch.arange(length - 1, 0, -1, dtype=torch.int32, device=device).unsqueeze(1)
+    earlier = later - torch.arange(1, reach + 1, dtype=torch.int32, device=device)
+    return torch.stack([earlier.clamp_min(0), later.expand_as(earlier)], dim=-1).view(-1, 2)
+
+
+def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> Tensor:
+    """Weigh the edges between the tokens of each sequence by what they write into the state.
+
+    Token t writes the outer product of ``x[t]`` and ``B[t]``; an edge weighs exp(-cos) of the angle between
+    two of them. Inside the context all edges count; elsewhere neighbours alone do.
+
+    Args:
+        x: Signal of every token times its step, shape (B, L, C), any floating dtype.
+        B: Weight of every state, shape (B, L, N), dtype of ``x``.
+        context: First token of each sequence's context and the one after its last, shape (B, 2) int32 or
+            int64.
+        reach: How many tokens an edge may span, at least 1.
+
+    Returns:
+        Shape (B, (L - 1) * reach) float32, ordered as :func:`token_edges`; infinite where no edge is.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices disagree, or ``reach`` is not positive.
+    """
+    return ops.token_edge_weight(x.detach(), B.detach(), context.int(), reach)
+
+
+def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bool = False) -> Tree:
+    """Grow the tree of the tokens of each sequence.
+
+    The minimum spanning tree of the weighted edges, which lets a token of the context hear later ones of the
+    context; or, if ``causal``, the tree in which every token of the context hangs from the most alike of the
+    ``reach`` tokens after it, the nearest of equals. Outside the context the tree is the chain.
+
+    Args:
+        x: As for :func:`token_edge_weight`.
+        B: As for :func:`token_edge_weight`.
+        context: As for :func:`token_edge_weight`.
+        reach: As for :func:`token_edge_weight`.
+        causal: Whether no token hears a later one.
+
+    Returns:
+        Tree of every sequence, rooted at its last token.
+
+    Raises:
+        RuntimeError: As :func:`token_edge_weight`.
+    """
+    length, device = x.shape[1], x.device
+    weight = token_edge_weight(x, B, context, reach)
+    if causal:
+        edges = _nearest_alike(weight.view(len(x), length - 1, reach))
+        tree_edges = torch.arange(length - 1, dtype=torch.int32, device=device).expand(len(x), -1).contiguous()
+    else:
+        edges = token_edges(length, reach, device)
+        tree_edges = minimum_spanning_tree_from_edges(edges, weight, length)
+    return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
+
+
+def _nearest_alike(weight: Tensor) -> Tensor:
+    """Edges (B, L - 1, 2) from every token but the last to its parent, by weight (B, L - 1, reach)."""
+    batch, count, reach = weight.shape
+    token = torch.arange(count, device=weight.device).unsqueeze(1)
+    span = torch.arange(1, reach + 1, device=weight.device)
+    later = (token + span).clamp_max(count)
+    ahead = weight[:, count - later, span - 1].masked_fill(token + span > count, torch.inf)
+    parent = token.squeeze(1) + 1 + ahead.argmin(dim=-1)
+    return torch.stack([token.squeeze(1).expand_as(parent), parent], dim=-1).int()
+
+
+def token_chain(batch: int, length: int, device: torch.device | str = 'cpu') -> Tree:
+    """The tree in which every token hangs from the next one: a plain recurrence over the sequence."""
+    token = torch.arange(length, dtype=torch.int32, device=device)
+    level_ptr = torch.arange(length + 1, dtype=torch.int32, device=device)
+    tree = Tree(token.flip(0), (token + 1).clamp_max(length - 1), level_ptr)
+    return Tree(*(tensor.expand(batch, -1).contiguous() for tensor in tree))
+
+
+if available:
+
+    @torch.library.register_fake('grootv::token_edge_weight')
+    def _(x, B, context, reach):
+        function = 'token_edge_weight'
+        check_dim(function, 'x', x, 3, '(B, L, C)')
+        check_dim(function, 'B', B, 3, '(B, L, N)')
+        batch, length, _ = x.shape
+        check_shape(function, 'B', 'one row per token', B, (batch, length, B.shape[2]))
+        check_shape(function, 'context', 'two bounds per sequence', context, (batch, 2))
+        check_same_device(function, x=x, B=B, context=context)
+        return empty(x, (batch, (length - 1) * reach), torch.float32)
