@@ -230,7 +230,7 @@ def gated_read_out(
 
 
 def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> Tensor:
-    """The angle between outer products by that between their factors; see :func:`grootv.ops.token_edge_weight`."""
+    """Cosines of both factors, multiplied; see :func:`grootv.ops.token_edge_weight`."""
     earlier, later = token_edges(x.shape[1], reach).long().unbind(1)
     cosine = []
     for vectors in (x.detach().float(), B.detach().float()):

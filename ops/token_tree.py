@@ -69,7 +69,7 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     weight = token_edge_weight(x, B, context, reach)
     if causal:
         edges = _nearest_alike(weight.view(len(x), length - 1, reach))
-        tree_edges = torch.arange(length - 1, dtype=torch.int32, device=device).expand(len(x), -1).contiguous()
+        tree_edges = torch.arange(length - 1, dtype=torch.int32, device=device).repeat(len(x), 1)
     else:
         edges = token_edges(length, reach, device)
         tree_edges = minimum_spanning_tree_from_edges(edges, weight, length)
@@ -78,7 +78,7 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
 
 def _nearest_alike(weight: Tensor) -> Tensor:
     """Edges (B, L - 1, 2) from every token but the last to its parent, by weight (B, L - 1, reach)."""
-    batch, count, reach = weight.shape
+    count, reach = weight.shape[1:]
     token = torch.arange(count, device=weight.device).unsqueeze(1)
     span = torch.arange(1, reach + 1, device=weight.device)
     later = (token + span).clamp_max(count)
