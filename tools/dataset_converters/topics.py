@@ -1,0 +1,199 @@
+"""Split Python's own help texts into passages to train a language model on and passages to test it with.
+
+    python tools/dataset_converters/topics.py data/topics
+
+The texts of ``help('assert')`` and the other topics ship with Python as pydoc_data.topics, so nothing is
+downloaded; another version of Python has slightly other ones. A paragraph that several topics quote stays in
+the shortest of them. Neighbouring paragraphs make a passage of about 300 to 900 characters. A fifth of the
+passages, by a hash of their text, is held out; none of those shares 13 words in a row with a training
+passage. OUT holds, as lists of records:
+
+==============================  ======================================================================
+texts_{train,held-out}.json     text, topic
+train.json                      instruction, input, output (Alpaca's form): name the topic of a passage,
+                                and continue a passage
+held-out.json                   the same, only continuations
+choices.json                    instruction, input, choices, answer: the topic of a passage among four
+==============================  ======================================================================
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from grootv.utils import cli
+from grootv.utils.errors import UserError
+
+SHORTEST, LONGEST = 300, 600  # characters of a passage before its last part, and of a part
+SHARED_WORDS = 13  # in a row; a held-out passage with so many of a training passage is dropped
+HELD_OUT = 5  # one passage in so many
+CHOICES = 4
+NAME = 'Which topic of the Python documentation does this passage belong to?'
+CONTINUE = 'Continue this passage of the Python documentation.'
+
+
+def digest(text: str) -> int:
+    """A number that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], 'big')
+
+
+def parts(paragraph: str) -> Iterable[str]:
+    """A paragraph, in pieces of whole lines if it is long."""
+    part = ''
+    for line in paragraph.split('\n'):
+        if part and len(part) + len(line) > LONGEST:
+            yield part
+            part = ''
+        part = f'{part}\n{line}' if part else line
+    yield part
+
+
+def passages(paragraphs: Iterable[str]) -> list[str]:
+    """Neighbouring paragraphs put together."""
+    found, passage = [], ''
+    for part in (part for paragraph in paragraphs for part in parts(paragraph)):
+        passage = f'{passage}\n\n{part}' if passage else part
+        if len(passage) >= SHORTEST:
+            found.append(passage)
+            passage = ''
+    return [*found, passage] if len(passage) >= SHORTEST / 2 else found
+
+
+def by_topic(texts: dict[str, str]) -> dict[str, list[str]]:
+    """The passages of every topic by its title, which is the first line of its text."""
+    seen, found = set(), {}
+    for text in sorted(texts.values(), key=lambda text: (len(text), text)):
+        title, *paragraphs = (part.strip('\n') for part in re.split(r'\n[ \t]*\n', text.strip()))
+        own = [part for part in paragraphs if part.strip() and ' '.join(part.split()) not in seen]
+        seen.update(' '.join(part.split()) for part in own)
+        found.setdefault(title.split('\n')[0], []).extend(passages(own))
+    return {title: found[title] for title in sorted(found) if found[title]}
+
+
+def runs(text: str) -> set[tuple[str, ...]]:
+    """The runs of SHARED_WORDS words of a text."""
+    words = text.split()
+    return {tuple(words[i : i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
+
+
+def split(by_title: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
+    """The passages to train on and those held out, as records of text and topic."""
+    records = [dict(text=text, topic=title) for title, texts in by_title.items() for text in texts]
+    sides = {'train': [], 'held-out': []}
+    for record in records:
+        sides['held-out' if digest(record['text']) % HELD_OUT == 0 else 'train'].append(record)
+    known = set().union(*(runs(record['text']) for record in sides['train']))
+    sides['held-out'] = [record for record in sides['held-out'] if not runs(record['text']) & known]
+    return sides
+
+
+def continuation(text: str) -> dict[str, str]:
+    """The passage cut in two at the space nearest to its middle."""
+    spaces = [match.start() for match in re.finditer(r'\s', text)]
+    middle = min(spaces, key=lambda place: abs(place - len(text) // 2))
+    return dict(instruction=CONTINUE, input=text[:middle].rstrip(), output=text[middle:].strip())
+
+
+def choices(record: dict[str, str], known: list[str]) -> dict[str, object]:
+    """The passage with its topic among others, drawn by a hash of the passage.
+
+    Args:
+        record: The passage.
+        known: The topic of every training passage. Frequent ones are drawn more often, so that to know
+            them by frequency helps nobody.
+    """
+    draw = random.Random(digest(record['text']))
+    offered = [record['topic']]
+    while len(offered) < CHOICES:
+        other = draw.choice(known)
+        offered += [] if other in offered else [other]
+    draw.shuffle(offered)
+    return dict(
+        instruction=NAME, input=record['text'], choices=offered, answer=offered.index(record['topic'])
+    )
+
+
+def records(texts: dict[str, str]) -> dict[str, list[dict]]:
+    """The content of every file by its name."""
+    sides = split(by_topic(texts))
+    train, held_out = sides['train'], sides['held-out']
+    known = [record['topic'] for record in train]
+    return {
+        'texts_train': train,
+        'texts_held-out': held_out,
+        'train': [
+            instruction
+            for record in train
+            for instruction in (
+                dict(instruction=NAME, input=record['text'], output=record['topic']),
+                continuation(record['text']),
+            )
+        ],
+        'held-out': [continuation(record['text']) for record in held_out],
+        'choices': [choices(record, known) for record in held_out if record['topic'] in known],
+    }
+
+
+def export(out: Path) -> dict[str, list[dict]]:
+    """Write the folder, or find it complete.
+
+    Args:
+        out: Folder to create. One that is there must be an earlier export by the same version of Python.
+
+    Returns:
+        The records of every file by its name.
+
+    Raises:
+        UserError: If the folder holds anything else.
+    """
+    content = records(topics)
+    files = {f'{name}.json': json.dumps(content[name], indent=1, ensure_ascii=False) for name in content}
+    present = {path.name: path for path in out.glob('*')}
+    foreign = sorted(
+        name
+        for name, path in present.items()
+        if name not in files or not path.is_file() or path.read_text() != files[name]
+    )
+    if foreign:
+        raise UserError(
+            f'{out} holds files that are not of this data set or of another Python ({foreign[0]}): '
+            'remove them, or give another folder'
+        )
+    if present.keys() != files.keys():
+        # Written beside its place and moved there whole: an interruption leaves no half a data set.
+        draft = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
+        try:
+            draft.mkdir(parents=True)
+            for name, text in files.items():
+                (draft / name).write_text(text)
+            shutil.rmtree(out, ignore_errors=True)
+            draft.replace(out)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('out', type=Path, help='folder to create, for example data/topics')
+    out = parser.parse_args().out
+    content = export(out.absolute())
+    sizes = {side: sum(len(r['text']) for r in content[f'texts_{side}']) for side in ('train', 'held-out')}
+    print(
+        f'{out}: {len(content["texts_train"])} passages ({sizes["train"]:,} characters) to train, '
+        f'{len(content["texts_held-out"])} ({sizes["held-out"]:,}) held out; {len(content["train"])} '
+        f'instructions; {len(content["choices"])} questions with {CHOICES} choices; '
+        f'of Python {platform.python_version()}'
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main)
