@@ -1,0 +1,6 @@
+"""GrootL: the tree scan in a language model. Needs the packages of requirements/language.txt."""
+
+from .mixer import TreeMambaMixer
+from .model import load_language_model, use_tree_scan
+
+__all__ = ['TreeMambaMixer', 'load_language_model', 'use_tree_scan']

@@ -1,0 +1,127 @@
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.mamba.modeling_mamba import MambaCache, MambaMixer
+
+from grootv.ops import token_chain, token_scan, token_tree
+
+
+class Context(NamedTuple):
+    """An attention mask that also tells where the context of each item lies.
+
+    transformers' Mamba hands ``attention_mask`` to its mixers as it is, also when a block is run again for
+    its gradient: that is the way a context takes.
+    """
+
+    mask: Tensor | None  # (B, L), 0 at padding
+    bounds: Tensor  # (B, 2): first token of the context, and the one after its last
+
+
+class TreeMambaMixer(MambaMixer):
+    """Mamba's mixer with a second scan, along a tree over the tokens of the context.
+
+    Both scans, along the chain and along the tree, take the same decays and signals; the state of a token is
+    that of the chain plus ``scale`` times that of the tree. The tree grows from the signals themselves: what
+    each token writes into the state. After the context both scans are one recurrence, so that generation
+    keeps their sum in transformers' own cache and goes on at constant cost.
+
+    Parameters are those of ``MambaMixer``. ``scale`` 0 is Mamba itself. Source: arXiv 2406.02395.
+    """
+
+    scale = 0.3
+    reach = 3
+    causal = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache_params: MambaCache | None = None,
+        cache_position: Tensor | None = None,
+        attention_mask: Context | Tensor | None = None,
+    ) -> Tensor:
+        """Mix the tokens of a sequence, or take one more token into the state that the cache holds.
+
+        Args:
+            hidden_states: Tokens, shape (B, L, hidden size).
+            cache_params: Where the state is left for the tokens to come.
+            cache_position: Begins with 0 if the tokens are the first ones, else L has to be 1.
+            attention_mask: Mask and context; of a mask alone, shape (B, L), or None, all tokens are context.
+
+        Returns:
+            Shape and dtype of ``hidden_states``.
+        """
+        stepping = cache_params is not None and cache_position[0] > 0
+        if stepping and hidden_states.shape[1] != 1:
+            raise ValueError(
+                'TreeMambaMixer: after the first call a cache takes one token at a time, '
+                f'got {hidden_states.shape[1]}'
+            )
+        if not isinstance(attention_mask, Context):
+            attention_mask = Context(attention_mask, whole_input(attention_mask, hidden_states))
+        mask, bounds = attention_mask
+        mask = None if mask is None or stepping else mask.unsqueeze(1)
+
+        x, gate = self.in_proj(hidden_states).transpose(1, 2).chunk(2, dim=1)
+        x = self._convolve(x if mask is None else x * mask, cache_params, cache_position, stepping)
+        x = (x if mask is None else x * mask).transpose(1, 2)
+        sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
+        low, B, C = self.x_proj(x).split(sizes, dim=-1)
+        # The bias is added where the step is computed, in float32: a sum in half precision would lose it.
+        delta = F.linear(low, self.dt_proj.weight)
+        A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
+        if stepping:
+            y, state = self._advance(x, delta, A, B, C, cache_params.ssm_states[self.layer_idx])
+        else:
+            y, state = self._scan(x, delta, A, B, C, bounds)
+        if cache_params is not None:
+            cache_params.ssm_states[self.layer_idx].copy_(state)
+        return self.out_proj((y + x * self.D) * self.act(gate.transpose(1, 2)))
+
+    def _convolve(
+        self, x: Tensor, cache: MambaCache | None, position: Tensor | None, stepping: bool
+    ) -> Tensor:
+        """The causal convolution of (B, D, L), whose last inputs stay in the cache."""
+        start, length = 0, x.shape[-1]
+        if stepping:
+            x, start = cache.update_conv_state(self.layer_idx, x, position), self.conv_kernel_size - 1
+        elif cache is not None:
+            latest = F.pad(x, (self.conv_kernel_size - length, 0))
+            cache.update_conv_state(self.layer_idx, latest, position)
+        return self.act(self.conv1d(x)[..., start : start + length])
+
+    def _scan(
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bounds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        bias = self.dt_proj.bias
+        y, state = token_scan(x, delta, A, B, C, token_chain(*x.shape[:2], x.device), bias)
+        if self.scale == 0:
+            return y, state
+        with torch.no_grad():
+            signal = self._step(delta) * x
+            tree = token_tree(signal.float(), B.float(), bounds, self.reach, self.causal)
+        tree_y, tree_state = token_scan(x, delta, A, B, C, tree, bias)
+        return y + self.scale * tree_y, state + self.scale * tree_state
+
+    def _advance(
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One token (B, 1, ...) after the context, where chain and tree are one recurrence."""
+        step = self._step(delta).transpose(1, 2)
+        signal = step * B.to(step.dtype) * x.to(step.dtype).transpose(1, 2)
+        state = torch.exp(A * step) * state + (1 + self.scale) * signal
+        return (state.to(x.dtype) @ C.transpose(1, 2)).transpose(1, 2), state
+
+    def _step(self, delta: Tensor) -> Tensor:
+        wide = torch.promote_types(delta.dtype, torch.float32)
+        return F.softplus(delta.to(wide) + self.dt_proj.bias.to(wide))
+
+
+def whole_input(mask: Tensor | None, like: Tensor) -> Tensor:
+    """First token of each item and the one after its last, shape (B, 2); ``like`` is (B, L, ...)."""
+    batch, length = like.shape[:2]
+    if mask is None:
+        return torch.tensor([0, length], device=like.device).expand(batch, 2)
+    tokens = mask.ne(0).int()
+    return torch.stack([tokens.argmax(dim=1), length - tokens.flip(1).argmax(dim=1)], dim=1)

@@ -1,0 +1,250 @@
+"""A pretrained Mamba of transformers that scans its prompt along a tree as well: GrootL."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, MambaConfig, PreTrainedTokenizerBase
+from transformers.models.mamba.modeling_mamba import (
+    MambaCausalLMOutput,
+    MambaForCausalLM,
+    MambaMixer,
+    MambaModel,
+    MambaOutput,
+)
+
+from grootv.utils.errors import UserError, first
+
+from .mixer import Context, TreeMambaMixer, whole_input
+
+CONTEXT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    'item': lambda context_length: context_length,
+    'minimum': lambda context_length: context_length.min().expand_as(context_length),
+}
+
+
+class TreeMambaModel(MambaModel):
+    """``MambaModel`` whose mixers hear of the context; made by :func:`use_tree_scan`."""
+
+    context_rule = 'item'
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        context_length: Tensor | None = None,
+        **kwargs,
+    ) -> MambaOutput | tuple:
+        """As ``MambaModel.forward``, with the context of each item.
+
+        Args:
+            input_ids: Tokens, shape (B, L).
+            inputs_embeds: In place of ``input_ids``, shape (B, L, hidden size).
+            attention_mask: 0 at padding, before or after an item's tokens, shape (B, L).
+            context_length: How many tokens of each item are its context, counted from its first one, shape
+                (B,) int; None for all of them, 0 for a plain recurrence. Not read by a call that goes on from
+                a cache.
+            kwargs: As for ``MambaModel.forward``.
+
+        Raises:
+            ValueError: If an item is empty or longer than ``config.max_position_embeddings`` (where the
+                config has this entry: a Mamba by itself has no limit), an id is not in the vocabulary, or a
+                context is longer than its item.
+        """
+        if input_ids is not None:
+            self._check_ids(input_ids)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        context = self.context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
+        return super().forward(input_ids, inputs_embeds, attention_mask=context, **kwargs)
+
+    def context(
+        self,
+        tokens: Tensor,
+        attention_mask: Context | Tensor | None,
+        context_length: Tensor | None,
+        cache_position: Tensor | None,
+    ) -> Context | None:
+        """What the mixers take as their attention mask: None where a call goes on from a cache."""
+        if cache_position is not None and cache_position[0] > 0:
+            return None
+        if isinstance(attention_mask, Context):
+            return attention_mask
+        return self._context(tokens, attention_mask, context_length)
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        size = self.config.vocab_size
+        outside = input_ids[(input_ids < 0) | (input_ids >= size)]
+        if len(outside):
+            raise ValueError(f'TreeMambaModel: ids of tokens are 0 to {size - 1}, got {outside[0].item()}')
+
+    def _context(self, tokens: Tensor, mask: Tensor | None, context_length: Tensor | None) -> Context:
+        shape = tuple(tokens.shape[:2])
+        if mask is not None and mask.shape != shape:
+            raise ValueError(
+                f'TreeMambaModel: attention_mask needs one value per token, shape {shape}, '
+                f'got {tuple(mask.shape)}'
+            )
+        if shape[1] == 0 or (mask is not None and not mask.any(dim=1).all()):
+            raise ValueError(
+                f'TreeMambaModel: a prompt needs at least one token, got none in a batch of {shape}'
+            )
+        bounds = whole_input(mask, tokens)
+        start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+        window = getattr(self.config, 'max_position_embeddings', None)
+        if window is not None and length.max() > window:
+            raise ValueError(
+                f'TreeMambaModel: a prompt has to fit the context window of {window} tokens, '
+                f'got {length.max().item()}'
+            )
+        if context_length is None:
+            context_length = length
+        context_length = torch.as_tensor(context_length, device=tokens.device)
+        if context_length.shape != length.shape:
+            raise ValueError(
+                f'TreeMambaModel: context_length needs one value per item, shape ({shape[0]},), '
+                f'got {tuple(context_length.shape)}'
+            )
+        outside = (context_length < 0) | (context_length > length)
+        if outside.any():
+            raise ValueError(
+                "TreeMambaModel: context_length is 0 up to the item's own number of tokens, "
+                f'{length[outside][0].item()}, got {context_length[outside][0].item()}'
+            )
+        context_length = CONTEXT_RULES[self.context_rule](context_length)
+        return Context(mask, torch.stack([start, start + context_length], dim=1))
+
+
+class TreeMambaForCausalLM(MambaForCausalLM):
+    """``MambaForCausalLM`` whose mixers hear of the context; made by :func:`use_tree_scan`."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        context_length: Tensor | None = None,
+        **kwargs,
+    ) -> MambaCausalLMOutput | tuple:
+        """As ``MambaForCausalLM.forward``, with a context as for :meth:`TreeMambaModel.forward`.
+
+        Raises:
+            ValueError: As :meth:`TreeMambaModel.forward`, and if labels come without a context.
+        """
+        if labels is not None and context_length is None:
+            raise ValueError(
+                'TreeMambaForCausalLM: labels need context_length, how many tokens of each item are its '
+                'context, got None'
+            )
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        context = self.backbone.context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
+        return super().forward(input_ids, context, inputs_embeds, labels=labels, **kwargs)
+
+
+# The folder that save_pretrained writes names its architecture: a Mamba, for whoever reads it.
+TreeMambaForCausalLM.__name__ = MambaForCausalLM.__name__
+TreeMambaModel.__name__ = MambaModel.__name__
+
+
+_TREE_SCAN = {MambaMixer: TreeMambaMixer, MambaModel: TreeMambaModel, MambaForCausalLM: TreeMambaForCausalLM}
+
+
+def use_tree_scan(
+    model: nn.Module,
+    scale: float = 0.3,
+    reach: int = 3,
+    causal: bool = False,
+    context_rule: str = 'item',
+) -> nn.Module:
+    """Let a Mamba scan its context along a tree as well: GrootL (arXiv 2406.02395).
+
+    The modules change their class in place and keep their parameters, hooks and adapters. The model then
+    takes ``context_length``, see :meth:`TreeMambaModel.forward`; called again, this function changes the
+    settings. They are kept in ``model.config.tree``, and with it in a saved folder, which stays a plain Mamba
+    to everyone else.
+
+    Args:
+        model: A ``MambaModel`` or ``MambaForCausalLM`` of transformers, or what wraps one, as peft does.
+        scale: Weight of the tree scan beside the chain scan, which has 1; 0 is Mamba itself.
+        reach: How many tokens an edge of the tree may span, at least 1.
+        causal: Whether a token hears earlier ones only; the published tree lets the tokens of the context
+            hear later ones of the context too.
+        context_rule: 'item' takes the context of each item as it is; 'minimum' is the published rule, by
+            which the smallest context of a batch serves all.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: If there is no Mamba in the model, or an argument is not one of the above.
+    """
+    if context_rule not in CONTEXT_RULES:
+        raise ValueError(
+            f'use_tree_scan: context_rule is one of {", ".join(CONTEXT_RULES)}, got {context_rule!r}'
+        )
+    if reach < 1:
+        raise ValueError(f'use_tree_scan: reach is the span of an edge in tokens, at least 1, got {reach}')
+    if not any(type(module) in (MambaModel, TreeMambaModel) for module in model.modules()):
+        raise ValueError(f'use_tree_scan: needs a Mamba model of transformers, got {type(model).__name__}')
+    for module in model.modules():
+        module.__class__ = _TREE_SCAN.get(type(module), type(module))
+        if isinstance(module, TreeMambaMixer):
+            module.scale, module.reach, module.causal = scale, reach, causal
+        elif isinstance(module, TreeMambaModel):
+            module.context_rule = context_rule
+            module.config.tree = dict(scale=scale, reach=reach, causal=causal)
+    return model
+
+
+def load_language_model(
+    path: str | Path, **tree: float | int | bool | str
+) -> tuple[MambaForCausalLM, PreTrainedTokenizerBase | None]:
+    """Load a Mamba and its tokenizer from a folder on this machine, and let it use the tree scan.
+
+    The folder is one that transformers writes, as those of ``state-spaces/mamba-130m-hf``. Weights are read
+    without running code that they may hold, and nothing is fetched. If the tokenizer states a longest input
+    and the config has no ``max_position_embeddings``, it becomes the model's context window.
+
+    Args:
+        path: The folder.
+        tree: As for :func:`use_tree_scan`; what is not given is read from the folder, where
+            :func:`use_tree_scan` left it, or has its default.
+
+    Returns:
+        The model, in evaluation mode, and its tokenizer, or None if the folder has none.
+
+    Raises:
+        UserError: If the folder is missing, does not hold a Mamba, or lacks weights.
+        ValueError: As :func:`use_tree_scan`.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UserError(f'language model {path} does not exist: give a folder that save_pretrained wrote')
+    if not (path / 'config.json').is_file():
+        raise UserError(f'language model {path} has no config.json: give a folder that save_pretrained wrote')
+    config = _read(path, MambaConfig.get_config_dict)[0]
+    if config.get('model_type') != 'mamba':
+        raise UserError(f'language model {path} is not a Mamba, but of type {config.get("model_type")}')
+    model, loading = _read(path, MambaForCausalLM.from_pretrained, output_loading_info=True)
+    if loading['missing_keys']:
+        raise UserError(f'language model {path} lacks weights: {first(sorted(loading["missing_keys"]))}')
+    tokenizer = None
+    if (path / 'tokenizer_config.json').is_file() or (path / 'tokenizer.json').is_file():
+        tokenizer = _read(path, AutoTokenizer.from_pretrained, trust_remote_code=False)
+        if tokenizer.model_max_length < 2**31 and not hasattr(model.config, 'max_position_embeddings'):
+            model.config.max_position_embeddings = tokenizer.model_max_length
+    return use_tree_scan(model, **{**getattr(model.config, 'tree', {}), **tree}), tokenizer
+
+
+def _read(path: Path, load: Callable, **options):
+    try:
+        return load(str(path), local_files_only=True, **options)
+    except (
+        Exception
+    ) as error:  # whatever a damaged file makes json, safetensors, pickle or transformers raise
+        reason = str(error).strip().partition('\n')[0]
+        raise UserError(f'language model {path} cannot be read: {reason}') from error
