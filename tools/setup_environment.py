@@ -1,9 +1,9 @@
 """Install what a target of the Makefile needs into the running Python.
 
-    python tools/setup_environment.py {demo,demo-detection,demo-segmentation,test,app,test-app,docs,lint,wheel}
+    python tools/setup_environment.py demo
 
-Every step looks first and skips what is already there, so a second call takes seconds. A torch that
-is already installed is kept, and every other package is resolved against it.
+``--help`` lists the targets. Every step looks first and skips what is already there, so a second call takes
+seconds. A torch that is already installed is kept, and every other package is resolved against it.
 """
 
 import argparse
