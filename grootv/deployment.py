@@ -6,7 +6,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from grootv.utils import pretrained
-from grootv.utils.checkpoint import check_keys, load_checkpoint_file, state_dict_of
+from grootv.utils.checkpoint import load_weights
 from grootv.utils.errors import UserError
 
 
@@ -44,9 +44,7 @@ def deployable(cfg: Config, checkpoint: str | None = None, trust: bool = False) 
         raise UserError(f'{cfg.filename} has no model with a backbone: give a config that trains a network')
     model = MODELS.build(cfg.model)
     if checkpoint is not None:
-        weights = load_checkpoint_file(checkpoint, trust)
-        check_keys(model, weights)
-        model.load_state_dict(state_dict_of(weights), strict=False)
+        load_weights(model, checkpoint, trust)
     is_classifier = cfg.model.type.split('.')[-1] == 'ImageClassifier'
     return (Logits(model) if is_classifier else model.backbone).eval().requires_grad_(False)
 

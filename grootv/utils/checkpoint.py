@@ -158,6 +158,23 @@ def check_keys(
     )
 
 
+def load_weights(model: nn.Module, path: str | Path, trust: bool = False) -> None:
+    """Give a network all the weights of a checkpoint, which must be its own.
+
+    Args:
+        model: The network.
+        path: As for :func:`load_checkpoint_file`.
+        trust: See :func:`load_checkpoint_file`.
+
+    Raises:
+        UserError: If the file cannot be read, or a weight does not fit.
+    """
+    checkpoint = load_checkpoint_file(path, trust)
+    check_keys(model, checkpoint)
+    # check_keys forgives a BatchNorm of the file that counts no batches, and strict loading would not.
+    model.load_state_dict(state_dict_of(checkpoint), strict=False)
+
+
 def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Names of the weights that cannot be loaded, by what is wrong with them."""
     faults = {

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import Tensor, nn
 
 from grootv.models.backbones import GrootV
-from grootv.utils.checkpoint import check_keys, load_checkpoint_file, state_dict_of
+from grootv.utils.checkpoint import load_weights
 from grootv.utils.errors import UserError
 
 
@@ -34,9 +34,7 @@ def build_model(cfg: Config, checkpoint: str | None, trust: bool = False) -> nn.
     if not isinstance(getattr(model, 'backbone', None), GrootV):
         raise UserError(f'{cfg.filename} has no GrootV backbone: only that one builds trees')
     if checkpoint is not None:
-        weights = load_checkpoint_file(checkpoint, trust=trust)
-        check_keys(model, weights)
-        model.load_state_dict(state_dict_of(weights), strict=False)
+        load_weights(model, checkpoint, trust)
     return model
 
 

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from grootv.utils import checkpoint as module
-from grootv.utils.checkpoint import check_keys, install_safe_loader, load_checkpoint_file
+from grootv.utils.checkpoint import check_keys, install_safe_loader, load_checkpoint_file, load_weights
 from grootv.utils.errors import UserError
 
 
@@ -171,6 +171,26 @@ def test_matching_weights_pass_with_and_without_prefix():
     check_keys(model, {f'module.{name}': value for name, value in state.items()})
     del state['1.num_batches_tracked']  # older BatchNorm has none
     check_keys(model, state)
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_a_network_takes_the_weights_of_its_own_checkpoint(tmp_path, prefix):
+    source, model = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
+    state = source.state_dict()
+    del state['1.num_batches_tracked']  # older BatchNorm has none
+    torch.save({'state_dict': {prefix + name: value for name, value in state.items()}}, tmp_path / 'a.pth')
+    load_weights(model, tmp_path / 'a.pth')
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+def test_a_network_takes_nothing_of_a_checkpoint_that_is_not_its_own(bomb, tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({'0.weight': torch.zeros(3, 2)}, tmp_path / 'part.pth')
+    for path, sentence in ((tmp_path / 'part.pth', 'missing: 0.bias'), (bomb, 'holds more than weights')):
+        with pytest.raises(UserError, match=sentence):
+            load_weights(model, path)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
 def test_all_kinds_of_misfit_are_named_the_first_three_each():
