@@ -230,9 +230,11 @@ def test_empty_folders_are_filled(data):
     assert data.written() == data.files
 
 
-@pytest.mark.parametrize('entry', ['../evil.jpg', '/tmp/evil.jpg', 'val2017/../../evil.jpg', 'link'])
+@pytest.mark.parametrize('entry', ['../evil.jpg', '{outside}/evil.jpg', 'val2017/../../evil.jpg', 'link'])
 def test_a_zip_entry_that_leads_out_of_the_folder_is_refused(make, told, entry):
     data = make('coco')
+    outside = data.out.parent
+    entry = entry.format(outside=outside)
     info = zipfile.ZipInfo(entry)
     if entry == 'link':
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -242,7 +244,7 @@ def test_a_zip_entry_that_leads_out_of_the_folder_is_refused(make, told, entry):
     sentence = told()
     assert f'{data.src}/val2017.zip is not the official archive: {entry} in it leads out of' in sentence
     assert data.written() == {}
-    assert not (data.out.parent / 'evil.jpg').exists() and not Path('/tmp/evil.jpg').exists()
+    assert not (outside / 'evil.jpg').exists()
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
