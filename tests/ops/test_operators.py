@@ -32,6 +32,9 @@ def operator_calls():
     selected_fixed = *fixed, *(tensor.detach() for tensor in (rate, write, bias))
     vectors = [torch.randn(5) for _ in range(5)]
     read_out = fixed[0], torch.randn(2, 12), fixed[1], vectors[0], torch.randn(2, 12, 5), *vectors[1:]
+    tokens, states = signal.detach()[:, :6], torch.randn(2, 6, 3)
+    context, chain = torch.tensor([[0, 6], [1, 4]], dtype=torch.int32), ops.token_chain(2, 6)[:2]
+    sequence = tokens, tokens.clone(), -torch.rand(5, 3), states, states.clone(), torch.rand(5)
     return {
         'grid_edge_weight': (maps, 'cosine'),
         'minimum_spanning_tree': (weights, 3, 4),
@@ -44,6 +47,10 @@ def operator_calls():
         'selective_tree_scan': (*selected, *tree, True),
         'selective_tree_scan without bias': (*selected[:4], None, *tree, False),
         'selective_tree_scan_backward': (torch.randn(2, 12, 5), *selected_fixed, *tree, True),
+        'token_edge_weight': (tokens, states, context, 3),
+        'token_scan': (*(tensor.clone().requires_grad_() for tensor in sequence), *chain, True),
+        'token_scan without bias': (*sequence[:5], None, *chain, False),
+        'token_scan_backward': (torch.randn(2, 6, 5), torch.randn(2, 5, 3), *sequence, *chain, True),
         'gated_read_out': (*(tensor.clone().requires_grad_() for tensor in read_out), 1e-5),
         'gated_read_out_backward': (torch.randn(2, 12, 5), *read_out, 1e-5),
     }
