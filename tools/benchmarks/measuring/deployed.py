@@ -69,6 +69,8 @@ def in_onnxruntime(network: nn.Module, size: int, folder: Path):
         export(network, torch.randn(2, 3, size, size), {}, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Waiting threads would otherwise keep the cores busy while the next network takes its turn.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     options.register_custom_ops_library(ops.onnxruntime_library())
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     return lambda images: torch.from_numpy(session.run(None, {'image': images.numpy()})[0])
