@@ -1,158 +1,19 @@
-"""The recipe of COCO says what the paper states and the README decides; every head trains and tests."""
+"""The recipe of COCO says what the paper states and the README decides."""
 
 import copy
-import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
-from mmengine.runner import Runner
-from PIL import Image
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS
 from torch import nn
 
-from .parts import ROOT, build_model, parameter_groups, pipelines
+from .detection import BOXES_ONLY, CONFIGS, DINO, LANDSCAPE, ONE_OF_EACH, load
+from .parts import ROOT, build_model, on, parameter_groups, without_decay
 
-FOLDER = ROOT / 'configs/detection'
-CONFIGS = {path.stem: path for path in sorted(FOLDER.glob('*.py'))}
-MASK_RCNN = [name for name in CONFIGS if name.startswith('mask-rcnn')]
-DINO = 'dino-4scale_grootv-tiny_8xb2-12e_coco'
-ONE_OF_EACH = [
-    'mask-rcnn_grootv-tiny_fpn_ms-3x_coco',
-    'cascade-mask-rcnn_grootv-tiny_fpn_1x_coco',
-    'retinanet_grootv-tiny_fpn_1x_coco',
-    DINO,
-]
-BOXES_ONLY = ONE_OF_EACH[2:]
-LANDSCAPE, PORTRAIT = (96, 60), (45, 90)  # width, height
-
-
-@cache
-def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS[name])
-
-
-# The data ------------------------------------------------------------------------------------
-
-
-def polygon(x: float, y: float, w: float, h: float) -> list[list[float]]:
-    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
-
-
-@pytest.fixture(scope='module')
-def coco(tmp_path_factory) -> Path:
-    """COCO's folders with four pictures each: two wide, one high, one wide without an object."""
-    from mmdet.datasets import CocoDataset
-
-    root = tmp_path_factory.mktemp('coco')
-    (root / 'annotations').mkdir()
-    noise = np.random.default_rng(0)
-    names = CocoDataset.METAINFO['classes']
-    for side in ('train2017', 'val2017'):
-        (root / side).mkdir()
-        images, annotations = [], []
-        for number, (width, height) in enumerate((LANDSCAPE, LANDSCAPE, PORTRAIT, LANDSCAPE), 1):
-            pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / side / f'{number}.png')
-            images.append(dict(id=number, file_name=f'{number}.png', width=width, height=height))
-            for label in range(3 if number < 4 else 0):
-                box = [5 + 4 * label, 6, 20 + label, 30]
-                annotations.append(
-                    dict(
-                        id=len(annotations) + 1,
-                        image_id=number,
-                        category_id=1 + 10 * label,
-                        bbox=box,
-                        area=box[2] * box[3],
-                        segmentation=polygon(*box),
-                        iscrowd=0,
-                    )
-                )
-        content = dict(
-            images=images,
-            annotations=annotations,
-            categories=[dict(id=index, name=name) for index, name in enumerate(names, 1)],
-        )
-        (root / f'annotations/instances_{side}.json').write_text(json.dumps(content))
-    return root
-
-
-def on(coco: Path, config: Config) -> Config:
-    """A copy of the config with its data in the folder ``coco``, read by this process."""
-    config = copy.deepcopy(config)
-    for side in ('train', 'val', 'test'):
-        loader = config[f'{side}_dataloader']
-        loader.dataset.data_root = str(coco)
-        loader.update(num_workers=0, persistent_workers=False)
-    for side in ('val', 'test'):
-        evaluator = config[f'{side}_evaluator']
-        evaluator.ann_file = evaluator.ann_file.replace('data/coco', str(coco))
-    return config
-
-
-def tenth(node):
-    """Everything in pixels of the input at a tenth of its size."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in ('scale', 'crop_size'):
-                node[key] = tuple(pixels // 10 for pixels in value)
-            elif key == 'scales':
-                node[key] = [tuple(pixels // 10 for pixels in scale) for scale in value]
-            else:
-                tenth(value)
-    elif isinstance(node, list):
-        for element in node:
-            tenth(element)
-
-
-def narrow(node, width: int = 32):
-    """Necks and heads ``width`` channels wide, and as few boxes as such small images need."""
-    limits = dict(num=16, nms_pre=50, max_per_img=20, num_queries=30, num_dn_queries=6, num_layers=2)
-    limits |= dict.fromkeys(
-        ['in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels'], width
-    )
-    limits |= dict(embed_dims=width, feedforward_channels=width, num_feats=width // 2)
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in limits and isinstance(value, int):
-                node[key] = limits[key]
-            elif key == 'in_channels':
-                node[key] = [8 * 2**stage for stage in range(4 - len(value), 4)]
-            elif key == 'score_thr':
-                node[key] = 0.0  # an untrained head is sure of nothing
-            else:
-                narrow(value)
-    elif isinstance(node, list):
-        for element in node:
-            narrow(element)
-
-
-def small(coco: Path, name: str) -> Config:
-    """The config on the small data, with a small model."""
-    config = on(coco, load(name))
-    narrow(config.model)
-    for pipeline in pipelines(config):
-        tenth(pipeline)
-    backbone = config.model.backbone
-    backbone.arch, backbone.init_cfg = dict(embed_dims=8, depths=[1, 1, 1, 1]), None
-    if name == DINO:
-        config.model.bbox_head.embed_dims = config.model.neck.out_channels
-    init_default_scope(config.default_scope)
-    return config
-
-
-def start(config: Config) -> nn.Module:
-    model = MODELS.build(config.model)
-    model.init_weights()
-    return model
-
-
-# The recipe ----------------------------------------------------------------------------------
+# The recipe ------------------------------------------------------------------------------------
 
 
 def test_the_configs_are_these():
@@ -255,17 +116,6 @@ def test_optimizer(name):
     assert config.train_dataloader.batch_size == 2
 
 
-def without_decay(model: nn.Module) -> set[str]:
-    """Biases, norms and vectors, but not the two parameters that the published ImageNet run decays."""
-    norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-    spared = set()
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if isinstance(module, norms) or name.endswith('.bias') or parameter.ndim == 1:
-                spared.add(name)
-    return {name for name in spared if not name.endswith(('.A_log', '.dt_proj.bias'))}
-
-
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name != DINO])
 def test_weight_decay_spares_what_it_spares_on_imagenet(name):
     config = load(name)
@@ -302,7 +152,7 @@ def test_dino_trains_its_backbone_at_a_tenth_of_the_rate():
         assert group['weight_decay'] == 1e-4
 
 
-# The images ----------------------------------------------------------------------------------
+# The images ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -324,9 +174,7 @@ def test_training_skips_what_teaches_nothing(name):
 
 def dataset(coco: Path, name: str, side: str):
     """A data set of the config; its pipeline works at full size."""
-    config = on(coco, load(name))
-    init_default_scope(config.default_scope)
-    return DATASETS.build(config[f'{side}_dataloader'].dataset)
+    return DATASETS.build(on(coco, load(name))[f'{side}_dataloader'].dataset)
 
 
 @pytest.mark.parametrize('name', ['mask-rcnn_grootv-tiny_fpn_1x_coco', 'retinanet_grootv-tiny_fpn_1x_coco'])
@@ -398,99 +246,3 @@ def test_evaluation_images(coco, name):
     evaluator = load(name).val_evaluator
     assert evaluator.type == 'CocoMetric'
     assert evaluator.metric == ('bbox' if name in BOXES_ONLY else ['bbox', 'segm'])
-
-
-# Training and testing ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_a_training_step(coco, name):
-    config = small(coco, name)
-    model = start(config).train()
-    batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
-    assert len(batch['inputs']) == 2
-    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
-    loss, parts = model.parse_losses(losses)
-    assert all(torch.isfinite(part).all() for part in parts.values())
-    assert any('mask' in part for part in parts) == (name not in BOXES_ONLY)
-    loss.backward()
-    # Data-parallel training demands a gradient for every parameter.
-    assert {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None} == set()
-    first = model.backbone.stem.conv1.weight
-    assert first.grad.abs().max() > 0
-    before = first.detach().clone()
-    build_optim_wrapper(model, config.optim_wrapper).step()
-    assert torch.isfinite(first).all() and not torch.equal(first, before)
-
-
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_predictions(coco, name):
-    config = small(coco, name)
-    model = start(config).eval()
-    loader = Runner.build_dataloader(config.test_dataloader)
-    metric = Evaluator(config.test_evaluator)
-    metric.dataset_meta = loader.dataset.metainfo
-    for batch in loader:
-        with torch.no_grad():
-            (sample,) = model.test_step(batch)
-        objects, (height, width) = sample.pred_instances, sample.ori_shape
-        assert 0 < len(objects.labels) <= 20
-        assert objects.bboxes.shape == (len(objects.labels), 4)
-        assert (objects.bboxes >= 0).all()
-        assert (objects.bboxes[:, 2:] - torch.tensor([width, height]) < 1e-3).all()
-        assert ((objects.scores >= 0) & (objects.scores <= 1)).all()
-        assert ((objects.labels >= 0) & (objects.labels < 80)).all()
-        if name not in BOXES_ONLY:
-            assert objects.masks.shape == (len(objects.labels), height, width)
-            assert objects.masks.dtype == torch.bool
-        metric.process([sample], batch)
-    figures = metric.evaluate(len(loader.dataset))
-    assert 0 <= figures['coco/bbox_mAP'] <= 1
-    assert ('coco/segm_mAP' in figures) == (name not in BOXES_ONLY)
-
-
-@pytest.mark.parametrize('name', BOXES_ONLY)
-def test_boxes_are_averaged_over_views(coco, name):
-    sizes, flips, _ = load(name).tta_pipeline[1].transforms
-    assert [size.scale for size in sizes] == [(1333, 800), (1000, 600), (1667, 1000)]
-    assert [flip.prob for flip in flips] == [0.0, 1.0]
-    config = small(coco, name)
-    config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    model = MODELS.build(dict(**config.tta_model, module=config.model)).eval()
-    model.init_weights()
-    batch = next(iter(Runner.build_dataloader(config.test_dataloader)))
-    assert len(batch['inputs']) == 6
-    with torch.no_grad():
-        (sample,) = model.test_step(batch)
-    objects = sample.pred_instances
-    assert 0 < len(objects.labels) <= config.tta_model.tta_cfg.max_per_img
-    corner = objects.bboxes[:, 2:] - torch.tensor(LANDSCAPE)
-    assert (corner < 1e-3).all()
-
-
-def test_the_inferencer_of_the_readme(coco, tmp_path):
-    """It reads a config and a checkpoint of ours, draws and writes."""
-    from mmdet.apis import DetInferencer
-
-    from grootv.utils.checkpoint import install_safe_loader
-
-    config = small(coco, ONE_OF_EACH[0])
-    config.dump(tmp_path / 'config.py')
-    classes = DATASETS.build(config.test_dataloader.dataset).metainfo['classes']
-    state = start(config).state_dict()
-    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=classes))), tmp_path / 'some.pth')
-
-    install_safe_loader()
-    inferencer = DetInferencer(str(tmp_path / 'config.py'), str(tmp_path / 'some.pth'), device='cpu')
-    image = coco / 'val2017/1.png'
-    results = inferencer(str(image), out_dir=str(tmp_path / 'out'), no_save_pred=False)
-    (objects,) = results['predictions']
-    assert len(objects['labels']) == len(objects['scores']) == len(objects['bboxes']) > 0
-    assert Image.open(tmp_path / 'out/vis/1.png').size == LANDSCAPE
-    assert json.loads((tmp_path / 'out/preds/1.json').read_text())['labels'] == objects['labels']
-
-
-@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in BOXES_ONLY])
-def test_masks_have_no_test_time_augmentation(name):
-    """mmdet's DetTTAModel refuses them."""
-    assert 'tta_model' not in load(name) and 'tta_pipeline' not in load(name)

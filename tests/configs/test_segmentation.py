@@ -1,142 +1,16 @@
-"""The recipe of ADE20K says what the paper states and the README decides; every head trains and tests."""
-
-from pathlib import Path
+"""The recipe of ADE20K says what the paper states and the README decides."""
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, init_default_scope
-from mmengine.runner import Runner
-from PIL import Image
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import nn
 
-from .parts import ROOT, build_model, parameter_groups, pipelines
+from .parts import ROOT, build_model, parameter_groups, without_decay
+from .segmentation import CONFIGS, FPN, LANDSCAPE, MASK2FORMER, ONE_OF_EACH, RATIOS, UPERNET, load, samples
 
-FOLDER = ROOT / 'configs/segmentation'
-CONFIGS = {path.stem: path for path in sorted(FOLDER.glob('*.py'))}
-SIZES = ('tiny', 'small', 'base')
-UPERNET = [f'grootv-{size}_upernet_8xb2-160k_ade20k-512x512' for size in SIZES]
-MASK2FORMER = 'grootv-tiny_mask2former_8xb2-160k_ade20k-512x512'
-FPN = 'grootv-tiny_fpn_8xb4-40k_ade20k-512x512'
-ONE_OF_EACH = [UPERNET[0], MASK2FORMER, FPN]
-LANDSCAPE, PORTRAIT = (96, 60), (50, 80)  # width, height
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-
-CHANNELS = [8, 16, 32, 64]
-WIDTH = 32
-ATTENTION = dict(embed_dims=WIDTH)
-FEED_FORWARD = dict(embed_dims=WIDTH, feedforward_channels=WIDTH)
-SMALL_HEADS = {
-    'upernet': dict(
-        decode_head=dict(in_channels=CHANNELS, channels=WIDTH),
-        auxiliary_head=dict(in_channels=CHANNELS[2], channels=WIDTH),
-    ),
-    'fpn': dict(
-        neck=dict(in_channels=CHANNELS, out_channels=WIDTH),
-        decode_head=dict(in_channels=[WIDTH] * 4, channels=WIDTH),
-    ),
-    'mask2former': dict(
-        decode_head=dict(
-            in_channels=CHANNELS,
-            feat_channels=WIDTH,
-            out_channels=WIDTH,
-            num_queries=10,
-            pixel_decoder=dict(
-                encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=ATTENTION, ffn_cfg=FEED_FORWARD)),
-                positional_encoding=dict(num_feats=WIDTH // 2),
-            ),
-            positional_encoding=dict(num_feats=WIDTH // 2),
-            transformer_decoder=dict(
-                num_layers=2,
-                layer_cfg=dict(self_attn_cfg=ATTENTION, cross_attn_cfg=ATTENTION, ffn_cfg=FEED_FORWARD),
-            ),
-            train_cfg=dict(num_points=64),
-        ),
-    ),
-}
-
-
-def load(name: str) -> Config:
-    return Config.fromfile(CONFIGS[name])
-
-
-def head(name: str) -> str:
-    return name.split('_')[1]
-
-
-# The data ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def ade(tmp_path_factory) -> Path:
-    """ADE20K's folders: a wide picture, a high one, and a wide one without a label."""
-    root = tmp_path_factory.mktemp('ade')
-    noise = np.random.default_rng(0)
-    for side in ('training', 'validation'):
-        for number, (width, height) in enumerate((LANDSCAPE, PORTRAIT, LANDSCAPE)):
-            pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-            labels = np.zeros((height, width), np.uint8)
-            if number < 2:
-                labels[height // 4 :, : width // 2] = 1
-                labels[height // 4 :, width // 2 :] = 150
-            for kind, ending, array in (('images', 'jpg', pixels), ('annotations', 'png', labels)):
-                path = root / kind / side / f'{number}.{ending}'
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(path)
-    return root
-
-
-def on(ade: Path, config: Config) -> Config:
-    """The config with its data in the folder ``ade``, read by this process."""
-    for side in ('train', 'val', 'test'):
-        loader = config[f'{side}_dataloader']
-        loader.dataset.data_root = str(ade)
-        loader.update(num_workers=0, persistent_workers=False)
-    init_default_scope(config.default_scope)
-    return config
-
-
-def samples(ade: Path, config: Config, side: str) -> list[dict]:
-    """What the pipeline of a data set makes of its pictures."""
-    dataset = DATASETS.build(on(ade, config)[f'{side}_dataloader'].dataset)
-    return [dataset[index] for index in range(len(dataset))]
-
-
-def eighth(node) -> None:
-    """Everything in pixels of the input at an eighth of its size."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in ('scale', 'crop_size'):
-                node[key] = tuple(pixels // 8 for pixels in value)
-            else:
-                eighth(value)
-    elif isinstance(node, list):
-        for element in node:
-            eighth(element)
-
-
-def small(ade: Path, name: str) -> Config:
-    """The config on the small data, with a small model and crops of 64 x 64."""
-    config = on(ade, load(name))
-    for pipeline in pipelines(config):
-        eighth(pipeline)
-    config.merge_from_dict(dict(model=SMALL_HEADS[head(name)]))
-    config.model.data_preprocessor.size = (64, 64)
-    backbone = config.model.backbone
-    backbone.arch, backbone.init_cfg = dict(embed_dims=8, depths=[1, 1, 1, 1]), None
-    return config
-
-
-def start(config: Config) -> nn.Module:
-    model = MODELS.build(config.model)
-    model.init_weights()
-    return model
-
-
-# The recipe ----------------------------------------------------------------------------------
+# The recipe ------------------------------------------------------------------------------------
 
 
 def test_the_configs_are_these():
@@ -240,17 +114,6 @@ def test_optimizer(name):
     assert 8 * config.train_dataloader.batch_size == (32 if name == FPN else 16)
 
 
-def without_decay(model: nn.Module) -> set[str]:
-    """Biases, norms and vectors, but not the two parameters that the published ImageNet run decays."""
-    norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-    spared = set()
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if isinstance(module, norms) or name.endswith('.bias') or parameter.ndim == 1:
-                spared.add(name)
-    return {name for name in spared if not name.endswith(('.A_log', '.dt_proj.bias'))}
-
-
 @pytest.mark.parametrize('name', ONE_OF_EACH)
 def test_rates_and_weight_decay_of_every_parameter(name):
     """Mask2Former's backbone learns at a tenth of the rate; its queries are spared too."""
@@ -309,7 +172,7 @@ def test_batch_norms_are_joined_by_the_runner_alone(name):
     assert any(isinstance(module, nn.BatchNorm2d) for module in modules) == (name != MASK2FORMER)
 
 
-# The images ----------------------------------------------------------------------------------
+# The images ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -380,75 +243,3 @@ def test_six_sizes_and_their_mirror_images(ade, name):
     assert all(sample.gt_sem_seg.shape == LANDSCAPE[::-1] for sample in wide['data_samples'])
     for plain, mirrored in zip(wide['inputs'][::2], wide['inputs'][1::2], strict=True):
         assert torch.equal(plain.flip(2), mirrored)
-
-
-# Training and testing ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_a_training_step(ade, name):
-    config = small(ade, name)
-    config.train_dataloader.batch_size = 2
-    model = start(config).train()
-    batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
-    data = model.data_preprocessor(batch, training=True)
-    assert data['inputs'].shape == (2, 3, 64, 64)
-    loss, parts = model.parse_losses(model(**data, mode='loss'))
-    assert all(torch.isfinite(part).all() for part in parts.values())
-    assert any('aux' in part for part in parts) == (head(name) == 'upernet')
-    loss.backward()
-    # Data-parallel training demands a gradient for every parameter.
-    assert {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None} == set()
-    first = model.backbone.stem.conv1.weight
-    assert first.grad.abs().max() > 0
-    before = first.detach().clone()
-    build_optim_wrapper(model, config.optim_wrapper).step()
-    assert torch.isfinite(first).all() and not torch.equal(first, before)
-
-
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_a_batch_without_labels_teaches_nothing_wrong(ade, name):
-    config = small(ade, name)
-    model = start(config).train()
-    unlabelled = samples(ade, config, 'train')[2]
-    batch = {key: [unlabelled[key]] * 2 for key in ('inputs', 'data_samples')}
-    loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, training=True), mode='loss'))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-@pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_predictions(ade, name):
-    config = small(ade, name)
-    model = start(config).eval()
-    loader = Runner.build_dataloader(config.test_dataloader)
-    metric = Evaluator(config.test_evaluator)
-    metric.dataset_meta = loader.dataset.metainfo
-    assert len(loader.dataset.metainfo['classes']) == 150
-    for batch in loader:
-        with torch.no_grad():
-            (sample,) = model.test_step(batch)
-        labels = sample.pred_sem_seg.data
-        assert labels.shape == (1, *sample.ori_shape) == sample.gt_sem_seg.data.shape
-        assert ((labels >= 0) & (labels < 150)).all()
-        metric.process([sample], batch)
-    assert 0 <= metric.evaluate(len(loader.dataset))['mIoU'] <= 100
-
-
-def test_views_are_averaged(ade):
-    config = small(ade, UPERNET[0])
-    config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    model = MODELS.build(dict(**config.tta_model, module=config.model)).eval()
-    model.init_weights()
-    batch = next(iter(Runner.build_dataloader(config.test_dataloader)))
-    with torch.no_grad():
-        (sample,) = model.test_step(batch)
-        views = [
-            model.module.test_step(dict(inputs=inputs, data_samples=data_samples))[0]
-            for inputs, data_samples in zip(batch['inputs'], batch['data_samples'], strict=True)
-        ]
-    assert len(views) == 2 * len(RATIOS)
-    scores = sum(view.seg_logits.data.softmax(0) for view in views)
-    assert sample.pred_sem_seg.shape == LANDSCAPE[::-1]
-    assert torch.equal(sample.pred_sem_seg.data, scores.argmax(0, keepdim=True))
