@@ -2,17 +2,33 @@
 
 A config names a class of this package as ``type='grootv.GrootV'``, whatever its default scope is:
 MMEngine imports this file by the scope's name, then the package the class lives in.
+
+The classes of the language task are imported by its configs (``custom_imports``), for they need packages
+that the others do not, and the other way round.
 """
 
 from mmengine import registry as root
 
-MODELS = root.Registry('model', parent=root.MODELS, locations=['grootv.models', 'grootv.models.heads'])
-TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, locations=['grootv.datasets'])
-HOOKS = root.Registry('hook', parent=root.HOOKS, locations=['grootv.engine'])
-OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, locations=['grootv.engine'])
-OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
+
+class Registry(root.Registry):
+    """MMEngine's registry, which imports its locations only for what is not registered yet."""
+
+    def get(self, key: str) -> type | None:
+        scope, name = self.split_scope_key(key)
+        if scope in (None, self.scope) and name in self._module_dict:
+            return self._module_dict[name]
+        return super().get(key)
+
+
+MODELS = Registry('model', parent=root.MODELS, locations=['grootv.models.backbones', 'grootv.models.heads'])
+TRANSFORMS = Registry('transform', parent=root.TRANSFORMS, locations=['grootv.datasets.transforms'])
+HOOKS = Registry('hook', parent=root.HOOKS, locations=['grootv.engine'])
+OPTIM_WRAPPERS = Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, locations=['grootv.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['grootv.engine']
 )
-STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, locations=['grootv.engine.sharding'])
+STRATEGIES = Registry('strategy', parent=root.STRATEGIES, locations=['grootv.engine.sharding'])
 # Imported only when a config asks for it: this one needs mmdet.
-DATASETS = root.Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets.coco'])
+DATASETS = Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets.coco'])
+FUNCTIONS = Registry('function', parent=root.FUNCTIONS)
+METRICS = Registry('metric', parent=root.METRICS, locations=['grootv.evaluation'])

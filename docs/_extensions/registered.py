@@ -24,10 +24,14 @@ def classes() -> dict[str, list[type]]:
             for location in value._locations:
                 importlib.import_module(location)
             found[name] = sorted(
-                (kind for kind in value.module_dict.values() if kind.__module__.startswith('grootv.')),
+                (
+                    kind
+                    for kind in value.module_dict.values()
+                    if isinstance(kind, type) and kind.__module__.startswith('grootv.')
+                ),
                 key=lambda kind: kind.__name__,
             )
-    return {name: found[name] for name in sorted(found, key=[*TITLES, *found].index)}
+    return {name: found[name] for name in sorted(found, key=[*TITLES, *found].index) if found[name]}
 
 
 class RegisteredClasses(SphinxDirective):

@@ -1,8 +1,14 @@
-"""Data loading that OpenMMLab does not have. Importing this package registers it.
+"""Data loading that OpenMMLab does not have, each part imported when it is asked for.
 
-``grootv.datasets.coco`` is imported only when a config asks for it: it needs mmdet.
+Transforms need mmcv, ``grootv.datasets.coco`` needs mmdet, ``grootv.datasets.instructions`` neither.
 """
 
-from .transforms import CheckSegLabels, LoadImageFromFile, LoadSegAnnotations
-
 __all__ = ['CheckSegLabels', 'LoadImageFromFile', 'LoadSegAnnotations']
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from . import transforms
+
+        return getattr(transforms, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,13 +1,12 @@
-"""The networks. GrootVClsHead is imported when it is asked for: it needs mmpretrain, the others do not."""
+"""The networks, each imported when it is asked for: they need different packages."""
 
-from .backbones import GrootV
+import importlib
 
+_MODULES = {'GrootV': 'backbones', 'GrootVClsHead': 'heads'}
 __all__ = ['GrootV', 'GrootVClsHead']
 
 
 def __getattr__(name: str):
-    if name == 'GrootVClsHead':
-        from .heads import GrootVClsHead
-
-        return GrootVClsHead
+    if name in _MODULES:
+        return getattr(importlib.import_module(f'.{_MODULES[name]}', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
