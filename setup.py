@@ -144,7 +144,8 @@ def requirements(name: str) -> list[str]:
     return lines
 
 
-extras = ['classification', 'detection', 'segmentation', 'demo', 'deployment', 'app', 'docs', 'test', 'lint']
+tasks = ['classification', 'detection', 'segmentation', 'language']
+extras = [*tasks, 'demo', 'deployment', 'app', 'docs', 'test', 'lint']
 setup(
     name='grootv',
     version='0.1.0',

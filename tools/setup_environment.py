@@ -20,11 +20,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # Three equals signs ask for the registry's own build: torchvision's binary fits the torch it was built with.
 TORCH_PAIR = ['torch===2.13.0', 'torchvision===0.28.0']
 MMCV = 'onedl-mmcv==2.3.6'
-# Detection and segmentation import mmcv's operators; the reference imports detection.
+# Whether mmcv comes with its operators, which detection and segmentation import, and the reference imports
+# detection. None: no mmcv.
 PROFILES = {
     'demo': False,
     'demo-detection': True,
     'demo-segmentation': True,
+    'demo-language': None,
     'test': True,
     'app': False,
     'test-app': True,
@@ -175,7 +177,8 @@ def main() -> None:
     torch_version = ensure_torch()
     if profile == 'wheel':
         return
-    ensure_mmcv(torch_version, compiled=PROFILES[profile])
+    if PROFILES[profile] is not None:
+        ensure_mmcv(torch_version, compiled=PROFILES[profile])
     ensure_requirements(profile)
     ensure_operator()
 
