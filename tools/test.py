@@ -136,7 +136,7 @@ def main() -> None:
     cli.check_checkpoint(args.checkpoint)
     merge_args(cfg, args)
     install_safe_loader(trust=args.trust_checkpoint)
-    cli.check_data(cfg, ['test_dataloader', 'test_evaluator'])
+    cli.check_data(cfg, ['model', 'test_dataloader', 'test_evaluator'])
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(CheckpointKeysHook())

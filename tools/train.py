@@ -1,4 +1,4 @@
-"""Train a classifier, detector or segmenter from a config.
+"""Train a classifier, detector, segmenter or language model from a config.
 
 python tools/train.py configs/classification/grootv-tiny_8xb128_in1k.py
 """
@@ -129,7 +129,7 @@ def main() -> None:
     install_safe_loader(trust=args.trust_checkpoint)
     if cfg.get('load_from'):
         cli.check_checkpoint(cfg.load_from)
-    cli.check_data(cfg, ['train_dataloader', 'val_dataloader', 'val_evaluator'])
+    cli.check_data(cfg, ['model', 'train_dataloader', 'val_dataloader', 'val_evaluator'])
     if cfg.get('resume'):
         pretrained.drop(cfg)
     else:

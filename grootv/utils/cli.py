@@ -174,6 +174,11 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         )
     try:
         cfg = Config.fromfile(path)
+    except ImportError as error:  # MMEngine's own, which keeps the cause of a failed custom_imports apart
+        raise UserError(
+            f'config {path} imports what is not installed ({_one_line(error.__context__ or error)}): '
+            'install the requirements/*.txt of its task'
+        ) from error
     except Exception as error:  # a config is a program: it can raise anything
         raise UserError(
             f'config {path} does not parse: {type(error).__name__}: {_one_line(error)}'
@@ -235,10 +240,11 @@ def check_data(cfg: Config, names: Sequence[str]) -> None:
 
     Args:
         cfg: Config of the run.
-        names: Keys of its loaders and evaluators.
+        names: Keys of its model, loaders and evaluators.
 
     Raises:
-        UserError: If a data folder or an annotation file below one of them does not exist.
+        UserError: If a data folder, an annotation file, a language model or a tokenizer below one of them
+            does not exist.
     """
 
     def look(kind: str, path: Any, key: str, place: str, exists: Callable[[Path], bool]) -> None:
@@ -250,6 +256,8 @@ def check_data(cfg: Config, names: Sequence[str]) -> None:
 
     def walk(node: Any, key: str) -> None:
         if isinstance(node, Mapping):
+            look('language model', node.get('pretrained'), f'{key}.pretrained', 'FOLDER', Path.exists)
+            look('tokenizer', node.get('tokenizer'), f'{key}.tokenizer', 'FOLDER', Path.exists)
             root = node.get('data_root') or ''
             look('data folder', root, f'{key}.data_root', 'FOLDER', Path.is_dir)
             files = node.get('ann_file') or ''

@@ -1,0 +1,167 @@
+"""Instructions and their answers as token ids, from files in Alpaca's format."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from grootv.registry import DATASETS, FUNCTIONS
+from grootv.utils.errors import UserError
+
+IGNORED = -100  # label of a token that no loss counts
+WITH_INPUT = (
+    'Below is an instruction that describes a task, paired with an input that provides further context. '
+    'Write a response that appropriately completes the request.\n\n'
+    '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:'
+)
+WITHOUT_INPUT = (
+    'Below is an instruction that describes a task. '
+    'Write a response that appropriately completes the request.\n\n'
+    '### Instruction:\n{instruction}\n\n### Response:'
+)
+
+
+@DATASETS.register_module()
+class InstructionDataset(Dataset):
+    """Prompts made from instructions by Alpaca's two templates, and the answers to learn.
+
+    The file is a JSON list of items with the texts ``instruction``, ``output`` and, where there is one,
+    ``input``. Prompt and answer are tokenised by themselves, so that no token belongs to both, and
+    end-of-text follows the answer; an empty answer is end-of-text alone. An item longer than ``max_length``
+    loses the end of its answer, and end-of-text with it. Items are not packed.
+
+    Each item is a dict: ``input_ids`` (L,) int64; ``labels``, equal to it but -100 on the prompt; and
+    ``context_length``, the number of tokens of the prompt, an int.
+
+    Args:
+        ann_file: The file.
+        tokenizer: Folder that holds a tokenizer, as transformers writes it.
+        data_root: Leads to ``ann_file``.
+        max_length: Most tokens of an item, at least 2.
+        indices: Take the first items of the file, this many; or the last ones, if negative.
+
+    Raises:
+        UserError: Names the file, the item and the rule where one is broken: no JSON, no list, a text is
+            missing, or a prompt leaves no room for an answer.
+    """
+
+    def __init__(
+        self,
+        ann_file: str,
+        tokenizer: str,
+        data_root: str = '',
+        max_length: int = 2048,
+        indices: int | None = None,
+    ):
+        path = Path(data_root, ann_file)
+        if max_length < 2:
+            raise UserError(f'InstructionDataset: max_length is at least 2, got {max_length}')
+        items = dict(enumerate(read_items(path)))
+        if indices is not None:
+            kept = list(items)[:indices] if indices >= 0 else list(items)[indices:]
+            items = {number: items[number] for number in kept}
+        if not items:
+            raise UserError(f'InstructionDataset: {path} with indices={indices} has no item')
+        texts = [text_of(path, number, item) for number, item in items.items()]
+        tokenizer = load_tokenizer(tokenizer)
+        prompts, answers = (
+            tokenizer(list(side), add_special_tokens=False).input_ids for side in zip(*texts, strict=True)
+        )
+        self.metainfo: dict[str, Any] = {}
+        self._items = []
+        for number, prompt, answer in zip(items, prompts, answers, strict=True):
+            if len(prompt) >= max_length:
+                raise UserError(
+                    f'InstructionDataset: {path}, item {number} (from 0): a prompt leaves room for an '
+                    f'answer, got {len(prompt)} tokens where max_length is {max_length}'
+                )
+            ids = [*prompt, *answer, tokenizer.eos_token_id][:max_length]
+            self._items.append((np.array(ids, dtype=np.int32), len(prompt)))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        ids, context_length = self._items[index]
+        input_ids = torch.from_numpy(ids).long()
+        labels = input_ids.clone()
+        labels[:context_length] = IGNORED
+        return dict(input_ids=input_ids, labels=labels, context_length=context_length)
+
+
+@FUNCTIONS.register_module()
+def pad_right(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Stack items of different lengths, with padding after them.
+
+    It stands after the context, where no token hears a later one: what is padded changes no output.
+
+    Args:
+        items: Those of :class:`InstructionDataset`.
+
+    Returns:
+        ``input_ids`` (B, L), ``labels`` (B, L), -100 at padding, ``attention_mask`` (B, L), 0 there, and
+        ``context_length`` (B,), all int64.
+    """
+    ids = [item['input_ids'] for item in items]
+    return dict(
+        input_ids=pad_sequence(ids, batch_first=True),
+        labels=pad_sequence([item['labels'] for item in items], True, IGNORED),
+        attention_mask=pad_sequence([torch.ones_like(tokens) for tokens in ids], True),
+        context_length=torch.tensor([item['context_length'] for item in items]),
+    )
+
+
+def read_items(path: Path) -> list:
+    try:
+        items = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+        raise UserError(f'InstructionDataset: {path} does not exist: check the path') from error
+    except ValueError as error:  # not JSON, or not text at all
+        raise UserError(f'InstructionDataset: {path} is no JSON: {error}') from error
+    if not isinstance(items, list):
+        raise UserError(f'InstructionDataset: {path} holds a list of items, got a {type(items).__name__}')
+    return items
+
+
+def text_of(path: Path, number: int, item: Any) -> tuple[str, str]:
+    """Prompt and answer of an item."""
+    place = f'InstructionDataset: {path}, item {number} (from 0)'
+    if not isinstance(item, dict):
+        raise UserError(f'{place}: an item has instruction, input and output, got a {type(item).__name__}')
+    for key in ('instruction', 'output'):
+        if key not in item:
+            raise UserError(f'{place}: an item has an {key}, got {", ".join(item) or "an empty one"}')
+    item = {'input': '', **item}
+    for key in ('instruction', 'input', 'output'):
+        if not isinstance(item[key], str):
+            raise UserError(f'{place}: {key} is a text, got {item[key]!r}')
+    template = WITH_INPUT if item['input'] else WITHOUT_INPUT
+    return template.format(instruction=item['instruction'], input=item['input']), item['output']
+
+
+def load_tokenizer(folder: str):
+    """The tokenizer of a folder on this machine, without running code that it may hold.
+
+    Raises:
+        UserError: If there is none, or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    if not Path(folder).is_dir():
+        raise UserError(f'tokenizer {folder} does not exist: give a folder that save_pretrained wrote')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes json, tokenizers or transformers raise
+        reason = str(error).strip().partition('\n')[0]
+        raise UserError(f'tokenizer {folder} cannot be read: {reason}') from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f'tokenizer {folder} has no end-of-text token: set eos_token in tokenizer_config.json'
+        )
+    return tokenizer

@@ -1,0 +1,120 @@
+"""Fine-tuning of a pretrained language model on MMEngine's Runner."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import MambaForCausalLM
+
+from grootv.registry import MODELS
+
+from .model import load_language_model
+
+
+@MODELS.register_module()
+class LanguageModel(BaseModel):
+    """A pretrained Mamba that scans its context along a tree, with adapters (LoRA) that alone train.
+
+    ``state_dict`` and with it a checkpoint hold what trains: adapters are small beside the model, which is
+    read from its folder again.
+
+    Args:
+        pretrained: Folder of the model, as for :func:`grootv.models.language.load_language_model`.
+        tree: Arguments of :func:`grootv.models.language.use_tree_scan`; those of the folder, or its defaults,
+            for what is not given.
+        lora: Arguments of ``peft.LoraConfig``; None trains all weights instead.
+        **kwargs: ``data_preprocessor`` and ``init_cfg`` of MMEngine's ``BaseModel``.
+
+    Attributes:
+        model: transformers' model.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        tree: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.model, _ = load_language_model(pretrained, **(tree or {}))
+        if lora is not None:
+            # Not into self.model: peft refuses out_proj of a Mamba, for some kernels take its weight and pass
+            # by its adapter. TreeMambaMixer calls it.
+            inject_adapter_in_model(LoraConfig(**lora), self)
+        self._register_state_dict_hook(_keep_trained)
+        self.register_load_state_dict_post_hook(_forgive_untrained)
+
+    def init_weights(self) -> None:
+        """The weights are those of the folder already."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor,
+        context_length: Tensor,
+        mode: str = 'tensor',
+    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Score the tokens of a batch, as :func:`grootv.datasets.instructions.pad_right` makes it.
+
+        Args:
+            input_ids: Tokens, shape (B, L).
+            labels: The same, -100 where a token is no answer, shape (B, L).
+            attention_mask: 0 at padding, shape (B, L).
+            context_length: Tokens of each prompt, shape (B,).
+            mode: What to return.
+
+        Returns:
+            'tensor': logits (B, L, vocabulary). 'loss': ``loss``, mean over the answer tokens of the batch.
+            'predict': for each item ``loss``, the sum over its answer tokens, and ``tokens``, their number.
+        """
+        logits = self.model(input_ids, attention_mask=attention_mask, context_length=context_length).logits
+        if mode == 'tensor':
+            return logits
+        # The logits at a token are for the next one.
+        losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction='none')
+        tokens = (labels[:, 1:] >= 0).sum(dim=1)
+        if mode == 'loss':
+            return dict(loss=losses.sum() / tokens.sum())
+        return [dict(loss=loss, tokens=count) for loss, count in zip(losses.sum(dim=1), tokens, strict=True)]
+
+    @torch.no_grad()
+    def merge(self) -> MambaForCausalLM:
+        """Fold the adapters into the weights of the model, and take them off.
+
+        Where the embeddings have one, the output layer keeps the weights that it shared with them, as in
+        training, and the two are no longer tied.
+
+        Returns:
+            The model, which computes what it computed before, without adapters.
+        """
+        model = self.model
+        if isinstance(model.get_input_embeddings(), BaseTunerLayer) and model.config.tie_word_embeddings:
+            model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+            model.config.tie_word_embeddings = False
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
+                model.set_submodule(name, module.get_base_layer())
+        return model
+
+
+def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
+    trained = {prefix + name for name in _trained(module)}
+    for name in [name for name in state if name.startswith(prefix) and name not in trained]:
+        del state[name]
+
+
+def _forgive_untrained(module: nn.Module, incompatible: Any) -> None:
+    trained = _trained(module)
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name in trained]
+
+
+def _trained(module: nn.Module) -> set[str]:
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in parameters if parameter.requires_grad}
