@@ -1,0 +1,120 @@
+"""GrootL in the lm-eval harness. Needs the packages of requirements/language.txt."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+
+from grootv.models.language import load_language_model
+from grootv.utils.errors import UserError
+
+
+@register_model('grootl')
+class GrootLM(HFLM):
+    """lm-eval's ``hf`` model for a Mamba with the tree scan: each item's own context forms its tree.
+
+    The context of a likelihood is what the task gives before the continuation that is scored; that of a
+    generation is its prompt. A text that is scored whole (``loglikelihood_rolling``), in windows if it is
+    long, has no context: its tree is the chain, in every window alike. Items of a batch do not influence each
+    other, except under the published rule, by which the smallest context of a batch serves all of it.
+
+    Args:
+        pretrained: Folder of the model and its tokenizer.
+        scale: As for :func:`grootv.models.language.use_tree_scan`; None for what the folder says, or the
+            default. So are the next three.
+        reach: How many tokens an edge of the tree may span.
+        causal: Whether a token hears earlier ones only.
+        context_rule: 'item', or 'minimum' for the published rule.
+        device: Where to compute; None for a GPU if there is one.
+        dtype: Of the parameters, 'float32' or 'bfloat16'.
+        batch_size: Items computed at once, a number.
+        options: As for lm-eval's ``HFLM``: ``max_length``, ``add_bos_token`` ...
+
+    Raises:
+        UserError: If the folder holds no Mamba with a tokenizer, or the batch size is not a number.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        scale: float | None = None,
+        reach: int | None = None,
+        causal: bool | None = None,
+        context_rule: str | None = None,
+        device: str | None = None,
+        dtype: str = 'float32',
+        batch_size: int | str = 1,
+        **options,
+    ):
+        tree = dict(scale=scale, reach=reach, causal=causal, context_rule=context_rule)
+        tree = {name: value for name, value in tree.items() if value is not None}
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise UserError(f'grootl: batch_size is a whole number from 1 on, got {batch_size}')
+        model, tokenizer = load_language_model(pretrained, **tree)
+        if tokenizer is None:
+            raise UserError(f'grootl: {pretrained} has no tokenizer, which the texts of a task need')
+        device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        model = model.to(device, getattr(torch, dtype)).eval()
+        super().__init__(model, tokenizer=tokenizer, batch_size=int(batch_size), **options)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of every continuation, and whether it is what the model would write.
+
+        Args:
+            requests: Texts, tokens of the context and of the continuation. The texts of a window of
+                ``loglikelihood_rolling`` are None.
+            disable_tqdm: Whether to show no progress.
+            override_bs: Batch size in place of the model's own.
+        """
+        # Requests that differ in their last token alone, as the choices of a question often do, are one row.
+        rows = defaultdict(list)
+        for index, (texts, context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.max_length:
+                raise UserError(
+                    f'grootl: a continuation has 1 to {self.max_length} tokens, got {len(continuation)}'
+                )
+            tokens = (context + continuation)[-self.max_length - 1 : -1]
+            length = len(tokens) + 1 - len(continuation) if texts else 0
+            rows[tuple(tokens), length, len(continuation)].append(index)
+        longest_first = sorted(rows, key=lambda row: (-len(row[0]), row))
+        size = override_bs or self.batch_size
+        batches = (longest_first[start : start + size] for start in range(0, len(longest_first), size))
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with tqdm(total=len(requests), desc='Likelihoods', disable=disable_tqdm) as progress:
+            for batch in batches:
+                for row, logits in zip(batch, self._continuation_logits(batch), strict=True):
+                    log_probability = logits.log_softmax(dim=-1, dtype=self.softmax_dtype)
+                    for index in rows[row]:
+                        texts, _, continuation = requests[index]
+                        target = torch.tensor(continuation, device=logits.device).unsqueeze(-1)
+                        likelihood = log_probability.gather(-1, target).sum().item()
+                        results[index] = likelihood, logits.argmax(dim=-1).equal(target.squeeze(-1))
+                        if texts is not None:
+                            self.cache_hook.add_partial('loglikelihood', texts, results[index])
+                    progress.update(len(rows[row]))
+        return results
+
+    @torch.no_grad()
+    def _continuation_logits(self, batch: list[tuple[tuple[int, ...], int, int]]) -> list[Tensor]:
+        """The logits (continuation, vocabulary) of rows of tokens, context length and continuation length."""
+        longest = max(len(tokens) for tokens, _, _ in batch)
+        padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens, _, _ in batch]
+        contexts = [context for _, context, _ in batch]
+        # Nothing after a context hears a later token, so padding on the right needs no mask.
+        logits = self.model(
+            torch.tensor(padded, device=self.device),
+            context_length=torch.tensor(contexts, device=self.device),
+        ).logits
+        return [
+            item[len(tokens) - count : len(tokens)]
+            for (tokens, _, count), item in zip(batch, logits, strict=True)
+        ]
