@@ -72,7 +72,7 @@ if available:
         return edge_weight.new_empty((batch, height * width - 1), dtype=torch.int32)
 
     @torch.library.register_fake('grootv::minimum_spanning_tree_from_edges')
-    def _(edges, edge_weight, num_vertices):
+    def _(edges, edge_weight, num_vertices, wait=True):
         function, rule = 'minimum_spanning_tree_from_edges', 'one pair of vertices per weight'
         check_dim(function, 'edge_weight', edge_weight, 2, '(B, M)')
         check_dim(function, 'edges', edges, 3, '(M, 2) or (B, M, 2)')

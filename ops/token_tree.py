@@ -5,8 +5,7 @@ from torch import Tensor
 
 from ._fake import check_dim, check_same_device, check_shape, empty
 from ._library import available, ops
-from .spanning_tree import minimum_spanning_tree_from_edges
-from .traversal import Tree, breadth_first_order_from_edges
+from .traversal import Tree
 
 
 def token_edges(length: int, reach: int, device: torch.device | str = 'cpu') -> Tensor:
@@ -71,9 +70,10 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
         edges = _nearest_alike(weight.view(len(x), length - 1, reach))
         tree_edges = torch.arange(length - 1, dtype=torch.int32, device=device).repeat(len(x), 1)
     else:
-        edges = token_edges(length, reach, device)
-        tree_edges = minimum_spanning_tree_from_edges(edges, weight, length)
-    return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
+        edges = token_edges(length, reach, device).unsqueeze(0)
+        tree_edges = ops.minimum_spanning_tree_from_edges(edges, weight, length, wait=False)
+    # Nothing can be wrong with these edges: no device is waited for.
+    return Tree(*ops.breadth_first_order_from_edges(edges, tree_edges, length, length - 1, wait=False))
 
 
 def _nearest_alike(weight: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ if available:
         return _empty_tree(tree_edges, batch, vertices)
 
     @torch.library.register_fake('grootv::breadth_first_order_from_edges')
-    def _(edges, tree_edges, num_vertices, root):
+    def _(edges, tree_edges, num_vertices, root, wait=True):
         function, rule = 'breadth_first_order_from_edges', 'one edge less than the graph has vertices'
         check_dim(function, 'tree_edges', tree_edges, 2, '(B, V - 1)')
         check_dim(function, 'edges', edges, 3, '(M, 2) or (B, M, 2)')

@@ -6,14 +6,17 @@ STABLE_TORCH_LIBRARY(grootv, m) {
     m.def("grid_edge_weight(Tensor features, str metric) -> Tensor");
 
     m.def("minimum_spanning_tree(Tensor edge_weight, SymInt height, SymInt width) -> Tensor");
-    m.def("minimum_spanning_tree_from_edges(Tensor edges, Tensor edge_weight, SymInt num_vertices) -> Tensor");
+    // wait: whether a device is waited for, to tell what is wrong with the edges themselves.
+    m.def(
+        "minimum_spanning_tree_from_edges(Tensor edges, Tensor edge_weight, SymInt num_vertices, bool wait=True)"
+        " -> Tensor");
 
     m.def(
         "breadth_first_order(Tensor tree_edges, SymInt height, SymInt width, SymInt root)"
         " -> (Tensor order, Tensor parent, Tensor level_ptr)");
     m.def(
-        "breadth_first_order_from_edges(Tensor edges, Tensor tree_edges, SymInt num_vertices, SymInt root)"
-        " -> (Tensor order, Tensor parent, Tensor level_ptr)");
+        "breadth_first_order_from_edges(Tensor edges, Tensor tree_edges, SymInt num_vertices, SymInt root,"
+        " bool wait=True) -> (Tensor order, Tensor parent, Tensor level_ptr)");
     m.def(
         "build_tree(Tensor features, str metric, SymInt root)"
         " -> (Tensor order, Tensor parent, Tensor level_ptr)");

@@ -1,5 +1,6 @@
 """The CUDA operators against the CPU's: emulated on the host, and on the device where there is one."""
 
+import importlib
 import itertools
 
 import pytest
@@ -30,8 +31,9 @@ class Backend:
     def __getattr__(self, name: str):
         operator = getattr(self._library, name)
 
-        def call(*args):
-            result = operator(*(a.to(self.device) if isinstance(a, Tensor) else a for a in args))
+        def call(*args, **options):
+            args = (a.to(self.device) if isinstance(a, Tensor) else a for a in args)
+            result = operator(*args, **options)
             return result.cpu() if isinstance(result, Tensor) else tuple(part.cpu() for part in result)
 
         return call
@@ -57,6 +59,21 @@ def test_edge_weights_are_equal(backend, kind, metric):
             found = backend.grid_edge_weight(maps.to(dtype), metric)
             expected = ops.grid_edge_weight(maps.to(dtype), metric)
             assert torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
+
+
+@pytest.mark.parametrize('dtype', SCAN_DTYPES)
+def test_token_edge_weights_are_equal(backend, dtype):
+    shapes = [(1, 1, 3, 4), (0, 5, 3, 4), (2, 2, 7, 1), (3, 30, 40, 16), (2, 70, 33, 20)]
+    for (batch, length, channels, states), reach in itertools.product(shapes, (1, 3, 5)):
+        x, B = torch.randn(batch, length, channels).to(dtype), torch.randn(batch, length, states).to(dtype)
+        x[:, ::5], B[:, 1::7, ::2] = 0, torch.nan
+        context = torch.randint(0, length + 1, (batch, 2), dtype=torch.int32)
+        found = backend.token_edge_weight(x, B, context, reach)
+        expected = ops.token_edge_weight(x, B, context, reach)
+        assert torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
+    x = torch.randn(2, 40, 16).to(dtype)
+    strided = x.mT, x[:, ::2, ::2][:, :16], context
+    assert torch.equal(backend.token_edge_weight(*strided, 3), ops.token_edge_weight(*strided, 3))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +250,26 @@ def test_a_tree_that_is_none_gives_nan(backend, batch):
             found = backend.tree_scan(signal, decay, order, *tree[1:], 'both')
             assert found[0].isnan().all()
             assert_close(found[1:], ops.tree_scan(signal, decay, tree)[1:])
+
+
+@pytest.mark.parametrize('causal', [False, True])
+def test_token_trees_are_equal(backend, monkeypatch, causal):
+    for batch, length, reach in [(1, 1, 3), (0, 4, 3), (2, 2, 3), (3, 40, 2), (2, 200, 3), (6, 70, 5)]:
+        x, B = torch.randn(batch, length, 5), torch.rand(batch, length, 3)
+        context = torch.randint(0, length + 1, (batch, 2))
+        expected = ops.token_tree(x, B, context, reach, causal)
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.import_module('grootv.ops.token_tree'), 'ops', backend)
+            assert_same_tree(ops.token_tree(x, B, context, reach, causal), expected)
+
+
+def test_wrong_edges_are_not_told_where_nothing_waits_for_them(backend):
+    edges, weight = grid_edges(3, 4).int().unsqueeze(0), torch.rand(1, 17)
+    tree_edges = backend.minimum_spanning_tree_from_edges(edges.clamp(max=10), weight, 12, False)
+    assert (tree_edges == -1).any()
+    order, parent, _ = backend.breadth_first_order_from_edges(edges, tree_edges, 12, 0, False)
+    assert (order == -1).any()
+    assert (parent == -1).any()
 
 
 def test_a_wrong_item_leaves_the_others_alone_during_a_capture(monkeypatch):

@@ -253,7 +253,8 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     return tree;
 }
 
-Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_weight, int64_t num_vertices) {
+Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_weight, int64_t num_vertices,
+                                        bool /*wait*/) {
     const char* function = "minimum_spanning_tree_from_edges";
     GraphWeights graph_weights(function, edges, edge_weight, num_vertices);
     const int64_t batch = graph_weights.batch, graphs = graph_weights.graphs, count = graph_weights.count;

@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
 }
 
 std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
-                                                                  int64_t num_vertices, int64_t root) {
+                                                                  int64_t num_vertices, int64_t root, bool /*wait*/) {
     const char* function = "breadth_first_order_from_edges";
     GraphTreeEdges graph_edges(function, edges, tree_edges, num_vertices, root);
     const int64_t batch = graph_edges.batch, graphs = graph_edges.graphs, count = graph_edges.count;

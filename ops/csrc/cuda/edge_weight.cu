@@ -4,38 +4,14 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/device.h"
+#include "cuda/lanes.h"
 #include "tree_scan.h"
 
 namespace grootv {
 namespace {
 
-constexpr int SHARE = 4;             // threads of one vertex
-constexpr int PART = LANES / SHARE;  // lanes of one thread
-constexpr int TILE_HEIGHT = 4;       // a block's vertices: a tile, whose rows are read from the L1 cache again
+constexpr int TILE_HEIGHT = 4;  // a block's vertices: a tile, whose rows are read from the L1 cache again
 constexpr int TILE_WIDTH = ITEM_THREADS / SHARE / TILE_HEIGHT;
-
-template <class T>
-struct alignas(PART * sizeof(T)) Part {
-    T element[PART];
-};
-
-struct Floats {
-    float element[PART];
-};
-
-// Elements c ... c + PART - 1 of a vector; those beyond its end are 0.
-template <bool ALIGNED, class T>
-__device__ Floats load(const T* from, int64_t c, int64_t channels) {
-    Floats lanes;
-    if (ALIGNED && c + PART <= channels) {
-        Part<T> part = *reinterpret_cast<const Part<T>*>(from + c);
-        for (int i = 0; i < PART; ++i) lanes.element[i] = static_cast<float>(part.element[i]);
-    } else {
-        for (int i = 0; i < PART; ++i) lanes.element[i] = c + i < channels ? static_cast<float>(from[c + i]) : 0.0f;
-    }
-    return lanes;
-}
 
 template <Metric metric>
 __device__ void add_term(Floats x, Floats y, Floats& sum) {
@@ -48,18 +24,6 @@ __device__ void add_term(Floats x, Floats y, Floats& sum) {
         else
             sum.element[i] += difference < 0 ? -difference : difference;
     }
-}
-
-// Upper half onto lower half, down to one lane; every thread of the vertex gets the sum.
-__device__ float sum_lanes(Floats lanes) {
-    for (int other = SHARE / 2; other > 0; other /= 2)
-        for (int i = 0; i < PART; ++i) lanes.element[i] += __shfl_xor_sync(~0u, lanes.element[i], other);
-    return (lanes.element[0] + lanes.element[2]) + (lanes.element[1] + lanes.element[3]);
-}
-
-__device__ float norm_of(float square) {
-    float root = sqrtf(square);
-    return root < MIN_NORM ? MIN_NORM : root;
 }
 
 template <Metric metric, bool ALIGNED, class T>
@@ -107,7 +71,7 @@ __global__ void grid_edge_weight_kernel(const T* features, int32_t height, int32
 template <Metric metric, class T>
 void launch_kernel(const Device& device, const Tensor& features, const FeatureMap& map, float* weight) {
     const T* from = features.const_data_ptr<T>();
-    const bool aligned = map.channels % PART == 0 && reinterpret_cast<uintptr_t>(from) % sizeof(Part<T>) == 0;
+    const bool aligned = in_parts(from, map.channels);
     const int64_t tiles =
         map.batch * ((map.height + TILE_HEIGHT - 1) / TILE_HEIGHT) * ((map.width + TILE_WIDTH - 1) / TILE_WIDTH);
     auto* kernel = aligned ? grid_edge_weight_kernel<metric, true, T> : grid_edge_weight_kernel<metric, false, T>;
