@@ -61,12 +61,12 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, grad, grad_state):
-    x, _, A, *_ = ctx.saved_tensors
+    saved = x, _, A, *_ = ctx.saved_tensors  # once: a checkpoint unpacks its tensors a single time
     if grad is None:
         grad = torch.zeros_like(x)
     if grad_state is None:
         grad_state = A.new_zeros(len(x), *A.shape)
-    *grads, grad_bias = ops.token_scan_backward(grad, grad_state, *ctx.saved_tensors, ctx.delta_softplus)
+    *grads, grad_bias = ops.token_scan_backward(grad, grad_state, *saved, ctx.delta_softplus)
     return *grads, grad_bias if ctx.has_bias else None, None, None, None
 
 
