@@ -2,7 +2,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.mamba.modeling_mamba import MambaCache, MambaMixer
 
 from grootv.ops import token_chain, token_scan, token_tree
@@ -58,14 +58,19 @@ class TreeMambaMixer(MambaMixer):
                 'TreeMambaMixer: after the first call a cache takes one token at a time, '
                 f'got {hidden_states.shape[1]}'
             )
+        if not isinstance(self.dt_proj, nn.Linear):
+            raise ValueError(
+                'TreeMambaMixer: dt_proj takes no adapter, as the scan reads its weight and bias, '
+                f'got {type(self.dt_proj)}'
+            )
         if not isinstance(attention_mask, Context):
             attention_mask = Context(attention_mask, whole_input(attention_mask, hidden_states))
         mask, bounds = attention_mask
-        mask = None if mask is None or stepping else mask.unsqueeze(1)
+        mask = None if mask is None or stepping else mask.unsqueeze(-1)
 
-        x, gate = self.in_proj(hidden_states).transpose(1, 2).chunk(2, dim=1)
-        x = self._convolve(x if mask is None else x * mask, cache_params, cache_position, stepping)
-        x = (x if mask is None else x * mask).transpose(1, 2)
+        x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
+        x = self._convolve(x if mask is None else x * mask, cache_params, stepping)
+        x = x if mask is None else x * mask
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low, B, C = self.x_proj(x).split(sizes, dim=-1)
         # The bias is added where the step is computed, in float32: a sum in half precision would lose it.
@@ -77,19 +82,21 @@ class TreeMambaMixer(MambaMixer):
             y, state = self._scan(x, delta, A, B, C, bounds)
         if cache_params is not None:
             cache_params.ssm_states[self.layer_idx].copy_(state)
-        return self.out_proj((y + x * self.D) * self.act(gate.transpose(1, 2)))
+        return self.out_proj((y + x * self.D) * self.act(gate))
 
-    def _convolve(
-        self, x: Tensor, cache: MambaCache | None, position: Tensor | None, stepping: bool
-    ) -> Tensor:
-        """The causal convolution of (B, D, L), whose last inputs stay in the cache."""
-        start, length = 0, x.shape[-1]
-        if stepping:
-            x, start = cache.update_conv_state(self.layer_idx, x, position), self.conv_kernel_size - 1
-        elif cache is not None:
-            latest = F.pad(x, (self.conv_kernel_size - length, 0))
-            cache.update_conv_state(self.layer_idx, latest, position)
-        return self.act(self.conv1d(x)[..., start : start + length])
+    def _convolve(self, x: Tensor, cache: MambaCache | None, stepping: bool) -> Tensor:
+        """The causal convolution of (B, L, D) and its activation; the latest inputs stay in the cache."""
+        x, length, kernel = x.transpose(1, 2), x.shape[1], self.conv_kernel_size
+        if cache is not None:
+            latest = x if stepping else F.pad(x, (kernel - length, 0))
+            # Not at cache_position: that of generate() is off after a prompt shorter than the kernel.
+            place = torch.arange(kernel - latest.shape[-1], kernel, device=x.device)
+            window = cache.update_conv_state(self.layer_idx, latest, place)
+        if not stepping:
+            return self.act(self.conv1d(x)[..., :length]).transpose(1, 2).contiguous()
+        x = (window * self.conv1d.weight.squeeze(1)).sum(-1)
+        x = x if self.conv1d.bias is None else x + self.conv1d.bias
+        return self.act(x).unsqueeze(1)
 
     def _scan(
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bounds: Tensor

@@ -54,57 +54,31 @@ class TreeMambaModel(MambaModel):
                 config has this entry: a Mamba by itself has no limit), an id is not in the vocabulary, or a
                 context is longer than its item.
         """
-        if input_ids is not None:
-            self._check_ids(input_ids)
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        context = self.context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
-        return super().forward(input_ids, inputs_embeds, attention_mask=context, **kwargs)
+        if not isinstance(attention_mask, Context):
+            tokens = input_ids if inputs_embeds is None else inputs_embeds
+            attention_mask = self.context(
+                tokens, attention_mask, context_length, kwargs.get('cache_position')
+            )
+        return super().forward(input_ids, inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def context(
         self,
-        tokens: Tensor,
-        attention_mask: Context | Tensor | None,
+        tokens: Tensor | None,
+        attention_mask: Tensor | None,
         context_length: Tensor | None,
         cache_position: Tensor | None,
     ) -> Context | None:
         """What the mixers take as their attention mask: None where a call goes on from a cache."""
-        if cache_position is not None and cache_position[0] > 0:
+        if tokens is None or (cache_position is not None and cache_position[0] > 0):
             return None
-        if isinstance(attention_mask, Context):
-            return attention_mask
-        return self._context(tokens, attention_mask, context_length)
-
-    def _check_ids(self, input_ids: Tensor) -> None:
-        size = self.config.vocab_size
-        outside = input_ids[(input_ids < 0) | (input_ids >= size)]
-        if len(outside):
-            raise ValueError(f'TreeMambaModel: ids of tokens are 0 to {size - 1}, got {outside[0].item()}')
-
-    def _context(self, tokens: Tensor, mask: Tensor | None, context_length: Tensor | None) -> Context:
-        shape = tuple(tokens.shape[:2])
-        if mask is not None and mask.shape != shape:
-            raise ValueError(
-                f'TreeMambaModel: attention_mask needs one value per token, shape {shape}, '
-                f'got {tuple(mask.shape)}'
-            )
-        if shape[1] == 0 or (mask is not None and not mask.any(dim=1).all()):
-            raise ValueError(
-                f'TreeMambaModel: a prompt needs at least one token, got none in a batch of {shape}'
-            )
-        bounds = whole_input(mask, tokens)
+        bounds = self._check_tokens(tokens, attention_mask)
         start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
-        window = getattr(self.config, 'max_position_embeddings', None)
-        if window is not None and length.max() > window:
-            raise ValueError(
-                f'TreeMambaModel: a prompt has to fit the context window of {window} tokens, '
-                f'got {length.max().item()}'
-            )
         if context_length is None:
             context_length = length
         context_length = torch.as_tensor(context_length, device=tokens.device)
         if context_length.shape != length.shape:
             raise ValueError(
-                f'TreeMambaModel: context_length needs one value per item, shape ({shape[0]},), '
+                f'TreeMambaModel: context_length needs one value per item, shape {tuple(length.shape)}, '
                 f'got {tuple(context_length.shape)}'
             )
         outside = (context_length < 0) | (context_length > length)
@@ -114,7 +88,35 @@ class TreeMambaModel(MambaModel):
                 f'{length[outside][0].item()}, got {context_length[outside][0].item()}'
             )
         context_length = CONTEXT_RULES[self.context_rule](context_length)
-        return Context(mask, torch.stack([start, start + context_length], dim=1))
+        return Context(attention_mask, torch.stack([start, start + context_length], dim=1))
+
+    def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Where the tokens of each item begin and end, (B, 2), if they are as they have to be."""
+        shape = tuple(tokens.shape[:2])
+        if mask is not None and mask.shape != shape:
+            raise ValueError(
+                f'TreeMambaModel: attention_mask needs one value per token, shape {shape}, '
+                f'got {tuple(mask.shape)}'
+            )
+        if shape[1] == 0 or (mask is not None and not mask.any(dim=1).all()):
+            raise ValueError(
+                f'TreeMambaModel: a prompt needs at least one token, got an empty one in a batch of {shape}'
+            )
+        if not tokens.is_floating_point():
+            unknown = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
+            if len(unknown):
+                raise ValueError(
+                    f'TreeMambaModel: ids of tokens are 0 to {self.config.vocab_size - 1}, the vocabulary, '
+                    f'got {unknown[0].item()}'
+                )
+        bounds = whole_input(mask, tokens)
+        longest = (bounds[:, 1] - bounds[:, 0]).max().item()
+        window = getattr(self.config, 'max_position_embeddings', None) or longest
+        if longest > window:
+            raise ValueError(
+                f'TreeMambaModel: a prompt has to fit the context window of {window} tokens, got {longest}'
+            )
+        return bounds
 
 
 class TreeMambaForCausalLM(MambaForCausalLM):

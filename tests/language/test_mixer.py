@@ -1,0 +1,253 @@
+import copy
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch.func import functional_call
+from transformers import MambaConfig, MambaForCausalLM
+from transformers.models.mamba.modeling_mamba import MambaMixer
+
+from grootv import ops
+from grootv.models.language import TreeMambaMixer, use_tree_scan
+from grootv.models.language.mixer import Context
+from grootv.ops import reference
+
+from .mambas import mamba, pad_left, tokens
+
+MIXER = 'grootv.models.language.mixer'
+
+
+@pytest.fixture
+def reference_operators(monkeypatch):
+    for name in ('token_chain', 'token_scan', 'token_tree'):
+        monkeypatch.setattr(f'{MIXER}.{name}', getattr(reference, name))
+
+
+@pytest.fixture
+def grown(monkeypatch):
+    """The trees that mixers grow, one after another."""
+    trees = []
+    grow = ops.token_tree
+
+    def record(*arguments):
+        trees.append(grow(*arguments))
+        return trees[-1]
+
+    monkeypatch.setattr(f'{MIXER}.token_tree', record)
+    return trees
+
+
+def mixer(hidden=6, state=3, dtype=torch.float64, **tree) -> TreeMambaMixer:
+    mixer = TreeMambaMixer(MambaConfig(hidden_size=hidden, state_size=state, use_bias=True), 0).to(dtype)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    for name, value in tree.items():
+        setattr(mixer, name, value)
+    return mixer.eval()
+
+
+def context(start: int, stop: int) -> Context:
+    return Context(None, torch.tensor([[start, stop]]))
+
+
+class Definition:
+    """The tree and the scans of one sequence in numpy, everything in full, positions from the end."""
+
+    def __init__(self, mixer: TreeMambaMixer, hidden: torch.Tensor):
+        weight = {name: value.detach().double().numpy() for name, value in mixer.named_parameters()}
+        length, rank = len(hidden), mixer.time_step_rank
+        inner = hidden.double().numpy() @ weight['in_proj.weight'].T + weight['in_proj.bias']
+        x, gate = np.split(inner, 2, axis=1)
+        kernel = weight['conv1d.weight'][:, 0]
+        padded = np.concatenate([np.zeros((kernel.shape[1] - 1, x.shape[1])), x])
+        windows = [(padded[t : t + kernel.shape[1]].T * kernel).sum(1) for t in range(length)]
+        x = silu(np.stack(windows) + weight['conv1d.bias'])
+        low, B, C = np.split(x @ weight['x_proj.weight'].T, [rank, rank + mixer.ssm_state_size], axis=1)
+        step = np.log1p(np.exp(low @ weight['dt_proj.weight'].T + weight['dt_proj.bias']))
+        decay = np.exp(step[:, :, None] * -np.exp(weight['A_log']))
+        signal = step[:, :, None] * B[:, None, :] * x[:, :, None]
+        self.length, self.decay, self.signal = length, decay[::-1], signal[::-1]
+        self.x, self.C, self.gate, self.weight = x, C, gate, weight
+
+    def distance(self, i: int, j: int) -> float:
+        a, b = self.signal[i].ravel(), self.signal[j].ravel()
+        return np.exp(-(a @ b) / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+    def published(self, size: int, reach: int) -> list[int]:
+        """Parent of every position, by Kruskal's algorithm; the context is the ``size`` last positions."""
+        edges = [
+            (self.distance(i, i + k), i, i + k)
+            for i in range(self.length)
+            for k in range(1, reach + 1)
+            if i + k < self.length and (k == 1 or i >= self.length - size)
+        ]
+        group = list(range(self.length))
+        neighbours = [[] for _ in group]
+        for _, i, j in sorted(edges):
+            if group[i] != group[j]:
+                group = [group[i] if g == group[j] else g for g in group]
+                neighbours[i].append(j)
+                neighbours[j].append(i)
+        parent, todo = {0: 0}, [0]
+        for i in todo:
+            for j in neighbours[i]:
+                if j not in parent:
+                    parent[j] = i
+                    todo.append(j)
+        return [parent[i] for i in range(self.length)]
+
+    def causal(self, size: int, reach: int) -> list[int]:
+        parent = [0] + [i - 1 for i in range(1, self.length)]
+        for i in range(self.length - size, self.length):
+            later = [i - k for k in range(1, reach + 1) if i - k >= self.length - size]
+            if later:
+                parent[i] = min(later, key=lambda j: self.distance(j, i))
+        return parent
+
+    def scan(self, parent: list[int]) -> np.ndarray:
+        def state(i: int) -> np.ndarray:
+            children = [j for j in range(self.length) if parent[j] == i and j != i]
+            # A position's decay is that of the token that follows it, whatever its parent.
+            return self.signal[i] + sum(self.decay[j - 1] * state(j) for j in children)
+
+        return np.stack([state(i) for i in range(self.length)])[::-1]
+
+    def output(self, parent: list[int], scale: float) -> tuple[np.ndarray, np.ndarray]:
+        chain = [max(i - 1, 0) for i in range(self.length)]
+        state = self.scan(chain) + scale * self.scan(parent)
+        y = (state * self.C[:, None, :]).sum(2) + self.weight['D'] * self.x
+        y = (y * silu(self.gate)) @ self.weight['out_proj.weight'].T + self.weight['out_proj.bias']
+        return y, state[-1]
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('reach', [1, 3, 4])
+def test_trees_and_outputs_are_those_of_the_definition(grown, causal, reach):
+    length = 12
+    layer = mixer(reach=reach, causal=causal)
+    hidden = torch.randn(length, 6, dtype=torch.float64)
+    definition = Definition(layer, hidden)
+    trees, backward = set(), False
+    for size in range(length + 1):
+        output = layer(hidden.unsqueeze(0), attention_mask=context(0, size))[0]
+        parent = definition.causal(size, reach) if causal else definition.published(size, reach)
+        found = grown.pop().parent[0].tolist()
+        assert found == [length - 1 - i for i in parent[::-1]], size
+        np.testing.assert_allclose(output.detach().numpy(), definition.output(parent, 0.3)[0], rtol=1e-10)
+        trees.add(tuple(found))
+        chain = [*range(1, length), length - 1]
+        assert size > 2 or found == chain
+        backward |= any(above < token for token, above in enumerate(found))
+    # The context matters, except in a tree of neighbours; in the published one, tokens hear later ones.
+    assert len(trees) > 3 if reach > 1 else len(trees) == 1
+    assert backward == (reach > 1 and not causal)
+
+
+def test_compiled_operators_grow_and_scan_the_same_trees(monkeypatch, reference_operators):
+    layer, hidden = mixer(hidden=16, state=16), torch.randn(2, 24, 16, dtype=torch.float64)
+    bounds = Context(None, torch.tensor([[0, 24], [5, 17]]))
+    expected = layer(hidden, attention_mask=bounds)
+    monkeypatch.undo()
+    torch.testing.assert_close(layer(hidden, attention_mask=bounds), expected)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_scale_0_is_the_mamba_of_transformers(bias):
+    plain = mamba(use_bias=bias, use_conv_bias=bias)
+    tree = use_tree_scan(copy.deepcopy(plain), scale=0)
+    ids, mask = pad_left([tokens(5), tokens(17), tokens(1)])
+    difference = tree(ids, attention_mask=mask).logits - plain(ids, attention_mask=mask).logits
+    assert difference.abs().max() < 1e-5 * plain(ids).logits.abs().max()
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_scale_0_is_bit_for_bit_mamba_in_the_order_of_the_reference(reference_operators, bias):
+    plain = mamba(use_bias=bias, use_conv_bias=bias)
+    tree = use_tree_scan(copy.deepcopy(plain), scale=0)
+    ids, mask = pad_left([tokens(5), tokens(17), tokens(1)])
+    found, expected = (model(ids, attention_mask=mask, use_cache=True) for model in (tree, plain))
+    for _ in range(3):  # the prompt, then tokens after it
+        assert torch.equal(found.logits, expected.logits)
+        caches = found.cache_params, expected.cache_params
+        for state in ('conv_states', 'ssm_states'):
+            assert all(map(torch.equal, *(getattr(cache, state) for cache in caches)))
+        step = tokens(3, 1)
+        found, expected = (
+            model(step, cache_params=cache, cache_position=torch.tensor([4]), use_cache=True)
+            for model, cache in zip((tree, plain), caches, strict=True)
+        )
+
+
+def test_gradients():
+    layers = torch.nn.ModuleList(mixer(hidden=4, state=2) for _ in range(2))
+    hidden = torch.randn(2, 6, 4, dtype=torch.float64)
+    bounds = Context(None, torch.tensor([[0, 6], [1, 5]]))
+    names, parameters = zip(*layers.named_parameters(), strict=True)
+
+    def network(hidden, *values):
+        for index in ('0.', '1.'):
+            own = {
+                n.removeprefix(index): v for n, v in zip(names, values, strict=True) if n.startswith(index)
+            }
+            layer = layers[int(index[0])]
+            hidden = hidden + functional_call(layer, own, hidden, dict(attention_mask=bounds))
+        return hidden
+
+    assert torch.autograd.gradcheck(network, (hidden.requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near(dtype):
+    layer, hidden = mixer(hidden=16, dtype=torch.float32, causal=True), torch.randn(1, 30, 16)
+    expected = layer(hidden, attention_mask=context(0, 0))
+    with torch.autocast('cpu', dtype):
+        mixed = layer(hidden, attention_mask=context(0, 0))
+    for found in (mixed, layer.to(dtype)(hidden.to(dtype), attention_mask=context(0, 0))):
+        assert found.dtype == dtype
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < 8 * torch.finfo(dtype).eps
+
+
+def test_the_tree_grows_from_float32_under_autocast(monkeypatch):
+    seen = []
+
+    def record(x, B, *arguments):
+        seen.append((x, B))
+        return ops.token_tree(x, B, *arguments)
+
+    monkeypatch.setattr(f'{MIXER}.token_tree', record)
+    with torch.autocast('cpu', torch.bfloat16):
+        mixer(dtype=torch.float32)(torch.randn(1, 5, 6), attention_mask=context(0, 5))
+    ((x, B),) = seen
+    assert x.dtype == B.dtype == torch.float32 and not x.requires_grad
+
+
+def test_parameters_are_those_of_mamba():
+    plain = mamba()
+    before = {name: id(parameter) for name, parameter in plain.named_parameters()}
+    tree = use_tree_scan(plain, scale=0.5, reach=2, causal=True)
+    assert tree is plain and isinstance(tree, MambaForCausalLM)
+    assert {name: id(parameter) for name, parameter in tree.named_parameters()} == before
+    layers = [module for module in tree.modules() if isinstance(module, MambaMixer)]
+    assert [(layer.scale, layer.reach, layer.causal) for layer in layers] == 2 * [(0.5, 2, True)]
+    assert tree.config.tree == dict(scale=0.5, reach=2, causal=True)
+
+
+def test_a_cache_takes_one_token_at_a_time():
+    model = use_tree_scan(mamba())
+    cache = model(tokens(1, 5)).cache_params
+    with pytest.raises(ValueError, match='one token at a time, got 2'):
+        model(tokens(1, 2), cache_params=cache, cache_position=torch.tensor([4]), use_cache=True)
+
+
+def test_an_adapter_of_the_step_is_refused():
+    model = use_tree_scan(mamba())
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=['dt_proj']), model)
+    with pytest.raises(ValueError, match='dt_proj takes no adapter'):
+        model(tokens(1, 5))
