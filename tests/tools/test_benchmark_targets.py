@@ -159,7 +159,7 @@ def test_a_page_holds_the_figures_of_its_json(tmp_path):
     [
         (None, 'does not exist'),
         ('{', 'is not JSON'),
-        ('{"kind": "ops"}', 'it needs a kind, model or scaling'),
+        ('{"kind": "ops"}', 'it needs a kind, model or scaling or tokens'),
     ],
 )
 def test_a_file_without_tables(tmp_path, text, sentence):

@@ -11,6 +11,7 @@ from tests.tools.tiny_run import load_tool, run_tool
 
 benchmark_model = load_tool('benchmarks/benchmark_model.py')
 benchmark_scaling = load_tool('benchmarks/benchmark_scaling.py')
+benchmark_tokens = load_tool('benchmarks/benchmark_tokens.py')
 
 from measuring import deployed, models  # noqa: E402  (the scripts put their folder on the path)
 
@@ -114,6 +115,32 @@ def test_what_takes_too_long_is_left_out(instant_memory, capsys):
     assert printed.count('about 0 s a call expected at 8 x 8') == 2 * len(benchmark_scaling.MIXERS)
 
 
+def test_tokens(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_tokens, 'CHANNELS', 8)
+    monkeypatch.setattr(benchmark_tokens, 'WIDTH', 8)
+    out = tmp_path / 'tokens.json'
+    benchmark_tokens.main(['--lengths', '4', '9', '--quick', '--out', str(out)])
+    found = json.loads(out.read_text())
+    assert len(found['rows']) == 2 * 2 * 6
+    assert all(0 < row['median_s'] <= row['p95_s'] for row in found['rows'])
+    assert [target['limit'] for target in found['targets']] == [1.5, 2.5] * 2
+    assert '| us a token | 4 | 9 |' in out.with_suffix('.md').read_text()
+    assert out.with_suffix('.png').exists()
+
+
+def test_the_worst_length_is_judged():
+    seconds = {'chain scan': (1, 2), 'tree': (0.5, 1), 'tree scan': (0.5, 4)}
+    rows = [
+        dict(name=name, mode='forward', length=length, median_s=some[index])
+        for name, some in seconds.items()
+        for index, length in enumerate((100, 200))
+    ]
+    flat, beside = benchmark_tokens.judge(dict(rows=rows, quick=False)).figures
+    assert flat.name == 'tree and tree scan, forward, time per token at 200 beside 100 tokens'
+    assert (flat.value, flat.holds) == (2.5, False)
+    assert (beside.value, beside.holds, beside.note) == (2.5, True, 'worst of 2: 200 tokens')
+
+
 # What the user can mend
 
 
@@ -140,7 +167,7 @@ def test_bad_arguments_are_told_in_a_sentence(arguments, sentence, monkeypatch, 
 
 
 def test_bad_numbers_are_told_as_usage(capsys):
-    for tool in ('benchmark_model.py', 'benchmark_scaling.py'):
+    for tool in ('benchmark_model.py', 'benchmark_scaling.py', 'benchmark_tokens.py'):
         assert run_tool(f'benchmarks/{tool}', '--threads', '0') == 2
         assert 'argument --threads: must be 1 or more, got 0' in capsys.readouterr().err
 

@@ -272,7 +272,48 @@ def draw_scaling(found: dict) -> plt.Figure:
     return figure
 
 
-KINDS = {'model': (model_page, draw_model), 'scaling': (scaling_page, draw_scaling)}
+def token_table(rows: list[dict]) -> tuple[Lines, tuple[str, ...]]:
+    """Times of one mode: one row for each operator or layer, one column for each length."""
+    lengths = sorted({row['length'] for row in rows})
+    lines = []
+    for name in dict.fromkeys(row['name'] for row in rows):
+        share = {row['length']: 1e6 * row['median_s'] / row['length'] for row in rows if row['name'] == name}
+        lines.append((name, *(f'{share[length]:.2f}' if length in share else '' for length in lengths)))
+    return lines, ('us a token', *map(str, lengths))
+
+
+def token_page(found: dict, source: str) -> list[str]:
+    lines = [*heading(found, source, 'The tree scan over tokens'), *targets(found)]
+    for mode in dict.fromkeys(row['mode'] for row in found['rows']):
+        rows = [row for row in found['rows'] if row['mode'] == mode]
+        lines += ['', f'## Microseconds a token, {mode}', '', *markdown(*token_table(rows))]
+    return lines
+
+
+def draw_tokens(found: dict) -> plt.Figure:
+    """Time per token against the length, one panel for each mode."""
+    modes = list(dict.fromkeys(row['mode'] for row in found['rows']))
+    figure, (panels,) = plt.subplots(
+        1, len(modes), figsize=(6 * len(modes), 4.5), squeeze=False, layout='constrained'
+    )
+    for mode, axes in zip(modes, panels, strict=True):
+        rows = [row for row in found['rows'] if row['mode'] == mode]
+        for name in dict.fromkeys(row['name'] for row in rows):
+            points = [
+                (row['length'], 1e6 * row['median_s'] / row['length']) for row in rows if row['name'] == name
+            ]
+            axes.loglog(*zip(*points, strict=True), label=name, marker='.')
+        axes.set(xlabel='tokens', ylabel='us a token', title=mode)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+KINDS = {
+    'model': (model_page, draw_model),
+    'scaling': (scaling_page, draw_scaling),
+    'tokens': (token_page, draw_tokens),
+}
 
 
 def main() -> None:
