@@ -161,8 +161,10 @@ def test_bad_input_ends_in_one_sentence(change, sentence):
         model(**{**call, **change})
 
 
-def test_padding_is_no_context():
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_padding_is_no_context(side):
     ids, mask = pad_left([tokens(5), tokens(9)])
+    mask = mask if side == 'left' else mask.flip(1)
     with pytest.raises(ValueError, match='own number of tokens, 5, got 6'):
         tree_mamba()(ids, attention_mask=mask, context_length=torch.tensor([6, 9]))
 

@@ -158,12 +158,13 @@ def test_compiled_operators_grow_and_scan_the_same_trees(monkeypatch, reference_
 
 
 @pytest.mark.parametrize('bias', [False, True])
-def test_scale_0_is_the_mamba_of_transformers(bias):
+def test_scale_0_is_the_mamba_of_transformers(bias, grown):
     plain = mamba(use_bias=bias, use_conv_bias=bias)
     tree = use_tree_scan(copy.deepcopy(plain), scale=0)
     ids, mask = pad_left([tokens(5), tokens(17), tokens(1)])
     difference = tree(ids, attention_mask=mask).logits - plain(ids, attention_mask=mask).logits
     assert difference.abs().max() < 1e-5 * plain(ids).logits.abs().max()
+    assert not grown
 
 
 @pytest.mark.parametrize('bias', [False, True])
