@@ -1,7 +1,7 @@
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from grootv.registry import METRICS
@@ -25,4 +25,5 @@ class Perplexity(BaseMetric):
 
     def compute_metrics(self, results: list[tuple[float, int]]) -> dict[str, float]:
         losses, tokens = zip(*results, strict=True)
-        return dict(perplexity=math.exp(math.fsum(losses) / sum(tokens)))
+        with np.errstate(over='ignore'):
+            return dict(perplexity=float(np.exp(sum(losses) / sum(tokens))))

@@ -28,6 +28,7 @@ _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'effici
 _RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
 _RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
 _NO_SAMPLES = 'need at least one array to concatenate'  # MMEngine packs the samples of a data set
+_GROOTV = re.compile(re.escape(str(Path(__file__).resolve().parents[1])))
 _OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
 
 
@@ -174,9 +175,12 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         )
     try:
         cfg = Config.fromfile(path)
-    except ImportError as error:  # MMEngine's own, which keeps the cause of a failed custom_imports apart
+    except ImportError as error:
+        cause = error  # of custom_imports: MMEngine raises errors of its own above it
+        while isinstance(cause.__context__, ImportError):
+            cause = cause.__context__
         raise UserError(
-            f'config {path} imports what is not installed ({_one_line(error.__context__ or error)}): '
+            f'config {path} imports what is not installed ({_one_line(cause)}): '
             'install the requirements/*.txt of its task'
         ) from error
     except Exception as error:  # a config is a program: it can raise anything
@@ -333,6 +337,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError | TypeError | AttributeError | KeyError) and text and _building(error):
         kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
         return f'the config is refused: {kind}{text[:300]}'
+    if isinstance(error, ValueError) and _raised_in(error, _GROOTV):
+        return text
     return None
 
 

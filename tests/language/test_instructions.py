@@ -53,7 +53,7 @@ def test_an_item_is_a_prompt_and_the_answer_to_learn(make, decode):
     assert len(data) == len(ITEMS)
     for item, prompt, answer in (
         (data[0], BREAD, 'A word on bread.'),
-        (data[1], RIVERS, 'A word on rivers.'),
+        (data[1], RIVERS, 'A word on rivers and more.'),
     ):
         ids, labels, context = item['input_ids'], item['labels'], item['context_length']
         assert decode(ids[:context]) == prompt

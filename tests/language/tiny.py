@@ -9,13 +9,15 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from grootv.datasets.instructions import WITH_INPUT, WITHOUT_INPUT
 
+ROOT = Path(__file__).resolve().parents[2]
+LORA = dict(r=8, lora_alpha=16, target_modules=['x_proj', 'embeddings', 'in_proj', 'out_proj'])
 END = '<|endoftext|>'
 TOPICS = ('bread', 'rivers', 'tides', 'glass', 'wool', 'salt', 'clocks', 'bees')
 ITEMS = [
     dict(
         instruction=f'Tell me about {topic}.',
         input='' if i % 2 else 'Be brief.',
-        output=f'A word on {topic}.',
+        output=f'A word on {topic}{i % 3 * " and more"}.',
     )
     for i, topic in enumerate(TOPICS)
 ]
@@ -54,4 +56,26 @@ def write_model(folder: Path) -> Path:
 
 def write_items(path: Path, items: object = ITEMS) -> Path:
     path.write_text(json.dumps(items))
+    return path
+
+
+def write_config(folder: Path, model: Path, settings: str = '') -> Path:
+    """GrootL's config with the tiny model: 6 items to train, 2 held out, 12 iterations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_items(folder / 'items.json')
+    path = folder / 'tiny.py'
+    path.write_text(f"""
+_base_ = '{ROOT}/configs/language/grootl-130m_lora_alpaca.py'
+model = dict(pretrained='{model}')
+dataset = dict(data_root='{folder}', ann_file='items.json', tokenizer='{model}', max_length=96)
+train_dataloader = dict(dataset=dict(indices=6, **dataset))
+val_dataloader = dict(dataset=dict(indices=-2, **dataset))
+test_dataloader = val_dataloader
+optim_wrapper = dict(optimizer=dict(lr=1e-2), accumulative_counts=2)
+param_scheduler = [dict(type='LinearLR', start_factor=1 / 6, by_epoch=False, end=6)]
+train_cfg = dict(max_iters=12, val_interval=6)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4))
+randomness = dict(seed=0)
+{settings}
+""")
     return path

@@ -31,6 +31,7 @@ class LanguageModel(BaseModel):
 
     Attributes:
         model: transformers' model.
+        tokenizer: That of the folder, or None.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class LanguageModel(BaseModel):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.model, _ = load_language_model(pretrained, **(tree or {}))
+        self.model, self.tokenizer = load_language_model(pretrained, **(tree or {}))
         if lora is not None:
             # Not into self.model: peft refuses out_proj of a Mamba, for some kernels take its weight and pass
             # by its adapter. TreeMambaMixer calls it.
