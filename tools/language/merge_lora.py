@@ -1,0 +1,45 @@
+"""Merge the adapters of a checkpoint into their language model, as a folder that transformers loads.
+
+python tools/language/merge_lora.py configs/language/grootl-130m_lora_alpaca.py CHECKPOINT FOLDER
+
+The folder holds a Mamba as any other, with its tokenizer. Its config.json remembers the tree, which
+grootv.models.language.load_language_model takes up.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.registry import MODELS
+
+from grootv.utils import cli
+from grootv.utils.checkpoint import load_weights
+from grootv.utils.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('folder', type=Path, help='folder to write, new or empty')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = cli.load_config(args.config, args.cfg_options)
+    if cfg.get('model', {}).get('type') != 'grootv.LanguageModel':
+        raise UserError(f'{args.config} has no grootv.LanguageModel: give a config of configs/language')
+    if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
+        raise UserError(f'{args.folder} is there already: give a folder that is new or empty')
+    cli.check_data(cfg, ['model'])
+    cli.check_checkpoint(args.checkpoint)
+    network = MODELS.build(cfg.model)
+    load_weights(network, args.checkpoint, args.trust_checkpoint)
+    network.merge().save_pretrained(args.folder)
+    if network.tokenizer is not None:
+        network.tokenizer.save_pretrained(args.folder)
+    print(f'wrote {args.folder}')
+
+
+if __name__ == '__main__':
+    cli.run(main)
