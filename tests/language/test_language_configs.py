@@ -1,0 +1,107 @@
+"""The recipe of GrootL says what the paper states and the README decides."""
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
+
+from grootv.models.language import fine_tuning, use_tree_scan
+
+from .tiny import ROOT
+
+FOLDER = ROOT / 'configs/language'
+CONFIGS = {path.stem: Config.fromfile(path) for path in sorted(FOLDER.glob('*.py'))}
+PUBLISHED = 'grootl-130m_lora_alpaca'
+TREES = {
+    PUBLISHED: dict(scale=0.3, reach=3, causal=False),
+    'grootl-130m-causal_lora_alpaca': dict(scale=0.3, reach=3, causal=True),
+    'mamba-130m_lora_alpaca': dict(scale=0.0, reach=3, causal=False),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request) -> Config:
+    return CONFIGS[request.param]
+
+
+def load_on_meta(path: str, **tree) -> tuple[nn.Module, None]:
+    """The published Mamba without memory for its weights."""
+    with torch.device('meta'):
+        model = MambaForCausalLM(MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24))
+    return use_tree_scan(model, **tree), None
+
+
+def test_the_configs_differ_in_the_tree_alone():
+    assert {name: dict(config.model.tree) for name, config in CONFIGS.items()} == TREES
+    others = [{k: v for k, v in config.to_dict().items() if k != 'model'} for config in CONFIGS.values()]
+    assert all(other == others[0] for other in others)
+
+
+def test_the_model_is_the_published_one(config, monkeypatch):
+    monkeypatch.setattr(fine_tuning, 'load_language_model', load_on_meta)
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(sizes) == 1_898_304
+    assert sum(p.numel() for p in model.parameters()) - sum(sizes) == 129_135_360
+    lora = config.model.lora
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 16, 0.0)
+    assert set(lora.target_modules) == {'x_proj', 'embeddings', 'in_proj', 'out_proj'}
+
+
+def test_the_metafile_says_so():
+    models = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
+    assert {entry['Name'] for entry in models} == set(CONFIGS)
+    assert {entry['Metadata']['Parameters'] for entry in models} == {129_135_360}
+    results = {entry['Name']: entry.get('Results', []) for entry in models}
+    published = [value for result in results.pop(PUBLISHED) for value in result['Metrics'].values()]
+    assert published == [65.0, 49.8, 69.5, 51.1, 15.9, 28.9, 19.2]
+    assert not any(results.values())
+
+
+def test_optimizer(config):
+    wrapper = config.optim_wrapper
+    assert (wrapper.type, wrapper.accumulative_counts) == ('grootv.BFloat16OptimWrapper', 16)
+    assert wrapper.optimizer == dict(type='AdamW', lr=2e-5, betas=(0.9, 0.999), weight_decay=0.0)
+    assert 'clip_grad' not in wrapper
+    assert config.auto_scale_lr == dict(base_batch_size=config.train_dataloader.batch_size, enable=False)
+
+
+def test_rates_of_the_updates(config):
+    """Linear over the first twenty, then constant."""
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr)
+    (warm_up,) = config.param_scheduler
+    scheduler = PARAM_SCHEDULERS.build(dict(optimizer=optimizer, **warm_up))
+    rates = []
+    for _ in range(40 * 16):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    updates = rates[15::16]
+    assert updates == pytest.approx([2e-5 * min(number / 20, 1) for number in range(1, 41)])
+
+
+def test_one_epoch_of_single_items_without_those_held_out(config):
+    train, test = config.train_dataloader, config.test_dataloader
+    assert train.batch_size == 1
+    assert train.dataset.max_length == test.dataset.max_length == 2048
+    assert (train.sampler.type, train.sampler.shuffle) == ('InfiniteSampler', True)
+    assert not config.train_cfg.by_epoch and config.train_cfg.max_iters == train.dataset.indices == 50_000
+    assert train.dataset.indices - test.dataset.indices == 52_002
+    assert config.val_dataloader == test
+    for key in ('type', 'ann_file', 'data_root', 'tokenizer'):
+        assert train.dataset[key] == test.dataset[key]
+    assert config.val_evaluator == config.test_evaluator == dict(type='grootv.Perplexity')
+
+
+def test_checkpoints_fall_on_updates(config):
+    hook, accumulated = config.default_hooks.checkpoint, config.optim_wrapper.accumulative_counts
+    assert hook.type == 'grootv.CheckpointHook' and not hook.by_epoch
+    assert (hook.save_best, hook.rule) == ('perplexity', 'less')
+    for interval in (hook.interval, config.train_cfg.val_interval, config.train_cfg.max_iters):
+        assert interval % accumulated == 0
+    assert config.default_hooks.epoch_seed.type == 'grootv.EpochSeedHook'
+    assert config.train_dataloader.persistent_workers is False
