@@ -68,13 +68,13 @@ def passages(paragraphs: Iterable[str]) -> list[str]:
 
 
 def by_topic(texts: dict[str, str]) -> dict[str, list[str]]:
-    """The passages of every topic by its title, which is the first line of its text."""
+    """The passages of every topic by its title: the first line of its text, without quotes."""
     seen, found = set(), {}
     for text in sorted(texts.values(), key=lambda text: (len(text), text)):
         title, *paragraphs = (part.strip('\n') for part in re.split(r'\n[ \t]*\n', text.strip()))
         own = [part for part in paragraphs if part.strip() and ' '.join(part.split()) not in seen]
         seen.update(' '.join(part.split()) for part in own)
-        found.setdefault(title.split('\n')[0], []).extend(passages(own))
+        found.setdefault(title.split('\n')[0].replace('"', ''), []).extend(passages(own))
     return {title: found[title] for title in sorted(found) if found[title]}
 
 

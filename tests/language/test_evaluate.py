@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from grootv.datasets.instructions import WITH_INPUT
+from grootv.evaluation.lm_eval_model import GrootLM
+from tests.tools.tiny_run import ROOT, load_tool, run_tool
+
+SEVEN = ROOT / 'configs/language/zero-shot.yml'
+TOPICS = ROOT / 'configs/language/topics.yml'
+CHOICES = dict(text=['salt', 'wool', 'glass', 'bees'], label=['A', 'B', 'C', 'D'])
+PROBLEM = dict(question='What is it?', answer='C', options=CHOICES['text'])
+ITEMS = {
+    'piqa': dict(goal='Bake bread', sol1='Use flour.', sol2='Use sand.', label=0),
+    'arc_easy': dict(question='Who makes honey?', choices=CHOICES, answerKey='D'),
+    'sst2': dict(sentence='A fine film.', label=1, idx=0),
+    'winogrande': dict(sentence='The _ is salt water.', option1='sea', option2='lake', answer='1'),
+    'lambada_openai': dict(text='After the ebb comes the tide'),
+    'race': dict(article='Wool comes from sheep.', problems=str([PROBLEM, PROBLEM])),
+    'openbookqa': dict(question_stem='Sand becomes', choices=CHOICES, answerKey='C'),
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', tmp_path / 'cache')
+
+
+def write_lines(path: Path, items: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(map(json.dumps, items)))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    """Three items a task; one data set is a repository with configurations, the others are files alone."""
+    root = tmp_path_factory.mktemp('data')
+    for name, task in Config.fromfile(SEVEN).tasks.items():
+        write_lines(root / name / f'{task.split}.jsonl', 3 * [ITEMS[name]])
+    (root / 'openbookqa/main').mkdir()
+    (root / 'openbookqa/test.jsonl').rename(root / 'openbookqa/main/test.jsonl')
+    write_lines(root / 'openbookqa/additional/test.jsonl', 5 * [ITEMS['openbookqa']])
+    configs = ''.join(
+        f'- config_name: {name}\n  data_files:\n  - {{split: test, path: {name}/test.jsonl}}\n'
+        for name in ('additional', 'main')
+    )
+    (root / 'openbookqa/README.md').write_text(f'---\nconfigs:\n{configs}---\n')
+    return root
+
+
+def evaluate(*arguments: object) -> int:
+    return run_tool('language/evaluate.py', *arguments)
+
+
+def told(capsys) -> str:
+    """The sentence of a failure, below the progress."""
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_seven_tasks_run_on_data_of_this_machine(folder, data, tmp_path, monkeypatch, capsys):
+    contexts = []
+    forward = GrootLM._continuation_logits
+
+    def record(self, batch):
+        contexts.extend((self.tok_decode(row[0][: row[1]]), row) for row in batch)
+        return forward(self, batch)
+
+    monkeypatch.setattr(GrootLM, '_continuation_logits', record)
+    out = tmp_path / 'new/zero-shot.json'
+    assert evaluate(folder, '--data-root', data, '--out', out, '--causal', '--limit', 2) == 0
+    record = json.loads(out.read_text())
+    (measured,) = record['measured']
+    assert measured['tree'] == dict(scale=0.3, reach=3, causal=True)
+    assert measured['tasks'].keys() == ITEMS.keys()
+    for name, figures in measured['tasks'].items():
+        assert figures['items'] == 2
+        # Two equal items: all right or all wrong.
+        assert figures['value'] > 1 if name == 'lambada_openai' else figures['value'] in (0, 100)
+    texts = {text for text, _ in contexts}
+    assert 'Question: Bake bread\nAnswer:' in texts
+    assert 'After the ebb comes the' in texts
+    assert {'The sea', 'The lake'} <= texts
+    measured_part, published_part = out.with_suffix('.md').read_text().split('Published')
+    assert 'GrootL' not in measured_part and '19.2' in published_part
+    assert str(folder) in measured_part and str(folder) not in published_part
+    assert measured_part in capsys.readouterr().out
+
+
+def test_the_published_table_is_that_of_the_paper():
+    published = Config.fromfile(SEVEN).published.models
+    columns = ('piqa', 'arc_easy', 'sst2', 'winogrande', 'lambada_openai', 'race', 'openbookqa')
+    assert {name: tuple(row[task] for task in columns) for name, row in published.items()} == {
+        'Mamba-130M': (64.5, 48.0, 65.6, 51.8, 16.1, 27.4, 16.8),
+        'GrootL (published tree)': (65.0, 49.8, 69.5, 51.1, 15.9, 28.9, 19.2),
+    }
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        ((), 'the data of task piqa are missing: nowhere/piqa does not exist, put them there or give'),
+        (('--tasks', 'race'), 'the data of task race are missing: nowhere/race does not exist'),
+        (('--tasks', 'squad'), '--tasks: squad is none of piqa, arc_easy, sst2'),
+        (('--config', TOPICS), 'the data of task topic are missing: nowhere/choices.json does not exist'),
+    ],
+)
+def test_what_is_missing_is_told_before_a_model_is_loaded(arguments, sentence, capsys):
+    assert evaluate('no-model', '--data-root', 'nowhere', *arguments) == 1
+    assert sentence in told(capsys)
+
+
+def test_data_of_another_split_are_told(data, tmp_path, capsys):
+    write_lines(tmp_path / 'piqa/train.jsonl', [ITEMS['piqa']])
+    assert evaluate('no-model', '--data-root', tmp_path, '--tasks', 'piqa') == 1
+    assert 'the data of task piqa have no split validation, but train' in told(capsys)
+
+
+def test_a_folder_without_data_is_told(tmp_path, capsys):
+    (tmp_path / 'piqa').mkdir()
+    assert evaluate('no-model', '--data-root', tmp_path, '--tasks', 'piqa') == 1
+    assert f'the data of task piqa cannot be read: {tmp_path}/piqa' in told(capsys)
+
+
+def test_a_repository_with_configurations_gives_the_one_of_the_task(data):
+    tool = load_tool('language/evaluate.py')
+    tasks = Config.fromfile(SEVEN).tasks
+    assert tool.data_of('openbookqa', tasks.openbookqa, data)['dataset_name'] == 'main'
+    assert tool.data_of('race', tasks.race, data)['dataset_name'] is None
+
+
+def test_a_question_on_topics_is_asked_as_in_fine_tuning_and_its_label_is_right(tmp_path, folder):
+    question = dict(instruction='Which topic?', input='Dough rises.', choices=list('abcd'), answer=2)
+    (tmp_path / 'choices.json').write_text(json.dumps([question]))
+    tool, config = load_tool('language/evaluate.py'), Config.fromfile(TOPICS)
+    specification, manager = tool.lm_eval_tasks(config.tasks, tmp_path)
+    task = manager.load(specification)['tasks']['topic']
+    task.build_all_requests()
+    prompt = WITH_INPUT.format(**question)
+    assert [request.args for request in task.instances] == [(prompt, choice) for choice in 'abcd']
+    (document,) = task.test_docs()
+    for chosen in range(4):
+        scores = [(float(place == chosen), False) for place in range(4)]
+        assert task.process_results(document, scores)['acc'] == (chosen == 2)
+
+
+def test_several_models_stand_in_one_table(tmp_path, folder, capsys):
+    question = dict(instruction='Which topic?', input='Dough rises.', choices=list('abcd'), answer=2)
+    (tmp_path / 'choices.json').write_text(json.dumps(2 * [question]))
+    assert evaluate(folder, folder, '--config', TOPICS, '--data-root', tmp_path, '--scale', 0) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f'| {folder} |') for line in lines) == 2
+    assert not any('Published' in line for line in lines)

@@ -1,0 +1,196 @@
+"""Evaluate language models on the tasks of a config with lm-eval, from data on this machine.
+
+python tools/language/evaluate.py work_dirs/grootl-130m --out work_dirs/zero-shot.json
+
+The config names the tasks and their data; where it has published figures, they stand in a table of their own.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1')  # read when datasets is imported
+
+import datasets
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from mmengine.config import Config
+
+from grootv.evaluation.lm_eval_model import GrootLM
+from grootv.models.language.model import CONTEXT_RULES
+from grootv.utils import cli
+from grootv.utils.errors import UserError
+
+CONFIG = Path(__file__).resolve().parents[2] / 'configs/language/zero-shot.yml'
+UNITS = dict(acc='%', acc_norm='%', perplexity='ppl')  # of a task's metric
+PACKAGES = ('grootv', 'torch', 'transformers', 'lm-eval', 'datasets')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'models', nargs='+', type=Path, help='folders of the models, as transformers writes them'
+    )
+    parser.add_argument('--config', default=CONFIG, help='tasks; default configs/language/zero-shot.yml')
+    parser.add_argument('--tasks', nargs='+', help='some of the tasks of the config; default all')
+    parser.add_argument('--data-root', help="in place of the config's")
+    parser.add_argument('--scale', type=float, help="weight of the tree; default the folder's, or 0.3")
+    parser.add_argument('--causal', action=argparse.BooleanOptionalAction, help='as --scale')
+    parser.add_argument('--context-rule', choices=CONTEXT_RULES, help='minimum: the published rule')
+    parser.add_argument('--limit', type=cli.positive, help='take the first items of each task only')
+    parser.add_argument('--batch-size', type=cli.positive, default=8, help='items at once; default 8')
+    parser.add_argument('--device', help='default a GPU if there is one')
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    parser.add_argument('--out', type=Path, help='JSON file to write; the tables go beside it, in Markdown')
+    return parser.parse_args()
+
+
+def choose(config: Config, names: list[str] | None) -> dict[str, Mapping[str, Any]]:
+    """The tasks of the config, or some of them."""
+    unknown = sorted(set(names or []) - config.tasks.keys())
+    if unknown:
+        raise UserError(f'--tasks: {unknown[0]} is none of {", ".join(config.tasks)}')
+    return {name: config.tasks[name] for name in names or config.tasks}
+
+
+def data_of(name: str, task: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Where a task's data are, in lm-eval's words.
+
+    Raises:
+        UserError: If they are missing, or lack the split that is scored.
+    """
+    files = task['data'] if isinstance(task['data'], Mapping) else {}
+    paths = {split: str(root / file) for split, file in files.items()}
+    for path in map(Path, paths.values() or [root / task['data']]):
+        if not path.exists():
+            raise UserError(
+                f'the data of task {name} are missing: {path} does not exist, put them there '
+                'or give --data-root'
+            )
+    if paths:
+        found = dict(dataset_path='json', dataset_name=None, dataset_kwargs=dict(data_files=paths))
+        splits = list(paths)
+    else:
+        folder = str(root / task['data'])
+        try:
+            names = datasets.get_dataset_config_names(folder)
+            chosen = task.get('name') if task.get('name') in names else None
+            splits = datasets.get_dataset_split_names(folder, chosen)
+        except Exception as error:  # whatever files that are no data make the readers raise
+            raise UserError(f'the data of task {name} cannot be read: {folder}: {error}') from error
+        found = dict(dataset_path=folder, dataset_name=chosen)
+    if task['split'] not in splits:
+        raise UserError(f'the data of task {name} have no split {task["split"]}, but {", ".join(splits)}')
+    return found
+
+
+def lm_eval_tasks(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> tuple[list[dict], TaskManager]:
+    """The tasks with their data as lm-eval takes them: its own by name, others by their settings."""
+    new, own = [], []
+    for name, task in tasks.items():
+        settings = task.get('settings')
+        splits = dict(training_split=None, validation_split=None, test_split=task['split'])
+        member = dict(task=name, **splits, **(settings or {}), **data_of(name, task, root))
+        (new if settings else own).append(member)
+    # A member of a group has what lm-eval says of the task of its name.
+    groups = [dict(group='grootl', task=own)] if own else []
+    return new + groups, TaskManager(include_defaults=bool(own))
+
+
+def evaluate(
+    model: Path, tasks: Mapping[str, Mapping[str, Any]], args: argparse.Namespace, root: Path
+) -> dict[str, Any]:
+    """Metrics of a model by task: ``value``, ``stderr`` and the number of ``items``."""
+    lm = GrootLM(
+        model,
+        scale=args.scale,
+        causal=args.causal,
+        context_rule=args.context_rule,
+        device=args.device,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+    )
+    specification, manager = lm_eval_tasks(tasks, root)
+    results = simple_evaluate(
+        lm,
+        tasks=specification,
+        task_manager=manager,
+        limit=args.limit,
+        bootstrap_iters=1000,
+        log_samples=False,
+    )
+    found = {}
+    for name, task in tasks.items():
+        figures, metric = results['results'][name], task['metric']
+        percent = 100 if UNITS[metric] == '%' else 1
+        found[name] = dict(
+            metric=metric,
+            value=percent * figures[f'{metric},none'],
+            stderr=percent * figures[f'{metric}_stderr,none'],
+            items=results['n-samples'][name]['effective'],
+        )
+    return dict(model=str(model), tree=lm.model.config.tree, tasks=found)
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """What was measured, and below it what was published."""
+    tasks = record['measured'][0]['tasks']
+    head = [
+        'model',
+        *(f'{name}, {"ppl" if tasks[name]["metric"] == "perplexity" else "%"}' for name in tasks),
+    ]
+    items = ['items', *(str(tasks[name]['items']) for name in tasks)]
+    rows = [items]
+    for measured in record['measured']:
+        figures = measured['tasks'].values()
+        rows.append([measured['model'], *(f'{f["value"]:.1f} ± {f["stderr"]:.1f}' for f in figures)])
+    text = f'Measured by `{record["command"]}`:\n\n{markdown(head, rows)}\n'
+    published = record['published']
+    if published:
+        rows = [
+            [model, *(str(figures.get(name, '')) for name in tasks)]
+            for model, figures in published['models'].items()
+        ]
+        text += f'\nPublished ({published["source"]}):\n\n{markdown(head, rows)}\n'
+    return text
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main() -> None:
+    args = parse_args()
+    for name in ('lm_eval', 'lm-eval', 'datasets'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    config = cli.load_config(args.config)
+    root = Path(args.data_root or config.get('data_root', ''))
+    tasks = choose(config, args.tasks)
+    for name, task in tasks.items():
+        data_of(name, task, root)
+    record = dict(
+        command=shlex.join(['python', *sys.argv]),
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        dtype=args.dtype,
+        limit=args.limit,
+        context_rule=args.context_rule or 'item',
+        measured=[evaluate(model, tasks, args, root) for model in args.models],
+        published=config.get('published'),
+    )
+    print(tables(record))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + '\n')
+        args.out.with_suffix('.md').write_text(tables(record))
+
+
+if __name__ == '__main__':
+    cli.run(main)
