@@ -11,6 +11,7 @@ from grootv import ops
 from grootv.ops.grid_graph import grid_edges
 from tests.ops import emulation
 from tests.ops.cases import GRIDS, SCAN_DTYPES, assert_same_tree, features, scan_inputs
+from tests.ops.test_token_scan import EVERY_TREE, inputs, tree_over
 
 # The emulated kernels take a team of the whole grid from 65 vertices on, the device from 4097.
 LARGE = {'emulated': [(20, 17), (1, 130), (130, 1)], 'cuda': [(65, 64), (200, 320), (1, 5000), (5000, 1)]}
@@ -48,6 +49,13 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert found.dtype == expected.dtype
     difference = (found.double() - expected.double()).norm()
     assert difference <= TOLERANCE[found.dtype] * expected.double().norm()
+
+
+def assert_close_sums(found: Tensor, expected: Tensor) -> None:
+    """For sums over vertices or channels, whose terms cancel."""
+    assert found.dtype == expected.dtype
+    difference, norm = (found.double() - expected.double()).norm(), expected.double().norm()
+    assert difference <= 10 * TOLERANCE[found.dtype] * (1 + norm)
 
 
 @pytest.mark.parametrize('metric', ops.METRICS)
@@ -112,11 +120,22 @@ def test_non_contiguous_inputs(backend):
     assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), tree)
     signal, decay = torch.randn(2, 6, 35).mT, torch.rand(2, 6, 35).mT
     assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
+    *tensors, bias = inputs(2, 20, 6, 6)
+    x, delta, A, B, C = (tensor.mT.contiguous().mT for tensor in tensors)
+    given = x[..., ::2], delta[..., ::2], A[::2, ::2], B[..., ::2], C[..., 1::2], bias[::2]
+    tree = [field.mT.contiguous().mT for field in tree_over('random', 2, 20)[:2]]
+    grads = x.flip(2)[..., ::2], torch.randn(3, 3, 2).double().permute(2, 0, 1)
+    for name, arguments in (
+        ('token_scan', (*given, *tree, True)),
+        ('token_scan_backward', (*grads, *given, *tree, True)),
+    ):
+        expected = getattr(torch.ops.grootv, name)(*arguments)
+        for ours, theirs in zip(getattr(backend, name)(*arguments), expected, strict=True):
+            assert_close(ours, theirs)
 
 
-def graphs():
+def graphs(vertices: int = 150):
     """Edge lists whose trees are deep, wide or both, with more edges than a tree has."""
-    vertices = 150
     parent = {
         'star': lambda v: 0,
         'path': lambda v: v - 1,
@@ -124,7 +143,7 @@ def graphs():
         'binary': lambda v: (v - 1) // 2,
     }
     for name, of in parent.items():
-        tree = torch.tensor([[v, of(v)] for v in range(1, vertices)])
+        tree = torch.tensor([[v, of(v)] for v in range(1, vertices)]).view(-1, 2)
         others = torch.randint(0, vertices, (100, 2), generator=torch.Generator().manual_seed(0))
         yield name, torch.cat([others, tree]).int(), vertices
 
@@ -190,6 +209,56 @@ def test_selective_scans_and_their_gradients(backend, batch, with_bias, softplus
                 assert_close(ours, theirs)
 
 
+def token_tree_over(kind: str, batch: int, length: int) -> ops.Tree:
+    """A tree rooted at the last token, also of the forms of :func:`graphs`."""
+    if kind in EVERY_TREE:
+        return tree_over(kind, batch, length)
+    edges = next(edges for name, edges, _ in graphs(length) if name == kind)[-length + 1 :]
+    every = torch.arange(length - 1, dtype=torch.int32).repeat(batch, 1)
+    return ops.breadth_first_order_from_edges(length - 1 - edges, every, length, length - 1)
+
+
+def assert_same_token_scans(backend, shape, kind, dtype, bias=True, softplus=True):
+    *tensors, shift = inputs(*shape, dtype, bias, softplus)
+    tree = token_tree_over(kind, *shape[:2])
+    arguments = (*tensors, shift, tree.order, tree.parent, softplus)
+    grads = torch.randn(shape[:3]).to(dtype), torch.randn(shape[0], *shape[2:], dtype=tensors[2].dtype)
+    expected = torch.ops.grootv.token_scan(*arguments)
+    for ours, theirs in zip(backend.token_scan(*arguments), expected, strict=True):
+        assert_close(ours, theirs)
+    expected = torch.ops.grootv.token_scan_backward(*grads, *arguments)
+    for i, (ours, theirs) in enumerate(
+        zip(backend.token_scan_backward(*grads, *arguments), expected, strict=True)
+    ):
+        (assert_close if i < 2 else assert_close_sums)(ours, theirs)
+
+
+@pytest.mark.parametrize('dtype', SCAN_DTYPES)
+@pytest.mark.parametrize('kind', [*EVERY_TREE, 'star', 'comb', 'binary'])
+def test_token_scans_and_their_gradients(backend, kind, dtype):
+    shapes = [(2, 2, 5, 3), (2, 33, 33, 16), (1, 64, 4, 20), (3, 17, 70, 35)]
+    forms = [(True, True), (False, True), (True, False), (False, False)]
+    for shape, form in zip(shapes, forms, strict=True):
+        assert_same_token_scans(backend, shape, kind, dtype, *form)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (0, 3, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
+def test_token_scans_of_little_or_nothing(backend, shape):
+    assert_same_token_scans(backend, shape, 'chain', torch.float32)
+
+
+@pytest.mark.parametrize('kind', ['published', 'binary'])
+def test_token_scans_whose_rows_do_not_fit_into_shared_memory(monkeypatch, kind):
+    monkeypatch.setenv('GROOTV_SHARED_BYTES', '10000')
+    assert_same_token_scans(Backend('emulated'), (2, 40, 5, 20), kind, torch.float64)
+
+
+def test_token_scans_of_a_text(backend):
+    length, channels = (300, 3) if backend.name == 'emulated' else (5000, 70)
+    for kind in ('published', 'causal'):
+        assert_same_token_scans(backend, (1, length, channels, 16), kind, torch.float32)
+
+
 @pytest.mark.parametrize(
     ('dtype', 'gate_dtype'),
     [
@@ -210,10 +279,7 @@ def test_gated_read_outs_and_their_gradients(backend, dtype, gate_dtype):
         arguments = (torch.randn(rows, dtype=dtype).to(gate_dtype), *arguments, 1e-3)
         expected = torch.ops.grootv.gated_read_out_backward(*arguments)
         for ours, theirs in zip(backend.gated_read_out_backward(*arguments), expected, strict=True):
-            assert ours.dtype == theirs.dtype
-            # Sums over vertices or channels, whose terms cancel.
-            tolerance = 10 * TOLERANCE[ours.dtype]
-            assert (ours.double() - theirs.double()).norm() <= tolerance * (1 + theirs.double().norm())
+            assert_close_sums(ours, theirs)
 
 
 def test_the_same_bits_twice(backend):
@@ -222,6 +288,11 @@ def test_the_same_bits_twice(backend):
         arguments = (signal.flip(1), signal, decay, *tree, direction)
         once, again = backend.tree_scan_backward(*arguments), backend.tree_scan_backward(*arguments)
         assert all(map(torch.equal, once, again))
+    *tensors, bias = inputs(2, 40, 40, 20, torch.float32)
+    tree = tree_over('published', 2, 40)
+    arguments = (tensors[0].flip(1), torch.randn(2, 40, 20), *tensors, bias, tree.order, tree.parent, True)
+    once, again = backend.token_scan_backward(*arguments), backend.token_scan_backward(*arguments)
+    assert all(map(torch.equal, once, again))
 
 
 @pytest.mark.parametrize('batch', [1, 4])
@@ -270,6 +341,37 @@ def test_wrong_edges_are_not_told_where_nothing_waits_for_them(backend):
     order, parent, _ = backend.breadth_first_order_from_edges(edges, tree_edges, 12, 0, False)
     assert (order == -1).any()
     assert (parent == -1).any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_token_trees_that_are_none_give_nan(backend, dtype):
+    *tensors, bias = inputs(2, 20, 5, 3, dtype)
+    tree = tree_over('causal', 2, 20)
+    grads = tensors[0].flip(1), torch.randn(2, 5, 3)
+    wrong = {
+        'a vertex twice': (tree.order.clone().index_fill_(1, torch.tensor([1]), 19), tree.parent),
+        'no vertex': (tree.order.clone().index_fill_(1, torch.tensor([2]), 20), tree.parent),
+        'no parent': (tree.order, tree.parent.clone().index_fill_(1, torch.tensor([3]), -1)),
+        'a cycle': (tree.order, torch.arange(20, dtype=torch.int32).expand(2, -1)),
+        'another root': (19 - tree.order, (19 - tree.parent).flip(1)),
+    }
+    for name, bad in wrong.items():
+        given = (*tensors, bias, *bad, True)
+        for result in (*backend.token_scan(*given), *backend.token_scan_backward(*grads, *given)):
+            assert result.isnan().all(), name
+    order = tree.order.clone()
+    order[0, 1] = order[0, 0]
+    expected = torch.ops.grootv.token_scan(*tensors, bias, tree.order, tree.parent, True)
+    for ours, theirs in zip(
+        backend.token_scan(*tensors, bias, order, tree.parent, True), expected, strict=True
+    ):
+        assert ours[0].isnan().all()
+        assert_close(ours[1:], theirs[1:])
+    # One token leaves nothing to go wrong but its name.
+    *tensors, bias = inputs(1, 1, 5, 3, dtype)
+    given = (*tensors, bias, torch.ones(1, 1, dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32), True)
+    for result in backend.token_scan_backward(tensors[0], torch.randn(1, 5, 3), *given):
+        assert result.isnan().all()
 
 
 def test_a_wrong_item_leaves_the_others_alone_during_a_capture(monkeypatch):
@@ -331,6 +433,9 @@ def test_a_block_is_captured_in_a_cuda_graph():
 def test_bad_input_is_told_as_on_the_cpu(backend):
     signal, decay, tree = scan_inputs(2, 3, 4, 5)
     maps, weight = features('normal', 2, 3, 4, 5), torch.rand(2, 17)
+    context = torch.zeros(2, 2, dtype=torch.int32)
+    *tokens, bias = inputs(2, 12, 5, 3, torch.float32)
+    tokens = (*tokens, bias, *tree[:2], True)
     edges = grid_edges(3, 4).int().unsqueeze(0)
     tree_edges = ops.minimum_spanning_tree(weight, 3, 4)
     loop = tree_edges.clone()
@@ -356,6 +461,13 @@ def test_bad_input_is_told_as_on_the_cpu(backend):
         ('tree_scan', (signal[:1], decay, *tree, 'both')),
         ('tree_scan', (signal, decay, *tree, 'down')),
         ('selective_tree_scan', (signal, decay, decay[0, 0], decay[0], None, *tree, True)),
+        ('token_edge_weight', (signal, decay, context, 0)),
+        ('token_edge_weight', (signal, decay[:, 1:], context, 3)),
+        ('token_edge_weight', (signal, decay, context.long(), 3)),
+        ('token_scan', (*tokens[:1], signal[..., 1:], *tokens[2:])),
+        ('token_scan', (signal.half(), *tokens[1:])),
+        ('token_scan', (*tokens[:5], bias[1:], *tokens[6:])),
+        ('token_scan_backward', (signal, signal, *tokens)),
         ('gated_read_out', (signal, weight, signal, *[signal[0, 0]] * 2, *[weight[0]] * 4, 1e-5)),
         ('gated_read_out', (signal.half(), weight, signal, *[signal[0, 0]] * 2, *[weight[0]] * 4, 1e-5)),
     ]

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cuda/elementary.h"
 #include "cuda/scan.h"
 
 namespace grootv {
@@ -16,22 +17,15 @@ struct SelectedSignal {
 
     const T *x, *delta, *write;  // write: B, one value per vertex
     const A *rate, *bias;        // A and delta_bias, one value per channel
-    bool softplus;
+    bool with_softplus;
     int64_t channels;
 
     __device__ A shifted(int64_t row, int64_t c) const {
         const A given = static_cast<A>(delta[row * channels + c]);
         return bias ? given + bias[c] : given;
     }
-    // PyTorch's softplus, which is the identity above 20.
-    __device__ A step(A shifted) const {
-        using std::exp, std::log1p;
-        return softplus && !(shifted > 20) ? log1p(exp(shifted)) : shifted;
-    }
-    __device__ A step_slope(A shifted) const {
-        using std::exp;
-        return softplus && !(shifted > 20) ? 1 / (1 + exp(-shifted)) : A{1};
-    }
+    __device__ A step(A shifted) const { return with_softplus ? softplus(shifted) : shifted; }
+    __device__ A step_slope(A shifted) const { return with_softplus ? softplus_slope(shifted) : A{1}; }
     __device__ A decay_of(A step, int64_t c) const {
         using std::exp;
         return exp(step * rate[c]);
