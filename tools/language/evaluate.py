@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1')  # read when datasets is imported
+os.environ['DISABLE_MULTIPROC'] = '1'  # lm-eval would fork a process that has threads, which can hang
 
 import datasets
 from lm_eval.evaluator import simple_evaluate
