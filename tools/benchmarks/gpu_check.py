@@ -40,6 +40,9 @@ OPERATORS = (
     'tree_scan_backward',
     'selective_tree_scan',
     'selective_tree_scan_backward',
+    'token_edge_weight',
+    'token_scan',
+    'token_scan_backward',
     'gated_read_out',
     'gated_read_out_backward',
 )

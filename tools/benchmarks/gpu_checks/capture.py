@@ -1,5 +1,6 @@
 """CUDA graphs: every operator and a whole block, captured once and replayed with other inputs."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from .environment import NotHere, Options, import_ops
 from .networks import Block, seeded
 from .operators import selective_scan
 from .report import Report, sentence
+from .tokens import random_scan, scan_with_gradients
 
 ops = import_ops()
 
@@ -70,6 +72,21 @@ def operator_calls(height: int, width: int) -> dict[str, tuple[Callable, Callabl
         'minimum_spanning_tree': (lambda w: (ops.minimum_spanning_tree(w, height, width),), edge_weight),
         'build_tree': (lambda x: tuple(ops.build_tree(x)), maps),
         'tree_scan': (scan, signals),
+    }
+    context = torch.tensor([[0, vertices], [vertices // 3, vertices - 1]], device='cuda')
+
+    def token_vectors():
+        return torch.randn(2, vertices, channels, device='cuda'), torch.randn(2, vertices, 4, device='cuda')
+
+    tokens = ops.token_tree(*token_vectors(), context)
+
+    def token_signals():
+        return tuple(itertools.chain(*random_scan(2, vertices, channels, 16, 'cuda')))
+
+    calls |= {
+        'token_tree': (lambda x, B: tuple(ops.token_tree(x, B, context)), token_vectors),
+        'token_tree causal': (lambda x, B: tuple(ops.token_tree(x, B, context, causal=True)), token_vectors),
+        'token_scan': (lambda *given: scan_with_gradients(given[:6], given[6:], tokens), token_signals),
     }
     if hasattr(ops, 'selective_tree_scan'):
         calls['selective_tree_scan'] = (selective_forward_backward, selective)

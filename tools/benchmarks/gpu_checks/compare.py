@@ -115,6 +115,18 @@ class Tally:
         self.entries = {}
 
 
+def keep_strides(tensor: Tensor, device: str) -> Tensor:
+    """Move a tensor and keep its layout; ``to`` would make some contiguous."""
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return tensor.to(device)
+    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    if 0 in tensor.stride():
+        kept = tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())
+        moved[kept].copy_(tensor[kept])
+        return moved
+    return moved.copy_(tensor)
+
+
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Memory that PyTorch hands out uninitialised holds NaN and the largest integers."""

@@ -10,6 +10,7 @@ from .environment import Options, import_ops
 from .operators import dtype_name, selective_scan
 from .report import Report
 from .timing import as_graph, copy_of, medians, num_sets
+from .tokens import random_scan
 
 ops = import_ops()
 
@@ -21,6 +22,7 @@ LARGE = 256  # sides from here on must cost alike
 def run(options: Options, report: Report) -> None:
     torch.manual_seed(options.seed)
     classification, detection = (128, 56, 56, 160), (2, 200, 320, 160)
+    text = (8, 1024, 1, 1536)  # Mamba-130m
     rows = [
         (bandwidth, ()),
         (tree, (classification, torch.float32, 0.3)),
@@ -32,6 +34,8 @@ def run(options: Options, report: Report) -> None:
         (selective, (classification, torch.float32)),
         (selective, (classification, torch.bfloat16)),
         (selective, (detection, torch.float32)),
+        (tokens, (text, torch.float32)),
+        (tokens, (text, torch.bfloat16)),
         (growth, ()),
     ]
     with torch.no_grad():
@@ -152,6 +156,40 @@ def selective(options, report, shape, dtype) -> None:
 
     traffic = 5 * grad.nbytes + 2 * inputs[0][3].nbytes + bytes_tree
     beside_copy(options, report, titles[1], backward, count, traffic, None)
+
+
+def tokens(options, report, shape, dtype) -> None:
+    """Tree and scan of texts, whose inputs are read once and whose results are written once."""
+    batch, length, width, channels = options.shrink(*shape)
+    name = label((batch, length * width, channels), dtype)
+    sets = [
+        random_scan(batch, length * width, channels, 16, options.device, dtype)
+        for _ in range(sets_of(options, shape, dtype, 4))
+    ]
+    context = torch.tensor([[0, length * width]], device=options.device).repeat(batch, 1)
+
+    def tree(k, causal=False):
+        return ops.token_tree(sets[k][0][0], sets[k][0][3], context, causal=causal)
+
+    def measure(title, call):
+        report.figure(title, medians(options, {'call': call}, len(sets))['call'] * 1e3, 'ms')
+
+    for title, call in ('token_tree', tree), ('token_tree causal', partial(tree, causal=True)):
+        directly_and_as_graph(options, report, f'{title} {name}', 'ms', measure, call, len(sets), None, True)
+
+    grown = tree(0)
+    fields = grown.order, grown.parent, True
+
+    def forward(k):
+        return torch.ops.grootv.token_scan(*sets[k][0], *fields)
+
+    def backward(k):
+        return torch.ops.grootv.token_scan_backward(*sets[k][1], *sets[k][0], *fields)
+
+    inputs, grads = (sum(tensor.nbytes for tensor in part) for part in sets[0])
+    beside_copy(options, report, f'token_scan {name}', forward, len(sets), inputs + grads, None, True)
+    traffic, title = 2 * inputs + grads, f'token_scan backward {name}'
+    beside_copy(options, report, title, backward, len(sets), traffic, None, True)
 
 
 def beside_copy(options, report, name, call, sets, traffic, limit, capturable=False) -> None:

@@ -5,10 +5,11 @@ import itertools
 import torch
 from torch import Tensor
 
-from .compare import Tally, twice
+from .compare import Tally, keep_strides, twice
 from .environment import Options, import_ops
 from .operators import dtype_name, selective_definition
 from .report import Report
+from .tokens import graph_shapes, token_scans, token_trees
 
 ops = import_ops()
 from tests.ops.cases import GRIDS, SCAN_DTYPES, features  # noqa: E402  (found through import_ops)
@@ -57,7 +58,8 @@ class Parity:
 def run(options: Options, report: Report, small: bool = False) -> None:
     parity = Parity(options, report, small)
     print(f'  seed {options.seed}', flush=True)
-    for part in (grid_trees, graph_trees, scans, selective_scans, read_outs, special_signals, bad_inputs):
+    trees, sums = (grid_trees, graph_trees, token_trees), (scans, selective_scans, token_scans, read_outs)
+    for part in (*trees, *sums, special_signals, bad_inputs):
         part(parity)
         parity.finish(part.__name__.replace('_', ' '))
 
@@ -136,16 +138,6 @@ def graph_trees(parity: Parity) -> None:
                 )
                 parity.tally.exact('minimum_spanning_tree_from_edges', case, found[:1], expected[:1])
                 parity.tally.exact('breadth_first_order_from_edges', case, found[1:], expected[1:])
-
-
-def graph_shapes(vertices: int) -> dict:
-    half = vertices // 2
-    return {
-        'star': lambda v: 0,
-        'path': lambda v: v - 1,
-        'comb': lambda v: v - 1 if v < half else v - half,
-        'binary': lambda v: (v - 1) // 2,
-    }
 
 
 def graph_steps(edges: Tensor, weight: Tensor, vertices: int, root: int) -> tuple[Tensor, ...]:
@@ -357,6 +349,7 @@ def bad_calls(device: str) -> dict:
         'another batch': lambda: ops.tree_scan(signal, decay, ops.Tree(*(field[:1] for field in tree))),
         'int64 order': lambda: ops.tree_scan(signal, decay, tree._replace(order=tree.order.long())),
         **selective_bad_calls(signal, decay, tree),
+        **token_bad_calls(signal, decay, tree),
     }
 
 
@@ -369,6 +362,18 @@ def selective_bad_calls(signal: Tensor, delta: Tensor, tree) -> dict:
         'too few rates': lambda: ops.selective_tree_scan(signal, delta, A[:3], B, tree),
         'too few writes': lambda: ops.selective_tree_scan(signal, delta, A, B[:, :5], tree),
         'too few biases': lambda: ops.selective_tree_scan(signal, delta, A, B, tree, delta_bias=A[:3]),
+    }
+
+
+def token_bad_calls(signal: Tensor, delta: Tensor, tree) -> dict:
+    context, rates = torch.zeros_like(tree.order[:, :2]), signal[0, :4]
+    return {
+        'no reach': lambda: ops.token_edge_weight(signal, delta, context, 0),
+        'tokens without writes': lambda: ops.token_edge_weight(signal, delta[:, 1:], context),
+        'too few contexts': lambda: ops.token_edge_weight(signal, delta, context[:1]),
+        'too few steps of tokens': lambda: ops.token_scan(signal, delta[:, 1:], rates, delta, delta, tree),
+        'too few rates of states': lambda: ops.token_scan(signal, delta, rates[:3], delta, delta, tree),
+        'another dtype of tokens': lambda: ops.token_scan(signal, delta.half(), rates, delta, delta, tree),
     }
 
 
@@ -398,18 +403,6 @@ def huge_tree(parity: Parity) -> None:
 def strided(tensor: Tensor) -> Tensor:
     """The same values, the first and last dimension swapped in memory."""
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def keep_strides(tensor: Tensor, device: str) -> Tensor:
-    """Move a tensor and keep its layout; ``to`` would make some contiguous."""
-    if tensor.is_contiguous() or tensor.numel() == 0:
-        return tensor.to(device)
-    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    if 0 in tensor.stride():
-        kept = tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())
-        moved[kept].copy_(tensor[kept])
-        return moved
-    return moved.copy_(tensor)
 
 
 def spike(tensor: Tensor, value: float) -> Tensor:
