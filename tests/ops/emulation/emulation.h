@@ -159,8 +159,9 @@ public:
         emulation::run(function_, blocks, threads, shared_bytes, true, [=] { kernel(arguments...); });
     }
 
-    // The variable stands for the capture of a CUDA graph.
+    // The variables stand for the capture of a CUDA graph, and for a caller who must not wait.
     bool read(const int32_t* from, int count, int32_t* to) const {
+        check(!std::getenv("GROOTV_NO_WAIT"), function_, ": the device is waited for");
         if (std::getenv("GROOTV_CAPTURE")) return false;
         std::copy_n(from, count, to);
         return true;
