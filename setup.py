@@ -97,10 +97,10 @@ def cuda_toolkit() -> tuple[Path | None, str]:
 
 
 def onnxruntime_library() -> Extension:
-    """The CPU kernels as operators of ONNX Runtime, linked with neither torch nor ONNX Runtime."""
+    """The CPU kernels on images as operators of ONNX Runtime, linked with neither torch nor ONNX Runtime."""
     return Extension(
         'grootv.ops._onnxruntime',
-        sources('onnxruntime/*.cpp') + sources('cpu/*.cpp'),
+        sources('onnxruntime/*.cpp') + [path for path in sources('cpu/*.cpp') if '/token_' not in path],
         # Of torch only what is header-only; the rest of its names are those of csrc/onnxruntime/torch.
         include_dirs=[str(ROOT / 'ops/csrc/onnxruntime'), str(ROOT / 'ops/csrc'), *include_paths()],
         extra_compile_args={'cxx': HOST_FLAGS},
