@@ -252,12 +252,16 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
         return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
     pairs = edges.tolist()
     trees = []
-    for weights in weight.tolist():
-        best = {}
-        for edge in sorted(range(len(pairs)), key=lambda edge: (weights[edge], pairs[edge][1])):
-            if weights[edge] < math.inf:
-                best.setdefault(pairs[edge][0], edge)
-        trees.append([best[token] for token in range(length - 1)])
+    for weights, (_, stop) in zip(weight.tolist(), context.tolist(), strict=True):
+        alike = {}  # edge from every token to the earlier one that it is most alike to
+        for edge in sorted(range(len(pairs)), key=lambda edge: weights[edge]):
+            alike.setdefault(pairs[edge][1], edge)
+        hanging = {}
+        for later in range(1, length):
+            hanging.setdefault(pairs[alike[later]][0], alike[later])
+        for token in set(range(length - 1)).difference(hanging):
+            hanging[token] = pairs.index([token, min(token + reach, stop - 1, length - 1)])
+        trees.append([hanging[token] for token in range(length - 1)])
     tree_edges = torch.tensor(trees, dtype=torch.int32).view(len(x), length - 1)
     return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
 

@@ -48,15 +48,17 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     """Grow the tree of the tokens of each sequence.
 
     The minimum spanning tree of the weighted edges, which lets a token of the context hear later ones of the
-    context; or, if ``causal``, the tree in which every token of the context hangs from the most alike of the
-    ``reach`` tokens after it, the nearest of equals. Outside the context the tree is the chain.
+    context. Or, if ``causal``, a tree in which no token depends on a later one, neither by what it hears nor by
+    the shape of the tree: every token of the context hangs from the first of the ``reach`` tokens after it to
+    which it is the most alike of the ``reach`` before that one, the nearest of equals; if it is to none, from
+    the last of them. Outside the context the tree is the chain.
 
     Args:
         x: As for :func:`token_edge_weight`.
         B: As for :func:`token_edge_weight`.
         context: As for :func:`token_edge_weight`.
         reach: As for :func:`token_edge_weight`.
-        causal: Whether no token hears a later one.
+        causal: Whether no token depends on a later one.
 
     Returns:
         Tree of every sequence, rooted at its last token.
@@ -67,7 +69,8 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     length, device = x.shape[1], x.device
     weight = token_edge_weight(x, B, context, reach)
     if causal:
-        edges = _nearest_alike(weight.view(len(x), length - 1, reach))
+        parent = _causal_parents(weight.view(len(x), length - 1, reach), context)
+        edges = torch.stack([torch.arange(length - 1, device=device).expand_as(parent), parent], dim=-1).int()
         tree_edges = torch.arange(length - 1, dtype=torch.int32, device=device).repeat(len(x), 1)
     else:
         edges = token_edges(length, reach, device).unsqueeze(0)
@@ -76,15 +79,18 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     return Tree(*ops.breadth_first_order_from_edges(edges, tree_edges, length, length - 1, wait=False))
 
 
-def _nearest_alike(weight: Tensor) -> Tensor:
-    """Edges (B, L - 1, 2) from every token but the last to its parent, by weight (B, L - 1, reach)."""
+def _causal_parents(weight: Tensor, context: Tensor) -> Tensor:
+    """Parent of every token but the last, (B, L - 1), by weight (B, L - 1, reach) and context (B, 2)."""
     count, reach = weight.shape[1:]
-    token = torch.arange(count, device=weight.device).unsqueeze(1)
+    chosen = (
+        weight.flip(1).argmin(dim=-1) + 1
+    )  # how far back the one lies that token 1, 2 ... is most alike to
+    token = torch.arange(count, device=weight.device)
     span = torch.arange(1, reach + 1, device=weight.device)
-    later = (token + span).clamp_max(count)
-    ahead = weight[:, count - later, span - 1].masked_fill(token + span > count, torch.inf)
-    parent = token.squeeze(1) + 1 + ahead.argmin(dim=-1)
-    return torch.stack([token.squeeze(1).expand_as(parent), parent], dim=-1).int()
+    later = token.unsqueeze(1) + span
+    chooses = (chosen[:, later.clamp_max(count) - 1] == span) & (later <= count)
+    last = torch.minimum(token + reach, context[:, 1:] - 1).clamp_max(count)
+    return torch.where(chooses.any(dim=-1), token + 1 + chooses.int().argmax(dim=-1), last)
 
 
 def token_chain(batch: int, length: int, device: torch.device | str = 'cpu') -> Tree:

@@ -99,11 +99,13 @@ class Definition:
         return [parent[i] for i in range(self.length)]
 
     def causal(self, size: int, reach: int) -> list[int]:
-        parent = [0] + [i - 1 for i in range(1, self.length)]
-        for i in range(self.length - size, self.length):
-            later = [i - k for k in range(1, reach + 1) if i - k >= self.length - size]
-            if later:
-                parent[i] = min(later, key=lambda j: self.distance(j, i))
+        """A position hangs from the first later one that chooses it of the ``reach`` before, or the last."""
+        last = self.length - size  # of the context
+        parent = [0] + [max(i - reach, last) for i in range(1, self.length)]
+        for j in range(self.length - 1):
+            earlier = [i for i in range(j + 1, j + 1 + reach) if i == j + 1 or last <= j < i < self.length]
+            chosen = min(earlier, key=lambda i: self.distance(i, j))
+            parent[chosen] = j  # the first later one has the greatest position, and comes last
         return parent
 
     def scan(self, parent: list[int]) -> np.ndarray:

@@ -41,8 +41,9 @@ def test_a_drawn_tree():
     tree = ops.token_tree(x, B, contexts((0, 5)))
     assert tree.parent.tolist() == [[2, 3, 1, 4, 4]]
     assert tree.order.tolist() == [[4, 3, 1, 2, 0]]  # 0 hears nobody, 3 hears everybody
+    # 1 can choose 0 alone, and 2 does too; 3 chooses 1, 4 chooses 3, and 2 waits for the last
     causal = ops.token_tree(x, B, contexts((0, 5)), causal=True)
-    assert causal.parent.tolist() == [[2, 3, 3, 4, 4]]
+    assert causal.parent.tolist() == [[1, 3, 4, 4, 4]]
 
 
 def test_weights_are_those_of_outer_products():
@@ -102,12 +103,20 @@ def test_tokens_before_the_context_change_nothing_in_it(causal):
     assert torch.equal(longer.parent[:, 7:], tree.parent + 7)
 
 
-def test_a_causal_tree_looks_ahead_only():
+@pytest.mark.parametrize('reach', [2, 3, 5])
+def test_a_causal_tree_is_known_as_it_grows(reach):
     x, B = inputs(3, 50, 8, 4)
-    tree = ops.token_tree(x, B, contexts((0, 50), (10, 40), (0, 3)), causal=True)
-    token = torch.arange(50)
-    ahead = tree.parent - token
-    assert ((ahead[:, :-1] >= 1) & (ahead[:, :-1] <= 3)).all()
+    context = contexts((0, 50), (10, 40), (0, 3))
+    tree = ops.token_tree(x, B, context, reach, causal=True)
+    ahead = (tree.parent - torch.arange(50))[:, :-1]
+    assert ((ahead >= 1) & (ahead <= reach)).all()
+    for now in range(1, 49):
+        later = inputs(3, 49 - now, 8, 4)
+        changed = (torch.cat([old[:, : now + 1], new], 1) for old, new in zip((x, B), later, strict=True))
+        other = ops.token_tree(*changed, context, reach, causal=True)
+        known = tree.parent <= now
+        assert torch.equal(other.parent <= now, known)
+        assert torch.equal(other.parent[known], tree.parent[known])
 
 
 def test_no_gradient_reaches_the_tree():
