@@ -48,10 +48,10 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     """Grow the tree of the tokens of each sequence.
 
     The minimum spanning tree of the weighted edges, which lets a token of the context hear later ones of the
-    context. Or, if ``causal``, a tree in which no token depends on a later one, neither by what it hears nor by
-    the shape of the tree: every token of the context hangs from the first of the ``reach`` tokens after it to
-    which it is the most alike of the ``reach`` before that one, the nearest of equals; if it is to none, from
-    the last of them. Outside the context the tree is the chain.
+    context. Or, if ``causal``, a tree in which no token depends on a later one, neither by what it hears nor
+    by the tree's shape: every token of the context hangs from the first of the ``reach`` tokens after it to
+    which it is the most alike of the ``reach`` before that one, the nearest of equals; if it is to none,
+    from the last of them. Outside the context the tree is the chain.
 
     Args:
         x: As for :func:`token_edge_weight`.
