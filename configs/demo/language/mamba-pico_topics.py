@@ -1,0 +1,51 @@
+# A small Mamba learns the language of Python's help texts from nothing.
+_base_ = '../../_base_/language_runtime.py'
+
+custom_imports = dict(
+    imports=['grootv.models.language.fine_tuning', 'grootv.datasets.texts', 'grootv.evaluation'],
+    allow_failed_imports=False,
+)
+start = 'work_dirs/language/start'  # tools/language/new_model.py writes it
+
+model = dict(type='grootv.LanguageModel', pretrained=start, tree=dict(scale=0.0))
+
+dataset = dict(type='grootv.TextDataset', data_root='data/topics', tokenizer=start, length=256)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='texts_train.json', **dataset),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    collate_fn=dict(type='grootv.pad_right'),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='texts_held-out.json', **dataset),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='grootv.pad_right'),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='grootv.Perplexity')
+test_evaluator = val_evaluator
+
+# 51 iterations go once through the texts.
+train_cfg = dict(by_epoch=False, max_iters=600, val_interval=200)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.98), weight_decay=0.1),
+    clip_grad=dict(max_norm=1.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=30),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=30),
+]
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=200, max_keep_ckpts=1, save_best=None),
+)
+auto_scale_lr = dict(base_batch_size=8, enable=False)
+randomness = dict(seed=0)

@@ -1,0 +1,101 @@
+"""Write a small Mamba with random weights, and a tokenizer trained on texts, as transformers writes them.
+
+python tools/language/new_model.py data/topics/texts_train.json work_dirs/language/start
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+
+from grootv.utils import cli
+from grootv.utils.errors import UserError
+
+END = '<|endoftext|>'
+
+
+def read(path: Path) -> list[str]:
+    """The texts of a file."""
+    try:
+        return [record['text'] for record in json.loads(path.read_text())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{path} is a JSON list of objects with a text, got something else') from error
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any text has tokens.
+
+    Args:
+        texts: What to count pairs in.
+        vocabulary: Most tokens; the 256 bytes and end-of-text are among them.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+def new_model(vocabulary: int, layers: int, width: int, states: int, seed: int) -> MambaForCausalLM:
+    """A Mamba as transformers initialises it; inner width twice ``width``, embeddings tied."""
+    torch.manual_seed(seed)
+    config = MambaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        state_size=states,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return MambaForCausalLM(config)
+
+
+def write(out: Path, model: MambaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the folder beside its place and move it there whole."""
+    draft = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        draft.replace(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('texts', type=Path, help='JSON list of objects with a text')
+    parser.add_argument('out', type=Path, help='folder to create')
+    parser.add_argument('--vocabulary', type=cli.positive, default=1024, help='most tokens; default 1024')
+    parser.add_argument('--layers', type=cli.positive, default=4, help='default 4')
+    parser.add_argument('--width', type=cli.positive, default=128, help='default 128')
+    parser.add_argument('--states', type=cli.positive, default=16, help='of a channel; default 16')
+    parser.add_argument('--seed', type=int, default=0, help='of the weights; default 0')
+    args = parser.parse_args()
+    if args.vocabulary < 257:
+        raise UserError(f'--vocabulary: 256 bytes and end-of-text make 257, got {args.vocabulary}')
+    if args.out.exists():
+        raise UserError(f'{args.out} is there already: remove it, or give another folder')
+    texts = read(args.texts)
+    tokenizer = train_tokenizer(texts, args.vocabulary)
+    model = new_model(len(tokenizer), args.layers, args.width, args.states, args.seed)
+    write(args.out, model, tokenizer)
+    tokens = sum(map(len, tokenizer(texts).input_ids))
+    print(
+        f'{args.out}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary; '
+        f'the texts have {tokens:,} tokens, one for {sum(map(len, texts)) / tokens:.2f} characters'
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main)
