@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo demo-detection demo-segmentation test test-slurm test-wheel wheel sanitize lint format docs bench clean
+.PHONY: demo demo-detection demo-segmentation demo-language test test-slurm test-wheel wheel sanitize lint format docs bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -16,6 +16,10 @@ demo: $(BIN)/python
 demo-detection demo-segmentation: demo-%: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py $@
 	$(BIN)/python demo/train_scenes.py $* $(ARGS)
+
+demo-language: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py $@
+	$(BIN)/python demo/train_language.py $(ARGS)
 
 test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test

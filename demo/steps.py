@@ -74,15 +74,15 @@ class Run:
         self.make('Evaluation', metrics, *test, *options, show='(test)')
         return json.loads((ROOT / metrics).read_text())
 
-    def losses(self) -> list[float]:
-        """The losses that the training logged, first to last."""
+    def logged(self, name: str) -> list[float]:
+        """What the training logged under a name, first to last."""
         logs = sorted((ROOT / self.work_dir).glob('*/vis_data/scalars.json'))
         records = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-        return [record['loss'] for record in records if 'loss' in record]
+        return [record[name] for record in records if name in record]
 
     def check_loss(self) -> str:
         """The loss at the training's two ends, as text; leaves if it did not fall."""
-        losses = self.losses()
+        losses = self.logged('loss')
         part = max(1, len(losses) // 10)
         first, last = mean(losses[:part]), mean(losses[-part:])
         if last >= first:

@@ -1,0 +1,57 @@
+# The small Mamba of mamba-pico_topics.py, fine-tuned on passages with the published tree.
+_base_ = '../../_base_/language_runtime.py'
+
+base = 'work_dirs/language/mamba-pico'  # demo/train_language.py writes it
+
+model = dict(
+    type='grootv.LanguageModel',
+    pretrained=base,
+    tree=dict(scale=0.3, reach=3, causal=False),
+    lora=dict(
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        target_modules=['x_proj', 'embeddings', 'in_proj', 'out_proj'],
+    ),
+)
+
+dataset = dict(type='grootv.InstructionDataset', data_root='data/topics', tokenizer=base, max_length=512)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='train.json', **dataset),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    collate_fn=dict(type='grootv.pad_right'),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(ann_file='held-out.json', **dataset),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='grootv.pad_right'),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='grootv.Perplexity')
+test_evaluator = val_evaluator
+
+# 173 iterations go once through the instructions. The published rate is lower: for a large model and 50,000.
+train_cfg = dict(by_epoch=False, max_iters=350, val_interval=350)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=5e-3, betas=(0.9, 0.999), weight_decay=0.0),
+    clip_grad=dict(max_norm=1.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=20),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=20),
+]
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=175, max_keep_ckpts=1, save_best=None),
+)
+auto_scale_lr = dict(base_batch_size=8, enable=False)
+randomness = dict(seed=0)
