@@ -14,11 +14,15 @@ TITLES = {
     'OPTIM_WRAPPERS': 'Optimizer wrappers',
     'OPTIM_WRAPPER_CONSTRUCTORS': 'Optimizer wrapper constructors',
 }
+# Imported by the configs that name their classes.
+LANGUAGE = ('grootv.models.language.fine_tuning', 'grootv.datasets.instructions', 'grootv.datasets.texts')
 
 
 def classes() -> dict[str, list[type]]:
     """Every class of this package by the name of its registry in ``grootv.registry``."""
     found = {}
+    for module in LANGUAGE:
+        importlib.import_module(module)
     for name, value in vars(registry).items():
         if isinstance(value, registry.root.Registry):
             for location in value._locations:

@@ -51,6 +51,7 @@ def test_the_zoo_has_every_model_of_the_metafiles():
 def test_the_reference_has_what_configs_name_and_explains_it():
     found = {kind.__name__: kind for kinds in registered.classes().values() for kind in kinds}
     named = {'GrootV', 'GrootVClsHead', 'CocoDataset', 'CheckSegLabels', 'EpochSeedHook'}
+    named |= {'LanguageModel', 'InstructionDataset', 'TextDataset', 'Perplexity'}
     assert named | {'LayerDecayOptimWrapperConstructor', 'BFloat16OptimWrapper'} <= set(found)
     assert all('__doc__' in vars(kind) and kind.__doc__ for kind in found.values())
 
