@@ -84,6 +84,15 @@ def test_adapters_start_as_nothing(folder, items):
         assert torch.equal(adapted(**batch), plain(**batch))
 
 
+def test_mmengine_starts_no_weight_anew(build):
+    model = build()
+    before = weights(model)
+    for module in model.modules():
+        module._is_hf_initialized = False  # as transformers marks what it has not loaded
+    model.init_weights()
+    assert all(torch.equal(before[name], value) for name, value in weights(model).items())
+
+
 # The loss --------------------------------------------------------------------------------------
 
 
@@ -268,6 +277,9 @@ def test_a_config_that_cannot_run_is_told_in_a_sentence(folder, tmp_path, capsys
     assert run_tool('train.py', config, '--work-dir', tmp_path / 'run', options=options) == 1
     error = capsys.readouterr().err
     assert sentence in error and 'Traceback' not in error
+    assert (
+        'does not exist' not in sentence or not (tmp_path / 'run').exists()
+    )  # told before anything is built
 
 
 def test_ids_that_the_model_does_not_have_are_told_in_a_sentence(folder, tmp_path, capsys):

@@ -86,6 +86,8 @@ def test_a_long_item_loses_the_end_of_its_answer(make):
         assert item['context_length'] == context
         assert torch.equal(item['input_ids'], whole['input_ids'][:max_length])
         assert torch.equal(item['labels'], whole['labels'][:max_length])
+    with pytest.raises(UserError, match='a prompt leaves room for an answer'):
+        make(ITEMS[:1], max_length=context)
 
 
 def test_the_first_items_or_the_last(make):
