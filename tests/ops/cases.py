@@ -42,3 +42,9 @@ def scan_inputs(
 def assert_same_tree(found: ops.Tree, expected: ops.Tree) -> None:
     for name, ours, theirs in zip(ops.Tree._fields, found, expected, strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def trained(tensors, dtype=None):
+    """Copies that ask for their gradient, and the list of those that are there."""
+    copies = [t if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_() for t in tensors]
+    return copies, [copy for copy in copies if copy is not None]

@@ -175,6 +175,7 @@ CALL_ON_CUDA = (
     [
         ('pathlib.Path.exists = lambda self: self.name != "_cuda.so" and exists(self)', '_cuda.so is not in'),
         (
+            'pathlib.Path.exists = lambda self: True\n'
             'torch.ops.load_library = lambda path: load(path if path.name == "_cpu.so" else __file__)',
             'does not load',
         ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grootv import ops
 from grootv.ops import reference
-from tests.ops.cases import GRIDS, SCAN_DTYPES, features
+from tests.ops.cases import GRIDS, SCAN_DTYPES, features, trained
 
 EVERY_FORM = [(bias, softplus) for bias in (True, False) for softplus in (True, False)]
 
@@ -37,12 +37,6 @@ def inputs(
 def call(library, tensors, tree, softplus=True):
     *tensors, bias = tensors
     return library.selective_tree_scan(*tensors, tree, bias, softplus)
-
-
-def trained(tensors, dtype=None):
-    """Copies that ask for their gradient, and the list of those that are there."""
-    copies = [t if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_() for t in tensors]
-    return copies, [copy for copy in copies if copy is not None]
 
 
 def test_a_drawn_tree():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grootv import ops
 from grootv.ops import reference
-from tests.ops.cases import SCAN_DTYPES
+from tests.ops.cases import SCAN_DTYPES, trained
 
 EVERY_FORM = [(bias, softplus) for bias in (True, False) for softplus in (True, False)]
 EVERY_TREE = ['chain', 'published', 'causal', 'random']
@@ -59,12 +59,6 @@ def tree_over(kind: str, batch: int, length: int) -> ops.Tree:
 def call(library, tensors, tree, softplus=True):
     *tensors, bias = tensors
     return library.token_scan(*tensors, tree, bias, softplus)
-
-
-def trained(tensors, dtype=None):
-    """Copies that ask for their gradient, and the list of those that are there."""
-    copies = [t if t is None else t.detach().clone().to(dtype or t.dtype).requires_grad_() for t in tensors]
-    return copies, [copy for copy in copies if copy is not None]
 
 
 def test_a_drawn_tree():

@@ -37,7 +37,14 @@ def run(sanitizer: str) -> bool:
             'OMP_NUM_THREADS': '1',
             name: f'{options}:log_path={folder}/report',
         }
-        tests = [sys.executable, '-m', 'pytest', '-q', 'tests/ops/test_cuda.py']
+        tests = [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            'tests/ops/test_cuda.py',
+            'tests/ops/test_cuda_tokens.py',
+        ]
         status = subprocess.run(tests, cwd=ROOT, env=environment).returncode
         reports = [path.read_text() for path in sorted(Path(folder).glob('report*'))]
         print(*reports, sep='\n')
