@@ -1,7 +1,7 @@
 """Instructions and their answers as token ids, from files in Alpaca's format."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from grootv.registry import DATASETS, FUNCTIONS
 from grootv.utils.errors import UserError
 
 IGNORED = -100  # label of a token that no loss counts
+_AT_ONCE = 1000
 WITH_INPUT = (
     'Below is an instruction that describes a task, paired with an input that provides further context. '
     'Write a response that appropriately completes the request.\n\n'
@@ -70,9 +71,7 @@ class InstructionDataset(Dataset):
             raise UserError(f'InstructionDataset: {path} with indices={indices} has no item')
         texts = [text_of(path, number, item) for number, item in items.items()]
         tokenizer = load_tokenizer(tokenizer)
-        prompts, answers = (
-            tokenizer(list(side), add_special_tokens=False).input_ids for side in zip(*texts, strict=True)
-        )
+        prompts, answers = (encode(tokenizer, side) for side in zip(*texts, strict=True))
         self.metainfo: dict[str, Any] = {}
         self._items = []
         for number, prompt, answer in zip(items, prompts, answers, strict=True):
@@ -143,6 +142,12 @@ def text_of(path: Path, number: int, item: Any) -> tuple[str, str]:
             raise UserError(f'{place}: {key} is a text, got {item[key]!r}')
     template = WITH_INPUT if item['input'] else WITHOUT_INPUT
     return template.format(instruction=item['instruction'], input=item['input']), item['output']
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
+    """The tokens of each text, some texts at a time: a tokenizer takes far more memory than its tokens."""
+    for start in range(0, len(texts), _AT_ONCE):
+        yield from tokenizer(list(texts[start : start + _AT_ONCE]), add_special_tokens=False).input_ids
 
 
 def load_tokenizer(folder: str):

@@ -20,7 +20,7 @@ class TextDataset(Dataset):
     The file is a JSON list of objects with a ``text``. A window begins with the last token of the one before,
     so that every token but the very first is predicted once.
 
-    Each item is a dict as :func:`grootv.datasets.instructions.pad_right` takes it: ``input_ids`` (L,) int64,
+    Each item is a dict as ``grootv.datasets.instructions.pad_right`` takes it: ``input_ids`` (L,) int64,
     ``labels``, the same, and ``context_length`` 0, for nothing is given.
 
     Args:

@@ -23,9 +23,9 @@ class LanguageModel(BaseModel):
     read from its folder again.
 
     Args:
-        pretrained: Folder of the model, as for :func:`grootv.models.language.load_language_model`.
-        tree: Arguments of :func:`grootv.models.language.use_tree_scan`; those of the folder, or its defaults,
-            for what is not given.
+        pretrained: Folder of the model, as for ``grootv.models.language.load_language_model``.
+        tree: Arguments of ``grootv.models.language.use_tree_scan``; what is not given is the folder's, or its
+            default.
         lora: Arguments of ``peft.LoraConfig``; None trains all weights instead.
         **kwargs: ``data_preprocessor`` and ``init_cfg`` of MMEngine's ``BaseModel``.
 
