@@ -110,6 +110,17 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def page(record: Mapping) -> str:
+    """The record as a page in Markdown, beside the plot."""
+    results = record['seeds']
+    return (
+        f'# A small language model with and without the tree\n\n'
+        f'By `{record["command"]}` on Python {record["python"]}: mean and standard deviation over '
+        f'{len(results)} seeds.\nWhat is measured, and on what: [GrootL](../language.md#see-it-run).\n\n'
+        f'{table(results)}\n![](language_demo.png)\n'
+    )
+
+
 def draw(results: Mapping[str, Mapping[str, Mapping[str, float]]], out: Path) -> None:
     """A point a seed, lines between the variants of a seed."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
@@ -146,7 +157,7 @@ def main() -> None:
         seeds=results,
     )
     (ROOT / result).write_text(json.dumps(record, indent=1) + '\n')
-    (ROOT / text).write_text(table(results))
+    (ROOT / text).write_text(page(record))
     draw(results, ROOT / plot)
     print(f'\n{table(results)}')
     summary(results=result, table=text, plot=plot)

@@ -70,12 +70,15 @@ def _arguments(monkeypatch):
 
 def test_three_seeds_are_compared(demo, capsys):
     run(demo)
-    folder = demo[2] / 'work_dirs/language'
+    language, _, root = demo
+    folder = root / 'work_dirs/language'
     record = json.loads((folder / 'language_demo.json').read_text())
     assert record['command'] == 'make demo-language'
     assert set(record['seeds']) == {'0', '1', '2'}
     assert record['seeds']['2']['published tree'] == dict(accuracy=61.0, perplexity=32.25)
-    table = (folder / 'language_demo.md').read_text()
+    page = (folder / 'language_demo.md').read_text()
+    table = language.table(record['seeds'])
+    assert table in page and 'mean and standard deviation over 3 seeds' in page
     assert '| not fine-tuned |  | 30.00 ± 0.00 |' in table
     assert '| no tree | 32.50 ± 1.00 | 50.00 ± 0.00 |' in table
     assert '| causal tree | 31.50 ± 1.00 | 55.00 ± 0.00 |' in table

@@ -37,7 +37,7 @@ val_evaluator = dict(type='grootv.Perplexity')
 test_evaluator = val_evaluator
 
 # 173 iterations go once through the instructions. The published rate is lower: for a large model and 50,000.
-train_cfg = dict(by_epoch=False, max_iters=350, val_interval=350)
+train_cfg = dict(by_epoch=False, max_iters=300, val_interval=300)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
@@ -51,7 +51,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=175, max_keep_ckpts=1, save_best=None),
+    checkpoint=dict(interval=150, max_keep_ckpts=1, save_best=None),
 )
 auto_scale_lr = dict(base_batch_size=8, enable=False)
 randomness = dict(seed=0)
