@@ -15,10 +15,13 @@ from mmengine.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def step(title: str, *command: object, show: str = '') -> None:
-    """Run a tool and pass on the lines of its output that contain ``show``; leave if it fails."""
+def step(title: str, *command: object, show: str = '', label: str = '') -> None:
+    """Run a tool and pass on the lines of its output that contain ``show``; leave if it fails.
+
+    A label stands before every line, for steps that run at the same time.
+    """
     command = [str(part) for part in command]
-    print(f'\n{title}\n$ python {" ".join(command)}', flush=True)
+    print(f'\n{label}{title}\n{label}$ python {" ".join(command)}', flush=True)
     environment = {'PYTHONWARNINGS': 'ignore', **os.environ}
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
@@ -26,7 +29,7 @@ def step(title: str, *command: object, show: str = '') -> None:
     try:
         for line in process.stdout:
             if show in line:
-                print(line.rstrip(), flush=True)
+                print(f'{label}{line.rstrip()}', flush=True)
         status = process.wait()
     except KeyboardInterrupt:  # the tool got the signal too, and says how to go on
         status = process.wait()
@@ -41,10 +44,14 @@ class Run:
         config: Config file, relative to the repository.
         work_dir: Its folder; by default work_dirs/CONFIG.
         options: Settings of the config to replace, KEY=VALUE.
+        label: Stands before every line of its output.
     """
 
-    def __init__(self, config: str, work_dir: str | None = None, options: tuple[str, ...] = ()):
+    def __init__(
+        self, config: str, work_dir: str | None = None, options: tuple[str, ...] = (), label: str = ''
+    ):
         self.config = config
+        self.label = label
         self.work_dir = Path(work_dir or f'work_dirs/{Path(config).stem}')
         self.options = ('--cfg-options', *options) if options else ()
         settings = dict(option.split('=') for option in options)
@@ -55,16 +62,20 @@ class Run:
 
     def train(self) -> None:
         if (ROOT / self.checkpoint).exists():
-            print(f'\nTraining: done, {self.checkpoint} is there')
+            print(f'\n{self.label}Training: done, {self.checkpoint} is there')
             return
         command = ('tools/train.py', self.config, '--work-dir', self.work_dir, '--resume')
-        step('Training', *command, *self.options, show='(train)')
+        step('Training', *command, *self.options, show='(train)', label=self.label)
+
+    def made(self, result: Path) -> bool:
+        """Whether a result is there and no older than the checkpoint."""
+        made, checkpoint = ROOT / result, ROOT / self.checkpoint
+        return made.exists() and made.stat().st_mtime >= checkpoint.stat().st_mtime
 
     def make(self, title: str, result: Path, *command: object, show: str = '') -> None:
-        """Run a tool unless its result is there and no older than the checkpoint."""
-        made, checkpoint = ROOT / result, ROOT / self.checkpoint
-        if not made.exists() or made.stat().st_mtime < checkpoint.stat().st_mtime:
-            step(title, *command, show=show)
+        """Run a tool unless its result is made."""
+        if not self.made(result):
+            step(title, *command, show=show, label=self.label)
 
     def test(self, *command: object) -> dict[str, float]:
         """The metrics of the last checkpoint, from tools/test.py."""

@@ -1,6 +1,8 @@
 import importlib
 import json
+import os
 import sys
+from functools import partial
 
 import pytest
 from mmengine.config import Config
@@ -9,6 +11,7 @@ from PIL import Image
 from tests.tools.tiny_run import ROOT
 
 PERPLEXITY = {'no-tree': 31.5, 'published-tree': 30.25, 'causal-tree': 30.5}
+TRAINED = ('mamba', 'no-tree', 'published-tree', 'causal-tree')
 ACCURACY = {'mamba': 30.0, 'no-tree': 50.0, 'published-tree': 61.0, 'causal-tree': 55.0}
 
 
@@ -19,7 +22,7 @@ def demo(tmp_path, monkeypatch):
     steps, language = importlib.import_module('steps'), importlib.import_module('train_language')
     calls: list[list[str]] = []
 
-    def step(title: str, *command: object, show: str = '') -> None:
+    def step(title: str, *command: object, show: str = '', label: str = '') -> None:
         command = [str(part) for part in command]
         calls.append(command)
         assert (ROOT / command[0]).is_file()
@@ -82,6 +85,7 @@ def test_three_seeds_are_compared(demo, capsys):
     assert '| not fine-tuned |  | 30.00 ± 0.00 |' in table
     assert '| no tree | 32.50 ± 1.00 | 50.00 ± 0.00 |' in table
     assert '| causal tree | 31.50 ± 1.00 | 55.00 ± 0.00 |' in table
+    assert '| published tree | -1.25, -1.25, -1.25 | +11.00, +11.00, +11.00 |' in page
     assert table in capsys.readouterr().out
     picture = Image.open(folder / 'language_demo.png').convert('L')
     assert picture.width > 900 and picture.getextrema()[0] < 50
@@ -91,8 +95,9 @@ def test_variants_differ_in_the_tree_alone_and_start_from_one_model(demo):
     trainings = [command for command in run(demo) if command[0] == 'tools/train.py']
     assert len(trainings) == 12
     for seed in range(3):
-        start, *variants = trainings[4 * seed : 4 * seed + 4]
-        assert f'randomness.seed={seed}' in start
+        own = [command for command in trainings if f'randomness.seed={seed}' in command]
+        start, *variants = sorted(own, key=lambda command: [*TRAINED].index(command[3].split('/')[-1]))
+        assert f'model.pretrained=work_dirs/language/seed-{seed}/start' in start
         trees = []
         for command in variants:
             assert f'model.pretrained=work_dirs/language/seed-{seed}/mamba/model' in command
@@ -110,10 +115,20 @@ def test_a_second_call_skips_what_is_done(demo, capsys):
     assert not (demo[2] / 'work_dirs/language').exists()
 
 
-def test_a_folder_that_was_not_written_to_its_end_is_written_again(demo):
+def test_a_folder_that_is_not_whole_or_too_old_is_written_again(demo):
     run(demo, '--short')
-    (demo[2] / 'work_dirs/short-language/seed-0/no-tree/model/tokenizer.json').unlink()
-    assert [command[0].split('/')[-1] for command in run(demo, '--short')] == ['topics.py', 'merge_lora.py']
+    written_last = demo[2] / 'work_dirs/short-language/seed-0/no-tree/model/tokenizer.json'
+    for spoil in (written_last.unlink, partial(os.utime, written_last, (1, 1))):
+        spoil()
+        commands = [command[0].split('/')[-1] for command in run(demo, '--short')]
+        assert commands == ['topics.py', 'merge_lora.py']
+
+
+def test_the_pages_show_the_committed_record(demo):
+    language, results = demo[0], ROOT / 'docs/results'
+    record = json.loads((results / 'language_demo.json').read_text())
+    assert (results / 'language_demo.md').read_text() == language.page(record)
+    assert language.table(record['seeds']) in (ROOT / 'docs/language.md').read_text()
 
 
 def test_what_is_held_out_is_never_trained_on():

@@ -21,7 +21,7 @@ def demos(tmp_path, monkeypatch):
     calls: list[str] = []
     losses = [3.0, 2.0, 1.0]
 
-    def step(title: str, *command: object, show: str = '') -> None:
+    def step(title: str, *command: object, show: str = '', label: str = '') -> None:
         calls.append(title)
         command = [str(part) for part in command]
         assert (ROOT / command[0]).is_file()
