@@ -303,6 +303,9 @@ def draw_tokens(found: dict) -> plt.Figure:
                 (row['length'], 1e6 * row['median_s'] / row['length']) for row in rows if row['name'] == name
             ]
             axes.loglog(*zip(*points, strict=True), label=name, marker='.')
+        lengths = sorted({row['length'] for row in rows})
+        axes.set_xticks(lengths, map(str, lengths))
+        axes.minorticks_off()
         axes.set(xlabel='tokens', ylabel='us a token', title=mode)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
