@@ -1,5 +1,5 @@
 # The small Mamba of mamba-pico_topics.py, fine-tuned on passages with the published tree.
-_base_ = '../../_base_/language_runtime.py'
+_base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/language_runtime.py']
 
 base = 'work_dirs/language/mamba-pico'  # demo/train_language.py writes it
 
@@ -16,25 +16,9 @@ model = dict(
 )
 
 dataset = dict(type='grootv.InstructionDataset', data_root='data/topics', tokenizer=base, max_length=512)
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(ann_file='train.json', **dataset),
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    collate_fn=dict(type='grootv.pad_right'),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(ann_file='held-out.json', **dataset),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='grootv.pad_right'),
-)
+train_dataloader = dict(dataset=dict(ann_file='train.json', **dataset))
+val_dataloader = dict(dataset=dict(ann_file='held-out.json', **dataset))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='grootv.Perplexity')
-test_evaluator = val_evaluator
 
 # 173 iterations go once through the instructions. The published rate is lower: for a large model and 50,000.
 train_cfg = dict(by_epoch=False, max_iters=300, val_interval=300)

@@ -1,5 +1,5 @@
 # A small Mamba learns the language of Python's help texts from nothing.
-_base_ = '../../_base_/language_runtime.py'
+_base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/language_runtime.py']
 
 custom_imports = dict(
     imports=['grootv.models.language.fine_tuning', 'grootv.datasets.texts', 'grootv.evaluation'],
@@ -10,25 +10,9 @@ start = 'work_dirs/language/start'  # tools/language/new_model.py writes it
 model = dict(type='grootv.LanguageModel', pretrained=start, tree=dict(scale=0.0))
 
 dataset = dict(type='grootv.TextDataset', data_root='data/topics', tokenizer=start, length=256)
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(ann_file='texts_train.json', **dataset),
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    collate_fn=dict(type='grootv.pad_right'),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(ann_file='texts_held-out.json', **dataset),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='grootv.pad_right'),
-)
+train_dataloader = dict(dataset=dict(ann_file='texts_train.json', **dataset))
+val_dataloader = dict(dataset=dict(ann_file='texts_held-out.json', **dataset))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='grootv.Perplexity')
-test_evaluator = val_evaluator
 
 # 51 iterations go once through the texts, and after five times they are known by heart.
 train_cfg = dict(by_epoch=False, max_iters=250, val_interval=125)
