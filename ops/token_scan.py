@@ -48,6 +48,7 @@ def token_scan(
 
     Raises:
         RuntimeError: If shapes, dtypes or devices disagree, or the tree is not one rooted at the last token.
+            A CUDA device is not waited for, and gives NaN for such an item.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     bias = None if delta_bias is None else delta_bias.to(wide)
