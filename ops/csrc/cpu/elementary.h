@@ -11,9 +11,10 @@
 namespace grootv {
 
 GROOTV_INLINE float vector_exp(float x) {
-    // exp(x) = 2^k exp(r) with |r| <= ln 2 / 2. Outside these bounds the result is 0 or infinite anyway.
-    x = x < -104.0f ? -104.0f : x;
-    x = x > 89.0f ? 89.0f : x;
+    // exp(x) = 2^k exp(r) with |r| <= ln 2 / 2. Beyond +-104 the result is 0 or infinite anyway. Two bounds in place of
+    // one and a sign would make compilers compute three cases apart.
+    const float size = std::fabs(x);
+    x = std::copysign(size > 104.0f ? 104.0f : size, x);
     constexpr float ROUND = 12582912.0f;              // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     constexpr float LN2_HIGH = 0x1.62e4p-1f;          // few bits, so that k LN2_HIGH is exact
     constexpr float LN2_LOW = 1.428606820309417e-6f;  // ln 2 - LN2_HIGH

@@ -3,7 +3,12 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__)
-#define GROOTV_VECTORIZE __attribute__((target_clones("default", "avx2", "avx512f")))
+#if __GNUC__ >= 12
+#define GROOTV_AVX512 "arch=x86-64-v4"  // with vectors of 16-bit numbers
+#else
+#define GROOTV_AVX512 "avx512f"
+#endif
+#define GROOTV_VECTORIZE __attribute__((target_clones("default", "avx2", GROOTV_AVX512)))
 #else
 #define GROOTV_VECTORIZE
 #endif
