@@ -25,7 +25,7 @@ demo-language: $(BIN)/python
 
 test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration -n logical --maxprocesses 4 --dist loadfile
 
 # Installs Debian's Slurm where there is none, and starts a cluster of its own.
 test-slurm: $(BIN)/python

@@ -1,6 +1,7 @@
 """Build the CUDA operators as host code, ``torch.ops.grootv_emulated`` on CPU tensors."""
 
 import argparse
+import fcntl
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,15 @@ SANITIZERS = {
 
 
 def build(sanitizer: str = 'none') -> Path:
-    """Compile what changed since the last call and return the library."""
+    """Compile what changed since the last call and return the library. Processes take turns."""
     folder = ROOT / 'build' / f'emulation-{sanitizer}'
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(sanitizer, folder)
+
+
+def _build(sanitizer: str, folder: Path) -> Path:
     kernels = [source for source in sorted(CSRC.glob('cuda/*.cu')) if source.stem != 'primitives']
     sources = [CSRC / 'library.cpp', *kernels, HERE / 'emulation.cpp', HERE / 'primitives.cpp']
     headers = [*CSRC.rglob('*.h'), *HERE.glob('*.h'), Path(__file__)]
