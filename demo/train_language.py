@@ -9,11 +9,12 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -25,14 +26,15 @@ from steps import ROOT, Run, step, summary
 
 DATA = 'data/topics'
 START_CONFIG = 'configs/demo/language/mamba-pico_topics.py'
-TUNE_CONFIG = 'configs/demo/language/grootl-pico_lora_topics.py'
+TUNE_CONFIG = 'configs/demo/language/grootl-pico_lora_{}.py'
+TASKS = ('continue', 'name')
 SEEDS = (0, 1, 2)
 VARIANTS = {
     'no tree': ('model.tree.scale=0.0',),
     'published tree': ('model.tree.scale=0.3',),
     'causal tree': ('model.tree.causal=True',),
 }
-MEASURES = {'perplexity': 'perplexity of the answers', 'accuracy': 'right topics of four, %'}
+MEASURES = {'perplexity': 'perplexity of the continuation', 'accuracy': 'right topics of four, %'}
 
 
 @dataclass
@@ -91,7 +93,9 @@ class Seed:
         self.base = run(START_CONFIG, 'mamba', self.start, *lengths.start)
         model = self.base.work_dir / 'model'
         self.runs = {
-            name: run(TUNE_CONFIG, name, model, *tree, *lengths.tune) for name, tree in VARIANTS.items()
+            (task, name): run(TUNE_CONFIG.format(task), f'{task}-{name}', model, *tree, *lengths.tune)
+            for task in TASKS
+            for name, tree in VARIANTS.items()
         }
 
     def train(self) -> None:
@@ -103,31 +107,59 @@ class Seed:
         self.base.check_loss()
         merge(self.base)
 
-    def tune(self, name: str) -> None:
+    def tune(self, task: str, name: str) -> None:
         """Fine-tune as a variant."""
-        self.runs[name].train()
-        merge(self.runs[name])
+        self.runs[task, name].train()
+        if task == 'name':
+            merge(self.runs[task, name])
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Each variant's measures."""
-        models = {'not fine-tuned': merge(self.base)} | {name: merge(run) for name, run in self.runs.items()}
-        newest = max(self.runs.values(), key=lambda run: (ROOT / run.checkpoint).stat().st_mtime)
-        command = ('tools/language/evaluate.py', *models.values(), '--config', 'configs/language/topics.yml')
+    def evaluate(self) -> None:
+        """Ask every variant for the topics."""
+        runs = [self.runs['name', name] for name in VARIANTS]
+        models = [merge(run) for run in (self.base, *runs)]
+        newest = max(runs, key=lambda run: (ROOT / run.checkpoint).stat().st_mtime)
+        command = ('tools/language/evaluate.py', *models, '--config', 'configs/language/topics.yml')
         options = ('--batch-size', 16, '--out', self.topics, *self.lengths.evaluate)
         newest.make('Topics', self.topics, *command, *options, show='|')
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """Each variant's measures."""
         measured = json.loads((ROOT / self.topics).read_text())['measured']
-        scores = {name: figures['tasks']['topic'] for name, figures in zip(models, measured, strict=True)}
-        results = {name: dict(accuracy=score['value']) for name, score in scores.items()}
-        for name, run in self.runs.items():
-            results[name]['perplexity'] = run.logged('perplexity')[-1]
+        scores = [figures['tasks']['topic']['value'] for figures in measured]
+        results = {
+            name: dict(accuracy=score)
+            for name, score in zip(('not fine-tuned', *VARIANTS), scores, strict=True)
+        }
+        for name in VARIANTS:
+            results[name]['perplexity'] = self.runs['continue', name].logged('perplexity')[-1]
         return results
 
 
-def at_once(calls: Iterable[Callable]) -> list:
-    """The results of calls, two at a time: one thread each uses two cores better than two threads in turn."""
+def run_all(seeds: list[Seed]) -> None:
+    """Train, fine-tune and evaluate, two at a time: one thread each uses two cores better."""
     pool = ThreadPoolExecutor(2)
+
+    def after(before: list[Future], call: Callable[[], None]) -> Future:
+        def wait_and_call() -> None:
+            for future in before:
+                future.result()
+            call()
+
+        return pool.submit(wait_and_call)
+
+    def tune(task: str) -> list[list[Future]]:
+        return [
+            [after([start], partial(seed.tune, task, name)) for name in VARIANTS]
+            for seed, start in zip(seeds, trained, strict=True)
+        ]
+
     try:
-        return [future.result() for future in [pool.submit(call) for call in calls]]
+        # What is waited for was submitted before, and so is running or done.
+        trained = [after([], seed.train) for seed in seeds]
+        named = tune('name')
+        evaluated = [after(runs, seed.evaluate) for seed, runs in zip(seeds, named, strict=True)]
+        for future in [*evaluated, *chain(*tune('continue'))]:
+            future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -197,10 +229,8 @@ def main() -> None:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     step('Data', 'tools/dataset_converters/topics.py', DATA)
     seeds = [Seed(seed, folder / f'seed-{seed}', lengths) for seed in lengths.seeds]
-    at_once([seed.train for seed in seeds])
-    at_once([partial(seed.tune, name) for name in VARIANTS for seed in seeds])
-    measured = at_once([seed.evaluate for seed in seeds])
-    results = {str(seed.seed): figures for seed, figures in zip(seeds, measured, strict=True)}
+    run_all(seeds)
+    results = {str(seed.seed): seed.results() for seed in seeds}
     result, text, plot = (folder / f'language_demo.{kind}' for kind in ('json', 'md', 'png'))
     record = dict(
         command=f'make demo-language{" ARGS=--short" if short else ""}',

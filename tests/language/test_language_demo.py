@@ -10,9 +10,10 @@ from PIL import Image
 
 from tests.tools.tiny_run import ROOT
 
-PERPLEXITY = {'no-tree': 31.5, 'published-tree': 30.25, 'causal-tree': 30.5}
-TRAINED = ('mamba', 'no-tree', 'published-tree', 'causal-tree')
-ACCURACY = {'mamba': 30.0, 'no-tree': 50.0, 'published-tree': 61.0, 'causal-tree': 55.0}
+VARIANTS = ('no-tree', 'published-tree', 'causal-tree')
+TASKS = ('continue', 'name')
+PERPLEXITY = {'continue-no-tree': 31.5, 'continue-published-tree': 30.25, 'continue-causal-tree': 30.5}
+ACCURACY = {'mamba': 30.0, 'name-no-tree': 50.0, 'name-published-tree': 61.0, 'name-causal-tree': 55.0}
 
 
 @pytest.fixture
@@ -92,19 +93,27 @@ def test_three_seeds_are_compared(demo, capsys):
 
 
 def test_variants_differ_in_the_tree_alone_and_start_from_one_model(demo):
-    trainings = [command for command in run(demo) if command[0] == 'tools/train.py']
-    assert len(trainings) == 12
+    trainings = {
+        command[3].removeprefix('work_dirs/language/'): command
+        for command in run(demo)
+        if command[0] == 'tools/train.py'
+    }
+    assert len(trainings) == 3 * (1 + len(TASKS) * len(VARIANTS))
     for seed in range(3):
-        own = [command for command in trainings if f'randomness.seed={seed}' in command]
-        start, *variants = sorted(own, key=lambda command: [*TRAINED].index(command[3].split('/')[-1]))
-        assert f'model.pretrained=work_dirs/language/seed-{seed}/start' in start
-        trees = []
-        for command in variants:
-            assert f'model.pretrained=work_dirs/language/seed-{seed}/mamba/model' in command
-            trees.append([part for part in command if part.startswith('model.tree.')])
-            command[:] = [part for part in command if not part.startswith(('model.tree.', 'work_dirs/'))]
-        assert trees == [['model.tree.scale=0.0'], ['model.tree.scale=0.3'], ['model.tree.causal=True']]
-        assert variants[0] == variants[1] == variants[2]
+        assert f'model.pretrained=work_dirs/language/seed-{seed}/start' in trainings[f'seed-{seed}/mamba']
+        for task in TASKS:
+            trees, others = [], []
+            for name in VARIANTS:
+                command = trainings[f'seed-{seed}/{task}-{name}']
+                assert command[1] == f'configs/demo/language/grootl-pico_lora_{task}.py'
+                assert f'model.pretrained=work_dirs/language/seed-{seed}/mamba/model' in command
+                assert f'randomness.seed={seed}' in command
+                trees.append([part for part in command if part.startswith('model.tree.')])
+                others.append(
+                    [part for part in command if not part.startswith(('model.tree.', 'work_dirs/'))]
+                )
+            assert trees == [['model.tree.scale=0.0'], ['model.tree.scale=0.3'], ['model.tree.causal=True']]
+            assert others[0] == others[1] == others[2]
 
 
 def test_a_second_call_skips_what_is_done(demo, capsys):
@@ -117,7 +126,7 @@ def test_a_second_call_skips_what_is_done(demo, capsys):
 
 def test_a_folder_that_is_not_whole_or_too_old_is_written_again(demo):
     run(demo, '--short')
-    written_last = demo[2] / 'work_dirs/short-language/seed-0/no-tree/model/tokenizer.json'
+    written_last = demo[2] / 'work_dirs/short-language/seed-0/name-no-tree/model/tokenizer.json'
     for spoil in (written_last.unlink, partial(os.utime, written_last, (1, 1))):
         spoil()
         commands = [command[0].split('/')[-1] for command in run(demo, '--short')]
@@ -132,15 +141,22 @@ def test_the_pages_show_the_committed_record(demo):
 
 
 def test_what_is_held_out_is_never_trained_on():
-    for name in ('mamba-pico_topics', 'grootl-pico_lora_topics'):
+    files = {
+        'mamba-pico_topics': 'texts',
+        'grootl-pico_lora_continue': 'continue',
+        'grootl-pico_lora_name': 'name',
+    }
+    for name, kind in files.items():
         config = Config.fromfile(ROOT / f'configs/demo/language/{name}.py')
-        assert config.train_dataloader.dataset.ann_file.endswith('train.json')
-        assert config.val_dataloader.dataset.ann_file.endswith('held-out.json')
+        assert config.train_dataloader.dataset.ann_file == f'{kind}_train.json'
+        assert config.val_dataloader.dataset.ann_file == f'{kind}_held-out.json'
+        assert config.test_dataloader == config.val_dataloader
 
 
-def test_fine_tuning_adapts_what_the_published_run_does():
+@pytest.mark.parametrize('task', TASKS)
+def test_fine_tuning_adapts_what_the_published_run_does(task):
     ours, published = (
         Config.fromfile(ROOT / f'configs/{name}.py').model
-        for name in ('demo/language/grootl-pico_lora_topics', 'language/grootl-130m_lora_alpaca')
+        for name in (f'demo/language/grootl-pico_lora_{task}', 'language/grootl-130m_lora_alpaca')
     )
     assert ours.lora == published.lora and ours.tree == published.tree

@@ -27,12 +27,21 @@ def test_no_passage_is_on_both_sides(content):
 
 
 def test_nothing_that_is_trained_on_is_made_of_a_held_out_passage(content):
-    train = {record['text'] for record in content['texts_train']}
-    inputs = [record['input'] for record in content['train'] if record['instruction'] == topics.NAME]
-    assert set(inputs) == train
-    starts = [record for record in content['train'] if record['instruction'] == topics.CONTINUE]
-    assert len(starts) == len(inputs)
-    assert all(any(text.startswith(record['input']) for text in train) for record in starts[:20])
+    train = [record['text'] for record in content['texts_train']]
+    assert {record['input'] for record in content['name_train']} < set(train)
+    starts = [record['input'] for record in content['continue_train']]
+    assert len(starts) == len(train)
+    assert all(text.startswith(start) for text, start in zip(train, starts, strict=True))
+
+
+def test_the_topics_that_are_asked_for_have_ten_passages_to_learn_from(content):
+    topics_of = [record['topic'] for record in content['texts_train']]
+    often = {topic for topic in topics_of if topics_of.count(topic) >= 10}
+    assert 10 < len(often) < len(set(topics_of))
+    for side in ('train', 'held-out'):
+        named = {record['output'] for record in content[f'name_{side}']}
+        assert named == often & {record['topic'] for record in content[f'texts_{side}']}
+    assert {title for question in content['choices'] for title in question['choices']} <= often
 
 
 def test_a_paragraph_of_two_topics_stays_in_the_shorter_one():
@@ -42,7 +51,7 @@ def test_a_paragraph_of_two_topics_stays_in_the_shorter_one():
 
 
 def test_a_long_paragraph_is_cut_between_its_lines():
-    lines = [letter * 250 for letter in 'abcde']
+    lines = [letter * 120 for letter in 'abcde']
     cut = list(topics.parts('\n'.join(lines)))
     assert cut == ['\n'.join(lines[:2]), '\n'.join(lines[2:4]), lines[4]]
 
@@ -66,7 +75,7 @@ def test_the_answer_of_a_question_is_the_topic_of_its_passage(content):
     trained = {record['topic'] for record in content['texts_train']}
     assert all(title[0].isalpha() for title in trained)  # no token of a prompt runs on into its answer
     questions = content['choices']
-    assert len(questions) > 100
+    assert len(questions) == len(content['name_held-out']) > 90
     for question in questions:
         assert question['choices'][question['answer']] == topic[question['input']]
         assert len(set(question['choices'])) == 4 and set(question['choices']) <= trained
@@ -86,7 +95,7 @@ def test_the_files_hold_the_records_and_a_second_call_writes_nothing(content, tm
     assert f'{len(content["texts_train"])} passages' in capsys.readouterr().out
     assert {path.stem: json.loads(path.read_text()) for path in out.iterdir()} == content
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    (out / 'train.json').unlink()
+    (out / 'name_train.json').unlink()
     assert run_tool('dataset_converters/topics.py', out) == 0
     assert {path.stem: json.loads(path.read_text()) for path in out.iterdir()} == content
     after = {path: path.stat().st_mtime_ns for path in out.iterdir()}

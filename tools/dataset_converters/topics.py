@@ -4,15 +4,14 @@
 
 The texts of ``help('assert')`` and the other topics ship with Python as pydoc_data.topics, so nothing is
 downloaded; another version of Python has slightly other ones. A paragraph that several topics quote stays in
-the shortest of them. Neighbouring paragraphs make a passage of about 300 to 900 characters. A fifth of the
+the shortest of them. Neighbouring paragraphs make a passage of about 250 to 500 characters. A fifth of the
 passages, by a hash of their text, is held out; none of those shares 13 words in a row with a training
 passage. OUT holds, as lists of records:
 
 ==============================  ======================================================================
 texts_{train,held-out}.json     text, topic
-train.json                      instruction, input, output (Alpaca's form): name the topic of a passage,
-                                and continue a passage
-held-out.json                   the same, only continuations
+continue_{train,held-out}.json  instruction, input, output (Alpaca's form): continue a passage
+name_{train,held-out}.json      the same: name the topic of a passage, for topics with enough passages
 choices.json                    instruction, input, choices, answer: the topic of a passage among four
 ==============================  ======================================================================
 """
@@ -32,10 +31,11 @@ from pydoc_data.topics import topics
 from grootv.utils import cli
 from grootv.utils.errors import UserError
 
-SHORTEST, LONGEST = 300, 600  # characters of a passage before its last part, and of a part
+LENGTH = 250  # characters: a passage has at least so many, and a part of a paragraph at most
 SHARED_WORDS = 13  # in a row; a held-out passage with so many of a training passage is dropped
 HELD_OUT = 5  # one passage in so many
 CHOICES = 4
+ENOUGH = 10  # training passages of a topic whose name is asked for
 NAME = 'Which topic of the Python documentation does this passage belong to?'
 CONTINUE = 'Continue this passage of the Python documentation.'
 
@@ -49,7 +49,7 @@ def parts(paragraph: str) -> Iterable[str]:
     """A paragraph, in pieces of whole lines if it is long."""
     part = ''
     for line in paragraph.split('\n'):
-        if part and len(part) + len(line) > LONGEST:
+        if part and len(part) + len(line) > LENGTH:
             yield part
             part = ''
         part = f'{part}\n{line}' if part else line
@@ -61,10 +61,10 @@ def passages(paragraphs: Iterable[str]) -> list[str]:
     found, passage = [], ''
     for part in (part for paragraph in paragraphs for part in parts(paragraph)):
         passage = f'{passage}\n\n{part}' if passage else part
-        if len(passage) >= SHORTEST:
+        if len(passage) >= LENGTH:
             found.append(passage)
             passage = ''
-    return [*found, passage] if len(passage) >= SHORTEST / 2 else found
+    return [*found, passage] if len(passage) >= LENGTH / 2 else found
 
 
 def by_topic(texts: dict[str, str]) -> dict[str, list[str]]:
@@ -102,13 +102,18 @@ def continuation(text: str) -> dict[str, str]:
     return dict(instruction=CONTINUE, input=text[:middle].rstrip(), output=text[middle:].strip())
 
 
+def name(record: dict[str, str]) -> dict[str, str]:
+    """The question for the passage's topic, and the answer."""
+    return dict(instruction=NAME, input=record['text'], output=record['topic'])
+
+
 def choices(record: dict[str, str], known: list[str]) -> dict[str, object]:
     """The passage with its topic among others, drawn by a hash of the passage.
 
     Args:
         record: The passage.
-        known: The topic of every training passage. Frequent ones are drawn more often, so that to know
-            them by frequency helps nobody.
+        known: The topic of every training passage that is asked for. Frequent ones are drawn more often, so
+            that to know them by frequency helps nobody.
     """
     draw = random.Random(digest(record['text']))
     offered = [record['topic']]
@@ -124,22 +129,15 @@ def choices(record: dict[str, str], known: list[str]) -> dict[str, object]:
 def records(texts: dict[str, str]) -> dict[str, list[dict]]:
     """The content of every file by its name."""
     sides = split(by_topic(texts))
-    train, held_out = sides['train'], sides['held-out']
-    known = [record['topic'] for record in train]
-    return {
-        'texts_train': train,
-        'texts_held-out': held_out,
-        'train': [
-            instruction
-            for record in train
-            for instruction in (
-                dict(instruction=NAME, input=record['text'], output=record['topic']),
-                continuation(record['text']),
-            )
-        ],
-        'held-out': [continuation(record['text']) for record in held_out],
-        'choices': [choices(record, known) for record in held_out if record['topic'] in known],
-    }
+    known = [record['topic'] for record in sides['train']]
+    known = [topic for topic in known if known.count(topic) >= ENOUGH]
+    files = {}
+    for side, passages_of in sides.items():
+        files[f'texts_{side}'] = passages_of
+        files[f'continue_{side}'] = [continuation(record['text']) for record in passages_of]
+        files[f'name_{side}'] = [name(record) for record in passages_of if record['topic'] in known]
+    files['choices'] = [choices(record, known) for record in sides['held-out'] if record['topic'] in known]
+    return files
 
 
 def export(out: Path) -> dict[str, list[dict]]:
@@ -189,8 +187,8 @@ def main() -> None:
     sizes = {side: sum(len(r['text']) for r in content[f'texts_{side}']) for side in ('train', 'held-out')}
     print(
         f'{out}: {len(content["texts_train"])} passages ({sizes["train"]:,} characters) to train, '
-        f'{len(content["texts_held-out"])} ({sizes["held-out"]:,}) held out; {len(content["train"])} '
-        f'instructions; {len(content["choices"])} questions with {CHOICES} choices; '
+        f'{len(content["texts_held-out"])} ({sizes["held-out"]:,}) held out; '
+        f'{len(content["choices"])} questions with {CHOICES} choices; '
         f'of Python {platform.python_version()}'
     )
 

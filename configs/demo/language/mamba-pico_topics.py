@@ -15,7 +15,7 @@ val_dataloader = dict(dataset=dict(ann_file='texts_held-out.json', **dataset))
 test_dataloader = val_dataloader
 
 # 51 iterations go once through the texts, and after five times they are known by heart.
-train_cfg = dict(by_epoch=False, max_iters=250, val_interval=125)
+train_cfg = dict(by_epoch=False, max_iters=220, val_interval=110)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
@@ -29,7 +29,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=125, max_keep_ckpts=1, save_best=None),
+    checkpoint=dict(interval=110, max_keep_ckpts=1, save_best=None),
 )
 auto_scale_lr = dict(base_batch_size=8, enable=False)
 randomness = dict(seed=0)

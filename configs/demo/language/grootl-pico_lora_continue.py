@@ -1,4 +1,4 @@
-# The small Mamba of mamba-pico_topics.py, fine-tuned on passages with the published tree.
+# The small Mamba of mamba-pico_topics.py, fine-tuned to continue passages, with the published tree.
 _base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/language_runtime.py']
 
 base = 'work_dirs/language/mamba-pico'  # demo/train_language.py writes it
@@ -16,12 +16,12 @@ model = dict(
 )
 
 dataset = dict(type='grootv.InstructionDataset', data_root='data/topics', tokenizer=base, max_length=512)
-train_dataloader = dict(dataset=dict(ann_file='train.json', **dataset))
-val_dataloader = dict(dataset=dict(ann_file='held-out.json', **dataset))
+train_dataloader = dict(dataset=dict(ann_file='continue_train.json', **dataset))
+val_dataloader = dict(dataset=dict(ann_file='continue_held-out.json', **dataset))
 test_dataloader = val_dataloader
 
-# 173 iterations go once through the instructions. The published rate is lower: for a large model and 50,000.
-train_cfg = dict(by_epoch=False, max_iters=300, val_interval=300)
+# 109 iterations go once through the passages. The published rate is lower: for a large model and many items.
+train_cfg = dict(by_epoch=False, max_iters=80, val_interval=80)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
@@ -35,7 +35,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=150, max_keep_ckpts=1, save_best=None),
+    checkpoint=dict(interval=80, max_keep_ckpts=1, save_best=None),
 )
 auto_scale_lr = dict(base_batch_size=8, enable=False)
 randomness = dict(seed=0)
