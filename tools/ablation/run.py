@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,6 @@ def train(variant: str, seed: int, work_dir: Path, quick: bool) -> None:
     options = [f'randomness.seed={seed}', *backbone, *(QUICK if quick else ())]
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume']
     work_dir.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
     with open(work_dir / 'output.txt', 'w') as output:
         environment = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
         status = subprocess.run(
@@ -66,7 +64,7 @@ def train(variant: str, seed: int, work_dir: Path, quick: bool) -> None:
         raise UserError(
             f'the training of {variant!r}, seed {seed}, failed, see {work_dir}/output.txt: {last[0]}'
         )
-    content = dict(accuracy=accuracies(work_dir), seconds=round(time.monotonic() - start, 1))
+    content = dict(accuracy=accuracies(work_dir))
     draft = result.with_suffix('.tmp')
     draft.write_text(json.dumps(content) + '\n')
     draft.replace(result)
@@ -93,7 +91,6 @@ def figures(runs: list[dict]) -> dict[str, object]:
         highest=round(max(last), 2),
         early_mean=round(float(np.mean(early)), 2),
         early_std=round(float(np.std(early, ddof=1)), 2) if len(early) > 1 else None,
-        seconds=round(float(np.mean([run['seconds'] for run in runs]))),
     )
 
 
@@ -109,9 +106,8 @@ def table(results: dict[str, list[dict]], command: str) -> str:
         '',
         f'```shell\n{command}\n```',
         '',
-        f'| | after epoch {early} | after epoch {epochs} | lowest, highest | seconds a run | '
-        'paper, ImageNet-1K |',
-        '|---|---|---|---|---|---|',
+        f'| | after epoch {early} | after epoch {epochs} | lowest, highest | paper, ImageNet-1K |',
+        '|---|---|---|---|---|',
     ]
     for variant, found in results.items():
         one, paper = figures(found), VARIANTS[variant][1]
@@ -120,7 +116,6 @@ def table(results: dict[str, list[dict]], command: str) -> str:
             spread(one['early_mean'], one['early_std']),
             spread(one['mean'], one['std']),
             f'{one["lowest"]:.1f}, {one["highest"]:.1f}',
-            one['seconds'],
             paper or '',
         ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
