@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -107,14 +106,8 @@ class Seed:
         self.base.check_loss()
         merge(self.base)
 
-    def tune(self, task: str, name: str) -> None:
-        """Fine-tune as a variant."""
-        self.runs[task, name].train()
-        if task == 'name':
-            merge(self.runs[task, name])
-
     def evaluate(self) -> None:
-        """Ask every variant for the topics."""
+        """Ask every variant for the topics, and the model they start from."""
         runs = [self.runs['name', name] for name in VARIANTS]
         models = [merge(run) for run in (self.base, *runs)]
         newest = max(runs, key=lambda run: (ROOT / run.checkpoint).stat().st_mtime)
@@ -149,7 +142,7 @@ def run_all(seeds: list[Seed]) -> None:
 
     def tune(task: str) -> list[list[Future]]:
         return [
-            [after([start], partial(seed.tune, task, name)) for name in VARIANTS]
+            [after([start], seed.runs[task, name].train) for name in VARIANTS]
             for seed, start in zip(seeds, trained, strict=True)
         ]
 

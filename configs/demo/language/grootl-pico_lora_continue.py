@@ -1,19 +1,13 @@
 # The small Mamba of mamba-pico_topics.py, fine-tuned to continue passages, with the published tree.
-_base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/language_runtime.py']
+_base_ = [
+    '../../_base_/models/grootl-130m_lora.py',
+    '../../_base_/datasets/topics_bs8.py',
+    '../../_base_/language_runtime.py',
+]
 
 base = 'work_dirs/language/mamba-pico'  # demo/train_language.py writes it
 
-model = dict(
-    type='grootv.LanguageModel',
-    pretrained=base,
-    tree=dict(scale=0.3, reach=3, causal=False),
-    lora=dict(
-        r=8,
-        lora_alpha=16,
-        lora_dropout=0.0,
-        target_modules=['x_proj', 'embeddings', 'in_proj', 'out_proj'],
-    ),
-)
+model = dict(pretrained=base)
 
 dataset = dict(type='grootv.InstructionDataset', data_root='data/topics', tokenizer=base, max_length=512)
 train_dataloader = dict(dataset=dict(ann_file='continue_train.json', **dataset))
