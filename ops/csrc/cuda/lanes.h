@@ -18,12 +18,12 @@ struct Floats {
     float element[PART];
 };
 
-// Elements c ... c + PART - 1 of a vector; those beyond its end are 0.
+// Elements c ... c + PART - 1 of a vector; those beyond its end are 0. ALIGNED: see in_parts.
 template <bool ALIGNED, class T>
 __device__ Floats load(const T* from, int64_t c, int64_t channels) {
     Floats lanes;
-    if (ALIGNED && c + PART <= channels) {
-        Part<T> part = *reinterpret_cast<const Part<T>*>(from + c);
+    if constexpr (ALIGNED) {
+        const Part<T> part = *reinterpret_cast<const Part<T>*>(from + c);
         for (int i = 0; i < PART; ++i) lanes.element[i] = static_cast<float>(part.element[i]);
     } else {
         for (int i = 0; i < PART; ++i) lanes.element[i] = c + i < channels ? static_cast<float>(from[c + i]) : 0.0f;
