@@ -52,6 +52,7 @@ def graphs(vertices: int = 150):
         'path': lambda v: v - 1,
         'comb': lambda v: v - 1 if v < vertices // 2 else v - vertices // 2,
         'binary': lambda v: (v - 1) // 2,
+        'spider': lambda v: v - 1 if (v - 1) % 20 else 0,
     }
     for name, of in parent.items():
         tree = torch.tensor([[v, of(v)] for v in range(1, vertices)]).view(-1, 2)

@@ -40,11 +40,10 @@ def test_trees_are_equal(backend, kind, batch):
 
 
 def test_a_map_of_the_first_stage(backend):
-    for batch in (1, 5):  # emulated: the whole grid, and a block each
+    for batch in (1, 5):  # emulated, for the tree: the whole grid, and a block each
         maps = features('normal', batch, 56, 56, 16)
         tree = ops.build_tree(maps)
         assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), tree)
-        # The sums of the scan fit into the shared memory of an emulated block, those of its gradient do not.
         signal, decay = torch.randn(batch, 3136, 3), torch.rand(batch, 3136, 3)
         assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
         arguments = (signal.flip(1), signal, decay, *tree, 'both')
@@ -58,6 +57,9 @@ def test_non_contiguous_inputs(backend):
     tree = ops.build_tree(maps)
     assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), tree)
     signal, decay = torch.randn(2, 6, 35).mT, torch.rand(2, 6, 35).mT
+    assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
+    # Not aligned to 16 bytes.
+    signal, decay = (torch.rand(2 * 35 * 4 + 1)[1:].view(2, 35, 4) for _ in range(2))
     assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
     *tensors, bias = inputs(2, 20, 6, 6)
     x, delta, A, B, C = (tensor.mT.contiguous().mT for tensor in tensors)
@@ -104,6 +106,30 @@ def test_scans_and_their_gradients(backend, batch, dtype):
             expected = torch.ops.grootv.tree_scan_backward(*arguments)
             for ours, theirs in zip(backend.tree_scan_backward(*arguments), expected, strict=True):
                 assert_close(ours, theirs)
+
+
+def test_scans_of_many_channels(backend):
+    """Emulated, more slices of channels than blocks may wait for each other."""
+    for batch, channels in ((1, 200), (2, 33)):
+        signal, decay, tree = scan_inputs(batch, *backend.large[0], channels)
+        assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
+        arguments = (signal.flip(1), signal, decay, -torch.rand(channels), signal[..., 0], None, *tree, True)
+        expected = torch.ops.grootv.selective_tree_scan_backward(*arguments)
+        for ours, theirs in zip(backend.selective_tree_scan_backward(*arguments), expected, strict=True):
+            assert_close_sums(ours, theirs)
+
+
+def test_sums_beyond_the_shared_memory(monkeypatch):
+    """A smaller device gives the whole grid to items that a block would take."""
+    backend = Backend('emulated')
+    signal, decay, tree = scan_inputs(3, 7, 7, 40)
+    for kilobytes in (1, 3, 20):
+        monkeypatch.setenv('GROOTV_SHARED_BYTES', str(kilobytes << 10))
+        assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
+        arguments = (signal.flip(1), signal, decay, *tree, 'both')
+        expected = torch.ops.grootv.tree_scan_backward(*arguments)
+        for ours, theirs in zip(backend.tree_scan_backward(*arguments), expected, strict=True):
+            assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize('dtype', SCAN_DTYPES)
@@ -157,17 +183,29 @@ def test_gated_read_outs_and_their_gradients(backend, dtype, gate_dtype):
             assert_close_sums(ours, theirs)
 
 
-def test_the_same_bits_twice(backend):
+def test_the_same_bits_twice(backend, monkeypatch):
+    """Whichever threads come first."""
     signal, decay, tree = scan_inputs(2, *backend.large[0], 40)
-    for direction in ('both', 'up'):
-        arguments = (signal.flip(1), signal, decay, *tree, direction)
-        once, again = backend.tree_scan_backward(*arguments), backend.tree_scan_backward(*arguments)
-        assert all(map(torch.equal, once, again))
+    vectors = -torch.rand(40), torch.rand(40)
     *tensors, bias = inputs(2, 40, 40, 20, torch.float32)
-    tree = tree_over('published', 2, 40)
-    arguments = (tensors[0].flip(1), torch.randn(2, 40, 20), *tensors, bias, tree.order, tree.parent, True)
-    once, again = backend.token_scan_backward(*arguments), backend.token_scan_backward(*arguments)
-    assert all(map(torch.equal, once, again))
+    tokens = tree_over('published', 2, 40)
+    grads = tensors[0].flip(1), torch.randn(2, 40, 20)
+    calls = {
+        'tree_scan_backward': [
+            (signal.flip(1), signal, decay, *tree, 'both'),
+            (signal.flip(1), signal, decay, *tree, 'up'),
+        ],
+        'selective_tree_scan_backward': [
+            (signal.flip(1), signal, decay, vectors[0], signal[..., 0], vectors[1], *scan_tree, True)
+            for signal, decay, scan_tree in ((signal, decay, tree), scan_inputs(2, 8, 8, 40))
+        ],
+        'token_scan_backward': [(*grads, *tensors, bias, tokens.order, tokens.parent, True)],
+    }
+    for name, arguments in ((name, arguments) for name, cases in calls.items() for arguments in cases):
+        monkeypatch.delenv('GROOTV_REVERSED', raising=False)
+        once = getattr(backend, name)(*arguments)
+        monkeypatch.setenv('GROOTV_REVERSED', '1')
+        assert all(map(torch.equal, once, getattr(backend, name)(*arguments)))
 
 
 @pytest.mark.parametrize('batch', [1, 4])

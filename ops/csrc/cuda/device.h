@@ -35,7 +35,7 @@ namespace grootv {
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 4096;
 // Threads of a block: of those that work through an item, of scans, and of launches with a thread per element.
-constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, BLOCK_SCAN_THREADS = 1024, ITEM_THREADS = 256;
+constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, ITEM_THREADS = 256;
 
 // Dynamic shared memory of the block, 16-byte aligned.
 __device__ inline std::byte* shared_memory() {
@@ -77,16 +77,23 @@ public:
         start(false, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(arguments)...);
     }
 
-    // One grid whose blocks are all resident, for kernels that call sync_grid; `items` is what there is to share out.
-    template <class... Parameters, class... Arguments>
-    void launch_cooperative(void (*kernel)(Parameters...), int64_t items, int threads, int64_t shared_bytes,
-                            Arguments... arguments) const {
+    // How many blocks to start where all have to be resident; `items` is what there is to share out.
+    template <class... Parameters>
+    int64_t resident_blocks(void (*kernel)(Parameters...), int64_t items, int threads, int64_t shared_bytes) const {
         prepare(kernel, shared_bytes);
         int resident = 0;
         check_call(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
         const int64_t most = std::max<int64_t>(1, int64_t{resident} * processors());
-        const auto blocks = static_cast<unsigned>(std::clamp<int64_t>((items + threads - 1) / threads, 1, most));
-        start(true, kernel, dim3(blocks), threads, shared_bytes, static_cast<Parameters>(arguments)...);
+        return std::clamp<int64_t>((items + threads - 1) / threads, 1, most);
+    }
+
+    // For kernels that call sync_grid.
+    template <class... Parameters, class... Arguments>
+    void launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
+                            Arguments... arguments) const {
+        prepare(kernel, shared_bytes);
+        start(true, kernel, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes,
+              static_cast<Parameters>(arguments)...);
     }
 
     // Copies a few values to the host and waits for them. False while a CUDA graph is captured, which cannot wait.

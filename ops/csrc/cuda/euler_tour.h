@@ -206,7 +206,7 @@ void order_by_tour(const Device& device, Workspace& workspace, Arcs arcs, int64_
               workspace.take<uint64_t>(items * vertices),
               workspace.take<int32_t>(items * vertices)};
     auto** ranked = workspace.take<Link*>(1);
-    device.launch_cooperative(euler_tour_kernel<Arcs>, count, TEAM_THREADS, 0, arcs, root, tour, ranked, trees, status);
+    launch_grid_team(device, euler_tour_kernel<Arcs>, count, arcs, root, tour, ranked, trees, status);
     exclusive_sum(device, workspace, tour.step, tour.sum, length);
     device.launch(preorder_kernel<Arcs>, blocks_for(count), ITEM_THREADS, 0, arcs, root, tour, ranked, trees);
     SortedPairs sorted =

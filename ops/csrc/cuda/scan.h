@@ -1,297 +1,412 @@
 // The kernels of a scan and of its gradient, made of the two passes, and their launches.
+//
+// A Signal gives the signal and the decay of the channels that select(channel) names: read(row, at) returns the Input
+// that signal takes, read_decay(at) the DecayInput, also part of the Input, that decay takes; `at` counts elements.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <type_traits>
-#include <utility>
 
 #include "cuda/scan_passes.h"
 
 namespace grootv {
 
-template <class Signal>
+template <class Team, class Signal>
 struct OneSignal {
     using A = typename Signal::A;
-    Signal signal;
+    using Input = typename Signal::Input;
+    const Worker<Team, A>& worker;
+    const Signal& signal;
 
-    __device__ Values<A, 1> values(int64_t row, int64_t c, A& decay) const {
-        const SignalDecay<A> both = signal.both(row, c);
-        decay = both.decay;
-        return {{both.signal}};
-    }
-    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
+    __device__ Input read(int32_t row) const { return signal.read(row, worker.at(row)); }
+    __device__ Pack<A> decay(const Input& input) const { return signal.decay(input.decay); }
+    __device__ Packs<A, 1> values(const Input& input) const { return {{signal.signal(input)}}; }
 };
 
 // What a vertex adds to what comes from above. Its own sum already flowed into the parent's: that share is taken out
 // before the parent's total flows back.
 template <class A>
-__device__ A without_own_share(A sum, A decay) {
-    return sum - decay * (decay * sum);
+__device__ Pack<A> without_own_share(const Pack<A>& sum, const Pack<A>& decay) {
+    return map<A>([](A sum, A decay) { return std::fma(-decay, decay * sum, sum); }, sum, decay);
 }
 
-template <class Signal, int SIGNALS>
+template <class Team, class Signal, int SIGNALS>
 struct OwnSums {
     using A = typename Signal::A;
-    Signal signal;
-    Totals<A, SIGNALS> sums;
+    struct Input {
+        typename Signal::DecayInput decay;
+        Packs<A, SIGNALS> sums;
+    };
+    const Worker<Team, A>& worker;
+    const Signal& signal;
+    const Totals<Team, A, SIGNALS>& sums;
 
-    __device__ Values<A, SIGNALS> values(int64_t row, int64_t c, bool root, A& decay) const {
-        decay = root ? A{0} : signal.decay(row, c);
-        Values<A, SIGNALS> own;
-        for (int k = 0; k < SIGNALS; ++k) own.value[k] = without_own_share(sums.at(k, row, c), decay);
+    __device__ Input read(int32_t row, bool live) const {
+        Input input{signal.read_decay(worker.at(row)), {}};
+        if (live) input.sums = sums.load(row, worker);
+        return input;
+    }
+    __device__ Pack<A> decay(const Input& input) const { return signal.decay(input.decay); }
+    __device__ Packs<A, SIGNALS> values(const Input& input, const Pack<A>& decay) const {
+        Packs<A, SIGNALS> own;
+        for (int k = 0; k < SIGNALS; ++k) own.signal[k] = without_own_share(input.sums.signal[k], decay);
         return own;
     }
-    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
 };
 
-// The totals are the output itself if `output` is null.
-template <class Team, class Signal, class T, class A>
-__global__ void __launch_bounds__(scan_threads<Team>(1), 1)
-    scan_kernel(Signal signal, PathSchedule schedule, bool both, Totals<A, 1> totals, T* output) {
-    const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
-    const int64_t channels = totals.channels;
-    totals.take_shared_memory(schedule.vertices);
-    auto store = [&](int64_t row, int64_t c, A total) {
-        if (output) output[row * channels + c] = static_cast<T>(total);
-    };
-    up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, totals);
-    if (both) {
-        down_pass<Team>(schedule, lists, OwnSums<Signal, 1>{signal, totals}, totals,
-                        [&](int64_t row, int64_t c, bool, A, const Values<A, 1>&, const Values<A, 1>& x) {
-                            store(row, c, x.value[0]);
-                        });
-    } else if (output) {
-        const int64_t begin = int64_t{lists.first_item} * schedule.vertices;
-        const int64_t end = begin + int64_t{lists.items} * schedule.vertices;
-        Groups<Team>(channels, totals.slice).for_each(begin, end, channels, [&](int64_t row, int64_t c) {
-            store(row, c, totals.at(0, row, c));
-        });
-        Team::sync();
+template <class Team, class T>
+struct Output {
+    using A = typename Accumulator<T>::type;
+    struct Input {};
+    const Worker<Team, A>& worker;
+    T* output;
+
+    __device__ Input read(int32_t) const { return {}; }
+    __device__ void put(int32_t row, const Pack<A>& value, bool live) const {
+        if (live) as_pack(output + worker.at(row)) = cast<T>(value);
     }
-    for_each_invalid<Team>(schedule, lists, channels, totals.slice, [&](int64_t row, int64_t c) {
-        if (output)
-            store(row, c, A(NAN));
-        else
-            totals.at(0, row, c) = A(NAN);
-    });
+    template <class Part>
+    __device__ void operator()(Step step, const Part&, Input, const Pack<A>&, const Packs<A, 1>&, const Packs<A, 1>& x,
+                               bool live) const {
+        put(step.vertex(), x.signal[0], live);
+    }
+};
+
+template <class Team, class Signal, class T, class A>
+__global__ void __launch_bounds__(SCAN_THREADS, 1)
+    scan_kernel(Slices slices, Signal signal, PathSchedule schedule, bool both, Totals<Team, A, 1> totals, T* to) {
+    const Worker<Team, A> worker(slices);
+    const PathSchedule::Lists lists = schedule.lists(worker.member);
+    Output<Team, T> output{worker, to};
+    signal.select(worker.channel);
+    up_pass(lists, worker, OneSignal<Team, Signal>{worker, signal}, totals,
+            [&](int32_t row, const Packs<A, 1>& sum, bool live) { output.put(row, sum.signal[0], live && !both); });
+    if (both) down_pass(lists, worker, OwnSums<Team, Signal, 1>{worker, signal, totals}, totals, output);
+    for_each_invalid(schedule, lists, worker,
+                     [&](int64_t row, bool live) { output.put(static_cast<int32_t>(row), filled(A(NAN)), live); });
 }
 
-// ---- its gradient
+// ---- its gradient. Gradients take those of signal and decay for the channels that select(channel) names: read(row,
+// at) returns an Input for put(worker, row, input, decay input, decay, gradients of signal and decay, live);
+// end(worker) comes last, with SHARED_PACKS packs of shared memory for each thread.
 
-template <class Signal>
+template <class Team, class Signal>
 struct SignalAndGrad {
     using A = typename Signal::A;
     using T = typename Signal::Element;
-    Signal signal;
+    struct Input {
+        typename Signal::Input signal;
+        Pack<T> grad;
+    };
+    const Worker<Team, A>& worker;
+    const Signal& signal;
     const T* grad;
-    int64_t channels;
 
-    __device__ Values<A, 2> values(int64_t row, int64_t c, A& decay) const {
-        const SignalDecay<A> both = signal.both(row, c);
-        decay = both.decay;
-        return {{both.signal, static_cast<A>(grad[row * channels + c])}};
+    __device__ Input read(int32_t row) const {
+        const int64_t at = worker.at(row);
+        return {signal.read(row, at), as_pack(grad + at)};
     }
-    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
-};
-
-template <class Signal>
-struct GradFromAbove {
-    using A = typename Signal::A;
-    using T = typename Signal::Element;
-    Signal signal;
-    const T* grad;
-    int64_t channels;
-
-    __device__ Values<A, 1> values(int64_t row, int64_t c, bool root, A& decay) const {
-        decay = root ? A{0} : signal.decay(row, c);
-        return {{static_cast<A>(grad[row * channels + c])}};
-    }
-    __device__ A decay(int64_t row, int64_t c) const { return signal.decay(row, c); }
-};
-
-// Where the gradients of signal and decay go.
-template <class Out>
-struct ScanGradients {
-    Out *signal, *decay;
-    int64_t channels;
-
-    template <class A>
-    __device__ void put(int64_t row, int64_t c, A grad_signal, A grad_decay) const {
-        signal[row * channels + c] = static_cast<Out>(grad_signal);
-        decay[row * channels + c] = static_cast<Out>(grad_decay);
+    __device__ Pack<A> decay(const Input& input) const { return signal.decay(input.signal.decay); }
+    __device__ Packs<A, 2> values(const Input& input) const {
+        return {{signal.signal(input.signal), cast<A>(input.grad)}};
     }
 };
 
 // The gradient of the signal is the scan of the gradient, for P(i, j) is symmetric. That of a decay pairs what comes
 // down its edge with what goes up, for signal and gradient in turn.
-template <class Team, class Signal, class Out>
-__global__ void __launch_bounds__(scan_threads<Team>(2), 1)
-    scan_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
-                         Totals<typename Signal::A, 2> sums, Totals<typename Signal::A, 2> totals,
-                         ScanGradients<Out> gradients) {
+template <class Team, class Gradients>
+struct BothGradients {
+    using A = typename Gradients::A;
+    using Input = typename Gradients::Input;
+    const Worker<Team, A>& worker;
+    Gradients& gradients;
+
+    __device__ Input read(int32_t row) const { return gradients.read(row, worker.at(row)); }
+    template <class Part>
+    __device__ void operator()(Step step, const Part& part, const Input& input, const Pack<A>& decay,
+                               const Packs<A, 2>& above, const Packs<A, 2>& x, bool live) {
+        auto elsewhere = [](A decay, A sum, A above) { return std::fma(-decay, sum, above); };
+        const Pack<A>& sum = part.sums.signal[0];
+        const Pack<A>& grad_sum = part.sums.signal[1];
+        const Pack<A> from_signal = map<A>(elsewhere, decay, sum, above.signal[0]);
+        const Pack<A> from_grad = map<A>(elsewhere, decay, grad_sum, above.signal[1]);
+        const bool is_root = step.is_root();
+        const Pack<A> grad_decay =
+            map<A>([=](A sum, A grad_sum, A from_signal,
+                       A from_grad) { return is_root ? A{0} : std::fma(grad_sum, from_signal, sum * from_grad); },
+                   sum, grad_sum, from_signal, from_grad);
+        gradients.put(worker, step.vertex(), input, part.decay, decay, x.signal[1], grad_decay, live);
+    }
+};
+
+template <class Team, class Signal, class Gradients>
+__device__ void put_invalid(const PathSchedule& schedule, const PathSchedule::Lists& lists,
+                            const Worker<Team, typename Signal::A>& worker, const Signal& signal,
+                            Gradients& gradients) {
     using A = typename Signal::A;
-    const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
-    sums.take_shared_memory(schedule.vertices);
-    up_pass<Team>(schedule, lists, SignalAndGrad<Signal>{signal, grad, sums.channels}, sums);
-    down_pass<Team>(schedule, lists, OwnSums<Signal, 2>{signal, sums}, totals,
-                    [&](int64_t row, int64_t c, bool root, A decay, const Values<A, 2>& above, const Values<A, 2>& x) {
-                        const A sum = sums.at(0, row, c), grad_sum = sums.at(1, row, c);
-                        const A elsewhere = above.value[0] - decay * sum;
-                        const A grad_elsewhere = above.value[1] - decay * grad_sum;
-                        gradients.put(row, c, x.value[1], root ? A{0} : grad_sum * elsewhere + sum * grad_elsewhere);
-                    });
-    for_each_invalid<Team>(schedule, lists, sums.channels, sums.slice,
-                           [&](int64_t row, int64_t c) { gradients.put(row, c, A(NAN), A(NAN)); });
+    for_each_invalid(schedule, lists, worker, [&](int64_t i, bool live) {
+        const auto row = static_cast<int32_t>(i);
+        const int64_t at = worker.at(row);
+        const Pack<A> nan = filled(A(NAN));
+        gradients.put(worker, row, gradients.read(row, at), signal.read_decay(at), nan, nan, nan, live);
+    });
 }
 
-// For direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
-template <class Team, class Signal, class Out>
-__global__ void __launch_bounds__(scan_threads<Team>(2), 1)
-    scan_up_backward_kernel(Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
-                            Totals<typename Signal::A, 1> sums, Totals<typename Signal::A, 1> totals,
-                            ScanGradients<Out> gradients) {
+template <class Team, class Signal, class Gradients>
+__global__ void __launch_bounds__(SCAN_THREADS, 1)
+    scan_backward_kernel(Slices slices, Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                         Totals<Team, typename Signal::A, 2> totals, Gradients gradients) {
+    const Worker<Team, typename Signal::A> worker(slices);
+    const PathSchedule::Lists lists = schedule.lists(worker.member);
+    signal.select(worker.channel);
+    gradients.select(worker.channel);
+    up_pass(lists, worker, SignalAndGrad<Team, Signal>{worker, signal, grad}, totals, [](auto...) {});
+    BothGradients<Team, Gradients> finish{worker, gradients};
+    down_pass(lists, worker, OwnSums<Team, Signal, 2>{worker, signal, totals}, totals, finish);
+    put_invalid(schedule, lists, worker, signal, gradients);
+    gradients.end(worker);
+}
+
+// ---- and for direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
+
+template <class Team, class Signal>
+struct GradFromAbove {
     using A = typename Signal::A;
-    const PathSchedule::Lists lists = schedule.lists(blockIdx.x);
-    sums.take_shared_memory(schedule.vertices);
-    up_pass<Team>(schedule, lists, OneSignal<Signal>{signal}, sums);
-    down_pass<Team>(schedule, lists, GradFromAbove<Signal>{signal, grad, sums.channels}, totals,
-                    [&](int64_t row, int64_t c, bool root, A, const Values<A, 1>& above, const Values<A, 1>& x) {
-                        gradients.put(row, c, x.value[0], root ? A{0} : sums.at(0, row, c) * above.value[0]);
-                    });
-    for_each_invalid<Team>(schedule, lists, sums.channels, sums.slice,
-                           [&](int64_t row, int64_t c) { gradients.put(row, c, A(NAN), A(NAN)); });
+    using T = typename Signal::Element;
+    struct Input {
+        typename Signal::DecayInput decay;
+        Pack<T> grad;
+        Pack<A> sum;
+    };
+    const Worker<Team, A>& worker;
+    const Signal& signal;
+    const T* grad;
+    const Totals<Team, A, 1>& sums;
+
+    __device__ Input read(int32_t row, bool live) const {
+        const int64_t at = worker.at(row);
+        Input input{signal.read_decay(at), as_pack(grad + at), {}};
+        if (live) input.sum = sums.at(0, row, worker);
+        return input;
+    }
+    __device__ Pack<A> decay(const Input& input) const { return signal.decay(input.decay); }
+    __device__ Packs<A, 1> values(const Input& input, const Pack<A>&) const { return {{cast<A>(input.grad)}}; }
+};
+
+template <class Team, class Gradients>
+struct UpGradients {
+    using A = typename Gradients::A;
+    using Input = typename Gradients::Input;
+    const Worker<Team, A>& worker;
+    Gradients& gradients;
+
+    __device__ Input read(int32_t row) const { return gradients.read(row, worker.at(row)); }
+    template <class Part>
+    __device__ void operator()(Step step, const Part& part, const Input& input, const Pack<A>& decay,
+                               const Packs<A, 1>& above, const Packs<A, 1>& x, bool live) {
+        const bool is_root = step.is_root();
+        const Pack<A> grad_decay =
+            map<A>([=](A sum, A above) { return is_root ? A{0} : sum * above; }, part.sum, above.signal[0]);
+        gradients.put(worker, step.vertex(), input, part.decay, decay, x.signal[0], grad_decay, live);
+    }
+};
+
+template <class Team, class Signal, class Gradients>
+__global__ void __launch_bounds__(SCAN_THREADS, 1)
+    scan_up_backward_kernel(Slices slices, Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                            Totals<Team, typename Signal::A, 1> totals, Gradients gradients) {
+    const Worker<Team, typename Signal::A> worker(slices);
+    const PathSchedule::Lists lists = schedule.lists(worker.member);
+    signal.select(worker.channel);
+    gradients.select(worker.channel);
+    up_pass(lists, worker, OneSignal<Team, Signal>{worker, signal}, totals, [](auto...) {});
+    UpGradients<Team, Gradients> finish{worker, gradients};
+    down_pass(lists, worker, GradFromAbove<Team, Signal>{worker, signal, grad, totals}, totals, finish);
+    put_invalid(schedule, lists, worker, signal, gradients);
+    gradients.end(worker);
 }
 
 // ---- launches
 
-// The schedule, the scratch memory and the launches of one call.
+// The schedule, the scratch memory and the launches of one call. Its rows are packed: their channels are filled up with
+// 0 to whole packs.
 class Scan {
 public:
     Scan(const ScanSizes& sizes, const Tensor& signal, const Tensor& order, const Tensor& parent)
         : sizes(sizes), device_(sizes.function, signal), workspace_(signal) {
         order_ = as_contiguous(order), parent_ = as_contiguous(parent);
         check_batch(sizes.function, sizes.batch, sizes.vertices);
-        constexpr int64_t MOST = 65535 * 4;  // blocks of the smallest slices
+        constexpr int64_t MOST = int64_t{1} << 20;
         check(sizes.channels <= MOST, sizes.function, ": a CUDA device takes at most ", MOST, " channels, got ",
               sizes.channels);
+        const int64_t pack = signal.scalar_type() == ScalarType::Double ? PACK<double> : PACK<float>;
+        channels_ = (sizes.channels + pack - 1) / pack * pack;
     }
 
     bool empty() const { return sizes.batch * sizes.channels == 0; }
 
-    const Device& device() const { return device_; }
-    Workspace& workspace() { return workspace_; }
+    // Channels come last.
+    Tensor packed(const Tensor& given) const {
+        const int64_t fill[] = {0, channels_ - sizes.channels};
+        if (fill[1] > 0) return torch::stable::pad(given, {fill, 2});
+        Tensor rows = as_contiguous(given);
+        constexpr uintptr_t ALIGNMENT = 16;
+        return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % ALIGNMENT == 0 ? rows : torch::stable::clone(rows);
+    }
+    Tensor new_rows(const Tensor& like) const {
+        return torch::stable::new_empty(like, {sizes.batch, sizes.vertices, channels_});
+    }
+    Tensor new_parts(const Tensor& like, int64_t count) const {
+        return torch::stable::new_empty(like, {count, channels_});
+    }
+    Tensor unpacked(Tensor rows) const {
+        return channels_ == sizes.channels
+                   ? rows
+                   : as_contiguous(torch::stable::narrow(rows, rows.dim() - 1, 0, sizes.channels));
+    }
 
     template <class Signal, class T>
     void forward(Signal signal, bool both, T* output) {
         using A = typename Signal::A;
-        const PathSchedule schedule = make_schedule();
-        auto totals = make_totals<A, 1>(!schedule.shared_by_all);
-        if constexpr (std::is_same_v<T, A>) {
-            if (!totals.in_shared_memory) std::swap(totals.rows[0], output);
-        } else {
-            if (!totals.in_shared_memory) totals.rows[0] = take<A>();
-        }
-        if (schedule.shared_by_all)
-            launch<GridTeam, 1>(scan_kernel<GridTeam, Signal, T, A>, totals, signal, schedule, both, totals, output);
-        else
-            launch<BlockTeam, 1>(scan_kernel<BlockTeam, Signal, T, A>, totals, signal, schedule, both, totals, output);
+        with_team<A, 1>([&](auto team, const PathSchedule& schedule) {
+            using Team = decltype(team);
+            auto totals = make_totals<Team, A, 1>([&] {
+                if constexpr (std::is_same_v<T, A>)
+                    return output;
+                else
+                    return take<A>();
+            });
+            auto* kernel = scan_kernel<Team, Signal, T, A>;
+            launch<Team>(make_plan(kernel, totals, 0), kernel, signal, schedule, both, totals, output);
+        });
     }
 
-    template <class Signal, class Out>
-    void backward(Signal signal, bool both, const typename Signal::Element* grad, ScanGradients<Out> gradients) {
+    // make_gradients(slices, members) with the numbers of slices of the channels and of members of each slice
+    template <class Signal, class MakeGradients>
+    void backward(Signal signal, const typename Signal::Element* grad, MakeGradients make_gradients) {
         using A = typename Signal::A;
-        const PathSchedule schedule = make_schedule();
-        A* grad_rows = own_or<A>(gradients.signal);
-        if (both) {
-            auto sums = make_totals<A, 2>(!schedule.shared_by_all);
-            if (!sums.in_shared_memory) sums.rows[0] = take<A>(), sums.rows[1] = take<A>();
-            auto totals = sums;
-            totals.rows[0] = take<A>(), totals.rows[1] = grad_rows;
-            if (schedule.shared_by_all)
-                launch<GridTeam, 2>(scan_backward_kernel<GridTeam, Signal, Out>, sums, signal, grad, schedule, sums,
-                                    totals, gradients);
-            else
-                launch<BlockTeam, 2>(scan_backward_kernel<BlockTeam, Signal, Out>, sums, signal, grad, schedule, sums,
-                                     totals, gradients);
-        } else {
-            auto sums = make_totals<A, 1>(!schedule.shared_by_all);
-            if (!sums.in_shared_memory) sums.rows[0] = take<A>();
-            auto totals = sums;
-            totals.rows[0] = grad_rows;
-            if (schedule.shared_by_all)
-                launch<GridTeam, 2>(scan_up_backward_kernel<GridTeam, Signal, Out>, sums, signal, grad, schedule, sums,
-                                    totals, gradients);
-            else
-                launch<BlockTeam, 2>(scan_up_backward_kernel<BlockTeam, Signal, Out>, sums, signal, grad, schedule,
-                                     sums, totals, gradients);
-        }
+        using Gradients = decltype(make_gradients(0, 0));
+        with_team<A, 2>([&](auto team, const PathSchedule& schedule) {
+            using Team = decltype(team);
+            auto totals = make_totals<Team, A, 2>([&] { return take<A>(); });
+            auto* kernel = scan_backward_kernel<Team, Signal, Gradients>;
+            const Plan plan = make_plan(kernel, totals, Gradients::SHARED_PACKS);
+            launch<Team>(plan, kernel, signal, grad, schedule, totals, make_gradients(plan.slices, plan.members));
+        });
     }
 
-    // A value for every vertex and channel.
-    template <class A>
-    A* take() {
-        return workspace_.take<A>(sizes.batch * sizes.vertices * sizes.channels);
+    template <class Signal, class Gradients>
+    void up_backward(Signal signal, const typename Signal::Element* grad, Gradients gradients) {
+        using A = typename Signal::A;
+        with_team<A, 1>([&](auto team, const PathSchedule& schedule) {
+            using Team = decltype(team);
+            auto totals = make_totals<Team, A, 1>([&] { return take<A>(); });
+            auto* kernel = scan_up_backward_kernel<Team, Signal, Gradients>;
+            const Plan plan = make_plan(kernel, totals, Gradients::SHARED_PACKS);
+            launch<Team>(plan, kernel, signal, grad, schedule, totals, gradients);
+        });
     }
 
     const ScanSizes sizes;
 
 private:
-    PathSchedule make_schedule() {
-        return schedule_paths(device_, workspace_, order_.const_data_ptr<int32_t>(), parent_.const_data_ptr<int32_t>(),
-                              sizes.batch, sizes.vertices);
-    }
+    // How the work is divided among blocks.
+    struct Plan {
+        int64_t group;  // threads that take a slice of the channels
+        int64_t slices, slices_at_once, members, threads, shared_bytes;
+    };
 
-    // The result itself if it has the type of the sums.
-    template <class A, class T>
-    A* own_or(T* result) {
-        if constexpr (std::is_same_v<T, A>)
-            return result;
+    // A block takes an item if it is small and its sums fit into shared memory, else the grid takes all.
+    template <class A, int SIGNALS, class Run>
+    void with_team(Run run) {
+        const bool has_block = sizes.vertices <= BLOCK_VERTICES &&
+                               Totals<BlockTeam, A, SIGNALS>::shared_bytes(sizes.vertices, 1) <= device_.shared_bytes();
+        const PathSchedule schedule =
+            schedule_paths(device_, workspace_, order_.const_data_ptr<int32_t>(), parent_.const_data_ptr<int32_t>(),
+                           sizes.batch, sizes.vertices, !has_block);
+        if (has_block)
+            run(BlockTeam{}, schedule);
         else
-            return take<A>();
+            run(GridTeam{}, schedule);
     }
 
-    // Without rows unless a block may keep them in shared memory: of the greatest slice that fits and gives every
-    // multiprocessor a block.
-    template <class A, int SIGNALS>
-    Totals<A, SIGNALS> make_totals(bool one_block_each) {
-        constexpr int32_t SMALLEST = 32 / sizeof(A);  // what memory is read in
-        const int64_t carries = sizes.batch * PathSchedule::carries_of_one(sizes.vertices) * sizes.channels;
-        Totals<A, SIGNALS> totals{};
-        for (int k = 0; k < SIGNALS; ++k) totals.carry[k] = workspace_.take<A>(carries);
+    // A value for every vertex and channel.
+    template <class A>
+    A* take() {
+        return workspace_.take<A>(sizes.batch * sizes.vertices * channels_);
+    }
+
+    template <class Team, class A, int SIGNALS, class TakeRows>
+    Totals<Team, A, SIGNALS> make_totals(TakeRows take_rows) {
+        const int64_t carries = sizes.batch * PathSchedule::carries_of_one(sizes.vertices) * channels_;
+        Totals<Team, A, SIGNALS> totals{};
+        totals.vertices = static_cast<int32_t>(sizes.vertices);
+        for (int k = 0; k < SIGNALS; ++k) {
+            if (!Team::IS_BLOCK) totals.rows[k] = take_rows();
+            totals.carry[k] = workspace_.take<A>(carries);
+        }
         totals.product = workspace_.take<A>(carries);
-        totals.channels = totals.stride = sizes.channels;
-        totals.slice = WARP;
-        if (!one_block_each) return totals;
-        auto fits = [&](int64_t slice) { return shared_bytes<A, SIGNALS>(slice) <= device_.shared_bytes(); };
-        auto blocks = [&](int64_t slice) { return sizes.batch * ((sizes.channels + slice - 1) / slice); };
-        int32_t slice = WARP;
-        while (slice > SMALLEST && (!fits(slice) || blocks(slice) < device_.processors())) slice /= 2;
-        totals.in_shared_memory = fits(slice);
-        if (totals.in_shared_memory) totals.slice = slice;
         return totals;
     }
 
-    template <class A, int SIGNALS>
-    int64_t shared_bytes(int64_t slice) const {
-        return sizes.vertices * slice * SIGNALS * static_cast<int64_t>(sizeof(A));
+    // Every thread has some packs in shared memory besides the totals, but at another time.
+    template <class Kernel, class Team, class A, int SIGNALS>
+    Plan make_plan(Kernel kernel, const Totals<Team, A, SIGNALS>&, int packs) const {
+        constexpr int64_t MOST_CHANNELS = 32, MEMORY_READ = 32;
+        const int64_t packs_of_row = channels_ / PACK<A>;
+        auto number = [&](int64_t group) { return (packs_of_row + group - 1) / group; };
+        Plan plan{};
+        plan.group = std::min<int64_t>(MOST_CHANNELS / PACK<A>, std::bit_ceil(static_cast<uint64_t>(packs_of_row)));
+        plan.threads = SCAN_THREADS;
+        if constexpr (Team::IS_BLOCK) {
+            // The greatest slice whose sums fit into shared memory and which gives every multiprocessor a block, but no
+            // less than 32 bytes of sums. Threads in proportion to the shared memory, so that the blocks of a
+            // multiprocessor have about as many in all.
+            auto bytes = [&] { return Totals<Team, A, SIGNALS>::shared_bytes(sizes.vertices, plan.group); };
+            auto is_too_great = [&] {
+                const bool more_blocks = sizes.batch * number(plan.group) < device_.processors();
+                return bytes() > device_.shared_bytes() ||
+                       (more_blocks && plan.group * static_cast<int64_t>(sizeof(Pack<A>)) > MEMORY_READ);
+            };
+            while (plan.group > 1 && is_too_great()) plan.group /= 2;
+            const int64_t share = plan.threads * bytes() / device_.shared_bytes();
+            plan.threads = std::clamp<int64_t>(std::bit_ceil(static_cast<uint64_t>(share)), 2 * WARP, plan.threads);
+            plan.shared_bytes = bytes();
+        }
+        plan.shared_bytes = std::max<int64_t>(plan.shared_bytes, plan.threads * packs * sizeof(Pack<A>));
+        plan.slices = number(plan.group);
+        if constexpr (Team::IS_BLOCK) {
+            plan.members = sizes.batch;
+            plan.slices_at_once = std::clamp<int64_t>((int64_t{1} << 30) / plan.members, 1, plan.slices);
+        } else {
+            const int64_t threads = sizes.batch * sizes.vertices / AHEAD<SIGNALS> * plan.slices * plan.group;
+            const int64_t blocks = device_.resident_blocks(kernel, threads, plan.threads, plan.shared_bytes);
+            plan.slices_at_once = std::min(plan.slices, blocks);
+            plan.members = blocks / plan.slices_at_once;
+        }
+        return plan;
     }
 
-    template <class Team, int KERNEL_SIGNALS, class A, int SIGNALS, class... Parameters, class... Arguments>
-    void launch(void (*kernel)(Parameters...), const Totals<A, SIGNALS>& sums, Arguments... arguments) {
-        const int64_t slices = (sizes.channels + sums.slice - 1) / sums.slice;
-        const int64_t bytes = sums.in_shared_memory ? shared_bytes<A, SIGNALS>(sums.slice) : 0;
-        const int threads = sums.in_shared_memory ? scan_threads<Team>(KERNEL_SIGNALS) : SCAN_THREADS;
-        if constexpr (std::is_same_v<Team, GridTeam>)
-            device_.launch_cooperative(kernel, sizes.batch * sizes.vertices * slices * WARP, threads, bytes,
-                                       arguments...);
-        else
-            device_.launch(kernel, dim3(static_cast<unsigned>(sizes.batch), static_cast<unsigned>(slices)), threads,
-                           bytes, arguments...);
+    template <class Team, class... Parameters, class... Arguments>
+    void launch(const Plan& plan, void (*kernel)(Slices, Parameters...), Arguments... arguments) const {
+        for (int64_t first = 0; first < plan.slices; first += plan.slices_at_once) {
+            const int64_t count = std::min(plan.slices_at_once, plan.slices - first), blocks = plan.members * count;
+            const Slices slices{static_cast<int32_t>(channels_), static_cast<int32_t>(plan.group),
+                                static_cast<int32_t>(first), static_cast<int32_t>(count)};
+            if constexpr (Team::IS_BLOCK)
+                device_.launch(kernel, dim3(static_cast<unsigned>(blocks)), plan.threads, plan.shared_bytes, slices,
+                               arguments...);
+            else
+                device_.launch_cooperative(kernel, blocks, plan.threads, plan.shared_bytes, slices, arguments...);
+        }
     }
 
     Device device_;
     Workspace workspace_;
     Tensor order_, parent_;
+    int64_t channels_;  // filled up to whole packs
 };
 
 }  // namespace grootv

@@ -1,5 +1,5 @@
-// The tree scan of decay exp(d A) and signal d B x, which are computed on the way. Its gradient first leaves the
-// gradients of signal and decay in scratch memory; a second kernel passes them on to x, delta, A, B and the bias.
+// The tree scan of decay exp(d A) and signal d B x, which are computed on the way, as are the gradients of x, delta, A,
+// B and the bias from those of signal and decay.
 #include <optional>
 
 #include <torch/csrc/stable/library.h>
@@ -14,95 +14,125 @@ template <class T>
 struct SelectedSignal {
     using Element = T;
     using A = typename Accumulator<T>::type;
+    using DecayInput = Pack<T>;  // of delta
+    struct Input {
+        Pack<T> x, decay;
+        T write;
+    };
 
     const T *x, *delta, *write;  // write: B, one value per vertex
-    const A *rate, *bias;        // A and delta_bias, one value per channel
+    const A *rates, *biases;     // A and delta_bias, one value per channel
     bool with_softplus;
-    int64_t channels;
+    Pack<A> rate, bias;  // of the channels
 
-    __device__ A shifted(int64_t row, int64_t c) const {
-        const A given = static_cast<A>(delta[row * channels + c]);
-        return bias ? given + bias[c] : given;
+    __device__ void select(int64_t channel) {
+        rate = as_pack(rates + channel);
+        bias = biases ? as_pack(biases + channel) : Pack<A>{};
     }
-    __device__ A step(A shifted) const { return with_softplus ? softplus(shifted) : shifted; }
-    __device__ A step_slope(A shifted) const { return with_softplus ? softplus_slope(shifted) : A{1}; }
-    __device__ A decay_of(A step, int64_t c) const {
-        using std::exp;
-        return exp(step * rate[c]);
-    }
+    __device__ Input read(int32_t row, int64_t at) const { return {as_pack(x + at), as_pack(delta + at), write[row]}; }
+    __device__ Pack<T> read_decay(int64_t at) const { return as_pack(delta + at); }
 
-    __device__ SignalDecay<A> both(int64_t row, int64_t c) const {
-        const A d = step(shifted(row, c));
-        return {d * (static_cast<A>(write[row]) * static_cast<A>(x[row * channels + c])), decay_of(d, c)};
+    __device__ Pack<A> shifted(const Pack<T>& delta) const {
+        return map<A>([](T delta, A bias) { return static_cast<A>(delta) + bias; }, delta, bias);
     }
-    __device__ A decay(int64_t row, int64_t c) const { return decay_of(step(shifted(row, c)), c); }
+    __device__ Pack<A> step(const Pack<T>& delta) const {
+        const Pack<A> given = shifted(delta);
+        return with_softplus ? map<A>([](A x) { return softplus(x); }, given) : given;
+    }
+    __device__ Pack<A> step_slope(const Pack<T>& delta) const {
+        return with_softplus ? map<A>([](A x) { return softplus_slope(x); }, shifted(delta)) : filled(A{1});
+    }
+    __device__ Pack<A> signal(const Input& input) const {
+        const A write = static_cast<A>(input.write);
+        return map<A>([=](A step, T x) { return step * (write * static_cast<A>(x)); }, step(input.decay), input.x);
+    }
+    __device__ Pack<A> decay(const Pack<T>& delta) const {
+        return map<A>([](A step, A rate) { return std::exp(step * rate); }, step(delta), rate);
+    }
 };
 
-constexpr int ROWS = 256;  // vertices of one block of the second kernel
-
-template <class T, class A = typename Accumulator<T>::type>
-struct SelectedGradients {
-    const A *signal, *decay;  // what the scan left
-    T *x, *delta, *write;
-    A *rate_part, *bias_part;  // (blocks, channels)
-};
-
-// One block passes on the gradients of ROWS vertices. Its warps take whole rows of WARP channels: a row adds up to
-// the gradient of B, the columns to a part of the gradients of A and the bias.
 template <class T>
-__global__ void selection_backward_kernel(SelectedSignal<T> in, int64_t rows, SelectedGradients<T> gradients) {
+struct SelectedGradients {
+    static constexpr int SHARED_PACKS = 2;
     using A = typename Accumulator<T>::type;
-    auto* row_sum = reinterpret_cast<A*>(shared_memory());
-    A* column_sum = row_sum + ROWS;  // rate and bias, for every thread
-    const int32_t thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, warps = blockDim.x / WARP;
-    const int64_t begin = int64_t{blockIdx.x} * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
-    for (int64_t row = begin + warp; row < end; row += warps)
-        if (lane == 0) row_sum[row - begin] = 0;
-    for (int64_t first = 0; first < in.channels; first += WARP) {
-        const int64_t c = first + lane;
-        const bool exists = c < in.channels;
-        A rate_sum = 0, bias_sum = 0;
-        for (int64_t row = begin + warp; row < end; row += warps) {
-            const int64_t i = row * in.channels + c;
-            A share = 0;
-            if (exists) {
-                const A shifted = in.shifted(row, c), d = in.step(shifted), write = static_cast<A>(in.write[row]);
-                const A from_exponent = gradients.decay[i] * in.decay_of(d, c), from_signal = gradients.signal[i];
-                const A through_x = from_signal * static_cast<A>(in.x[i]);
-                const A grad_shifted = (through_x * write + from_exponent * in.rate[c]) * in.step_slope(shifted);
-                gradients.x[i] = static_cast<T>(from_signal * (d * write));
-                gradients.delta[i] = static_cast<T>(grad_shifted);
-                rate_sum += from_exponent * d;
-                bias_sum += grad_shifted;
-                share = through_x * d;
-            }
-            for (int other = WARP / 2; other > 0; other /= 2) share += __shfl_xor_sync(~0u, share, other);
-            if (lane == 0) row_sum[row - begin] += share;
-        }
-        column_sum[thread] = rate_sum;
-        column_sum[blockDim.x + thread] = bias_sum;
-        __syncthreads();
-        if (warp < 2 && exists) {
-            A sum = 0;
-            for (int32_t other = 0; other < warps; ++other) sum += column_sum[warp * blockDim.x + other * WARP + lane];
-            (warp == 0 ? gradients.rate_part : gradients.bias_part)[blockIdx.x * in.channels + c] = sum;
-        }
-        __syncthreads();
-    }
-    for (int64_t row = begin + warp; row < end; row += warps)
-        if (lane == 0) gradients.write[row] = static_cast<T>(row_sum[row - begin]);
-}
+    struct Input {
+        Pack<T> x;
+        T write;
+    };
 
-// The arguments, made contiguous.
+    SelectedSignal<T> in;
+    T *x, *delta;
+    A* write_parts;              // (slices, vertices of the batch)
+    A *rate_parts, *bias_parts;  // (members, channels)
+    int64_t rows;
+    Pack<A> rate_sum, bias_sum;  // over the vertices of this thread
+
+    __device__ void select(int64_t channel) {
+        in.select(channel);
+        rate_sum = bias_sum = {};
+    }
+    __device__ Input read(int32_t row, int64_t at) const { return {as_pack(in.x + at), in.write[row]}; }
+
+    template <class Team>
+    __device__ void put(const Worker<Team, A>& worker, int32_t row, const Input& input, const Pack<T>& delta_input,
+                        const Pack<A>& decay, const Pack<A>& grad_signal, const Pack<A>& grad_decay, bool live) {
+        const Pack<A> step = in.step(delta_input), slope = in.step_slope(delta_input);
+        const A write = static_cast<A>(input.write);
+        Pack<T> grad_x, grad_delta;
+        A share = 0;  // in the gradient of B
+        for (int i = 0; i < PACK<A>; ++i) {
+            const A d = step.element[i], from_signal = grad_signal.element[i];
+            const A from_exponent = grad_decay.element[i] * decay.element[i];
+            const A through_x = from_signal * static_cast<A>(input.x.element[i]);
+            const A shifted = std::fma(through_x, write, from_exponent * in.rate.element[i]) * slope.element[i];
+            grad_x.element[i] = static_cast<T>(from_signal * (d * write));
+            grad_delta.element[i] = static_cast<T>(shifted);
+            share = std::fma(through_x, d, share);
+            if (!live) continue;
+            rate_sum.element[i] = std::fma(from_exponent, d, rate_sum.element[i]);
+            bias_sum.element[i] += shifted;
+        }
+        if (live) {
+            as_pack(x + worker.at(row)) = grad_x;
+            as_pack(delta + worker.at(row)) = grad_delta;
+        } else {
+            share = 0;
+        }
+        for (int32_t other = worker.threads / 2; other > 0; other /= 2) share += __shfl_xor_sync(~0u, share, other);
+        if (live && worker.lane == 0) write_parts[worker.slice * rows + row] = share;
+    }
+
+    // Adds up the sums of all groups of the block.
+    template <class Team>
+    __device__ void end(const Worker<Team, A>& worker) const {
+        auto* sums = reinterpret_cast<Pack<A>*>(shared_memory());
+        const auto thread = static_cast<int32_t>(threadIdx.x), threads = static_cast<int32_t>(blockDim.x);
+        __syncthreads();
+        sums[thread] = rate_sum;
+        sums[threads + thread] = bias_sum;
+        __syncthreads();
+        if (thread >= worker.threads || !worker.exists) return;
+        auto add = [](A sum, A more) { return sum + more; };
+        Pack<A> rate{}, bias{};
+        for (int32_t other = thread; other < threads; other += worker.threads) {
+            rate = map<A>(add, rate, sums[other]);
+            bias = map<A>(add, bias, sums[threads + other]);
+        }
+        as_pack(rate_parts + worker.at(worker.member)) = rate;
+        as_pack(bias_parts + worker.at(worker.member)) = bias;
+    }
+};
+
+// The arguments as the scan takes them.
 struct Arguments {
-    Arguments(const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
+    Arguments(const Scan& scan, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
               const std::optional<Tensor>& delta_bias, bool softplus)
-        : x(as_contiguous(x)),
-          delta(as_contiguous(delta)),
-          rate(as_contiguous(A)),
+        : x(scan.packed(x)),
+          delta(scan.packed(delta)),
+          rate(scan.packed(A)),
           write(as_contiguous(B)),
           softplus(softplus) {
-        if (delta_bias) bias = as_contiguous(*delta_bias);
+        if (delta_bias) bias = scan.packed(*delta_bias);
     }
 
     template <class T>
@@ -114,7 +144,8 @@ struct Arguments {
                 rate.const_data_ptr<A>(),
                 bias ? bias->const_data_ptr<A>() : nullptr,
                 softplus,
-                x.size(2)};
+                {},
+                {}};
     }
 
     Tensor x, delta, rate, write;
@@ -127,14 +158,14 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
                            const Tensor& level_ptr, bool delta_softplus) {
     SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, order, parent, level_ptr);
     Scan scan(sizes, x, order, parent);
-    Arguments arguments(x, delta, A, B, delta_bias, delta_softplus);
-    Tensor output = torch::stable::new_empty(x, {sizes.batch, sizes.vertices, sizes.channels});
-    if (scan.empty()) return output;
+    Arguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
+    Tensor output = scan.new_rows(x);
+    if (scan.empty()) return scan.unpacked(output);
     dispatch_floating(x, [&](auto zero) {
         using T = decltype(zero);
         scan.forward(arguments.signal<T>(), true, output.mutable_data_ptr<T>());
     });
-    return output;
+    return scan.unpacked(output);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
@@ -144,36 +175,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent, level_ptr);
     sizes.check_grad(grad, x);
     Scan scan(sizes, x, order, parent);
-    Arguments arguments(x, delta, A, B, delta_bias, delta_softplus);
-    Tensor g = as_contiguous(grad);
-    const int64_t rows = sizes.batch * sizes.vertices, channels = sizes.channels, blocks = (rows + ROWS - 1) / ROWS;
-    Tensor grad_x = torch::stable::new_empty(x, {sizes.batch, sizes.vertices, channels});
-    Tensor grad_delta = torch::stable::new_empty(x, {sizes.batch, sizes.vertices, channels});
-    Tensor grad_B = torch::stable::new_zeros(B, {sizes.batch, sizes.vertices});
-    Tensor rate_part = torch::stable::new_empty(A, {blocks, channels});
-    Tensor bias_part = torch::stable::new_empty(A, {blocks, channels});
+    Arguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
+    Tensor g = scan.packed(grad), grad_x = scan.new_rows(x), grad_delta = scan.new_rows(x);
+    Tensor grad_B = torch::stable::new_empty(B, {sizes.batch, sizes.vertices});
+    // Empty sums are 0.
+    Tensor write_parts = torch::stable::new_empty(A, {0, sizes.batch, sizes.vertices});
+    Tensor rate_parts = scan.new_parts(A, 0), bias_parts = rate_parts;
     if (!scan.empty()) {
         dispatch_floating(x, [&](auto zero) {
             using T = decltype(zero);
             using Accumulated = typename Accumulator<T>::type;
             const auto signal = arguments.signal<T>();
-            ScanGradients<Accumulated> left{scan.template take<Accumulated>(), scan.template take<Accumulated>(),
-                                            channels};
-            scan.backward(signal, true, g.const_data_ptr<T>(), left);
-            SelectedGradients<T> gradients{left.signal,
-                                           left.decay,
-                                           grad_x.mutable_data_ptr<T>(),
-                                           grad_delta.mutable_data_ptr<T>(),
-                                           grad_B.mutable_data_ptr<T>(),
-                                           rate_part.mutable_data_ptr<Accumulated>(),
-                                           bias_part.mutable_data_ptr<Accumulated>()};
-            scan.device().launch(selection_backward_kernel<T>, dim3(static_cast<unsigned>(blocks)), SCAN_THREADS,
-                                 (ROWS + 2 * SCAN_THREADS) * sizeof(Accumulated), signal, rows, gradients);
+            scan.backward(signal, g.const_data_ptr<T>(), [&](int64_t slices, int64_t members) {
+                write_parts = torch::stable::new_empty(A, {slices, sizes.batch, sizes.vertices});
+                rate_parts = scan.new_parts(A, members);
+                bias_parts = scan.new_parts(A, members);
+                return SelectedGradients<T>{signal,
+                                            grad_x.mutable_data_ptr<T>(),
+                                            grad_delta.mutable_data_ptr<T>(),
+                                            write_parts.mutable_data_ptr<Accumulated>(),
+                                            rate_parts.mutable_data_ptr<Accumulated>(),
+                                            bias_parts.mutable_data_ptr<Accumulated>(),
+                                            sizes.batch * sizes.vertices,
+                                            {},
+                                            {}};
+            });
         });
     }
     const int64_t dim = 0;
-    return {grad_x, grad_delta, torch::stable::sum(rate_part, {{&dim, 1}}), grad_B,
-            torch::stable::sum(bias_part, {{&dim, 1}})};
+    auto sum = [&](const Tensor& parts) { return torch::stable::sum(parts, {{&dim, 1}}); };
+    torch::stable::copy_(grad_B, sum(write_parts));
+    return {scan.unpacked(grad_x), scan.unpacked(grad_delta), scan.unpacked(sum(rate_parts)), grad_B,
+            scan.unpacked(sum(bias_parts))};
 }
 
 }  // namespace

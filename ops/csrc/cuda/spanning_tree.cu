@@ -229,8 +229,8 @@ void launch_boruvka(const Device& device, Workspace& workspace, Graph graphs, in
         device.launch(spanning_tree_block_kernel<Graph>, dim3(graphs.graphs), TEAM_THREADS, fits ? bytes : 0, graphs,
                       memory, bytes);
     } else {
-        device.launch_cooperative(spanning_tree_grid_kernel<Graph>, vertices, TEAM_THREADS, 0, graphs,
-                                  workspace.take<std::byte>(Forest::bytes(vertices)));
+        launch_grid_team(device, spanning_tree_grid_kernel<Graph>, vertices, graphs,
+                         workspace.take<std::byte>(Forest::bytes(vertices)));
     }
 }
 

@@ -31,6 +31,8 @@ struct Subtrees {
     // The parent's position, the root's its own. A tree that is none counts as a star, which is harmless.
     __device__ int32_t parent_of(int32_t p) const { return valid[p / vertices] ? above[p] : root_of(p); }
 
+    __device__ int32_t children(int32_t p) const { return end_child[p] - first_child[p]; }
+
     // Position of the child with the largest subtree, -1 for a leaf.
     __device__ int32_t preferred_child(int32_t p) const {
         return choice[p] == 0 ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(choice[p]));

@@ -6,12 +6,14 @@
 namespace grootv {
 
 struct BlockTeam {
+    static constexpr bool IS_BLOCK = true;
     static __device__ int32_t rank() { return static_cast<int32_t>(threadIdx.x); }
     static __device__ int32_t size() { return static_cast<int32_t>(blockDim.x); }
     static __device__ void sync() { __syncthreads(); }
 };
 
 struct GridTeam {
+    static constexpr bool IS_BLOCK = false;
     static __device__ int64_t rank() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
     static __device__ int64_t size() { return int64_t{gridDim.x} * blockDim.x; }
     static __device__ void sync() { sync_grid(); }
@@ -27,6 +29,22 @@ __device__ void for_each(int64_t count, Task task) {
 // enough to be done before a grid would have met a few times, or if the items alone keep the device busy.
 inline bool one_block_each(const Device& device, int64_t items, int64_t vertices) {
     return vertices <= BLOCK_VERTICES || items >= device.processors();
+}
+
+// The sum of the values of a warp's lanes up to one's own.
+__device__ inline int32_t sum_to_lane(int32_t value) {
+    for (int distance = 1; distance < WARP; distance *= 2) {
+        const int32_t before = __shfl_up_sync(~0u, value, distance);
+        if (static_cast<int>(threadIdx.x) % WARP >= distance) value += before;
+    }
+    return value;
+}
+
+// One grid as the team of all items, of which there are `count` elements in all.
+template <class Kernel, class... Arguments>
+void launch_grid_team(const Device& device, Kernel kernel, int64_t count, Arguments... arguments) {
+    const int64_t blocks = device.resident_blocks(kernel, count, TEAM_THREADS, 0);
+    device.launch_cooperative(kernel, blocks, TEAM_THREADS, 0, arguments...);
 }
 
 inline dim3 blocks_for(int64_t count) {

@@ -64,12 +64,7 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
                         children |= (child ? 1u : 0u) << side;
                     }
                 }
-                const int32_t own = __popc(children);
-                int32_t sum = own;
-                for (int distance = 1; distance < WARP; distance *= 2) {
-                    const int32_t before = __shfl_up_sync(~0u, sum, distance);
-                    if (thread >= distance) sum += before;
-                }
+                const int32_t own = __popc(children), sum = sum_to_lane(own);
                 int32_t to = tail + sum - own;
                 for (int side = 0; side < 4; ++side) {
                     if (!(children >> side & 1)) continue;

@@ -7,19 +7,58 @@
 namespace grootv {
 namespace {
 
+// Signal and decay as they are given.
+template <class T>
+struct GivenSignal {
+    using Element = T;
+    using A = typename Accumulator<T>::type;
+    using DecayInput = Pack<T>;
+    struct Input {
+        Pack<T> signal, decay;
+    };
+
+    const T *signals, *decays;
+
+    __device__ void select(int64_t) {}
+    __device__ Input read(int32_t, int64_t at) const { return {as_pack(signals + at), as_pack(decays + at)}; }
+    __device__ Pack<T> read_decay(int64_t at) const { return as_pack(decays + at); }
+    __device__ Pack<A> signal(const Input& input) const { return cast<A>(input.signal); }
+    __device__ Pack<A> decay(const Pack<T>& input) const { return cast<A>(input); }
+};
+
+template <class T>
+struct GivenGradients {
+    static constexpr int SHARED_PACKS = 0;
+    using A = typename Accumulator<T>::type;
+    struct Input {};
+
+    T *signal, *decay;
+
+    __device__ void select(int64_t) {}
+    __device__ Input read(int32_t, int64_t) const { return {}; }
+    template <class Team>
+    __device__ void put(const Worker<Team, A>& worker, int32_t row, Input, const Pack<T>&, const Pack<A>&,
+                        const Pack<A>& grad_signal, const Pack<A>& grad_decay, bool live) const {
+        if (!live) return;
+        as_pack(signal + worker.at(row)) = cast<T>(grad_signal);
+        as_pack(decay + worker.at(row)) = cast<T>(grad_decay);
+    }
+    template <class Team>
+    __device__ void end(const Worker<Team, A>&) const {}
+};
+
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
                  const Tensor& level_ptr, const std::string& direction) {
     ScanArguments arguments("tree_scan", input, decay, order, parent, level_ptr, direction);
     Scan scan(arguments, input, order, parent);
-    Tensor u = as_contiguous(input), a = as_contiguous(decay);
-    Tensor output = torch::stable::new_empty(u, {scan.sizes.batch, scan.sizes.vertices, scan.sizes.channels});
-    if (scan.empty()) return output;
+    Tensor u = scan.packed(input), a = scan.packed(decay), output = scan.new_rows(u);
+    if (scan.empty()) return scan.unpacked(output);
     dispatch_floating(u, [&](auto zero) {
         using T = decltype(zero);
-        GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>(), scan.sizes.channels};
+        GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>()};
         scan.forward(signal, arguments.both, output.mutable_data_ptr<T>());
     });
-    return output;
+    return scan.unpacked(output);
 }
 
 std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& input, const Tensor& decay,
@@ -28,20 +67,19 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     ScanArguments arguments("tree_scan_backward", input, decay, order, parent, level_ptr, direction);
     arguments.check_grad(grad, input);
     Scan scan(arguments, input, order, parent);
-    Tensor g = as_contiguous(grad), u = as_contiguous(input), a = as_contiguous(decay);
-    auto new_signal = [&] {
-        return torch::stable::new_empty(u, {scan.sizes.batch, scan.sizes.vertices, scan.sizes.channels});
-    };
-    Tensor grad_input = new_signal(), grad_decay = new_signal();
-    if (scan.empty()) return {grad_input, grad_decay};
+    Tensor g = scan.packed(grad), u = scan.packed(input), a = scan.packed(decay);
+    Tensor grad_input = scan.new_rows(u), grad_decay = scan.new_rows(u);
+    if (scan.empty()) return {scan.unpacked(grad_input), scan.unpacked(grad_decay)};
     dispatch_floating(u, [&](auto zero) {
         using T = decltype(zero);
-        GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>(), scan.sizes.channels};
-        ScanGradients<T> gradients{grad_input.mutable_data_ptr<T>(), grad_decay.mutable_data_ptr<T>(),
-                                   scan.sizes.channels};
-        scan.backward(signal, arguments.both, g.const_data_ptr<T>(), gradients);
+        GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>()};
+        GivenGradients<T> gradients{grad_input.mutable_data_ptr<T>(), grad_decay.mutable_data_ptr<T>()};
+        if (arguments.both)
+            scan.backward(signal, g.const_data_ptr<T>(), [&](int64_t, int64_t) { return gradients; });
+        else
+            scan.up_backward(signal, g.const_data_ptr<T>(), gradients);
     });
-    return {grad_input, grad_decay};
+    return {scan.unpacked(grad_input), scan.unpacked(grad_decay)};
 }
 
 }  // namespace

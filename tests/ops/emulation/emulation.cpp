@@ -156,11 +156,13 @@ bool pass(Fiber* begin, Fiber* end, Barrier barrier) {
     return any;
 }
 
-// Runs the fibers of some blocks to their end.
+// Runs the fibers of some blocks to their end, in their order or, if the variable is set, in the reverse.
 void run_fibers(std::vector<Fiber>& fibers, int threads, bool cooperative) {
+    const bool reversed = std::getenv("GROOTV_REVERSED") != nullptr;
     for (;;) {
         bool done = true, passed = false;
-        for (Fiber& fiber : fibers) {
+        for (size_t i = 0; i < fibers.size(); ++i) {
+            Fiber& fiber = fibers[reversed ? fibers.size() - 1 - i : i];
             if (fiber.state == State::ready) to_fiber(fiber);
             done = done && fiber.state == State::done;
         }

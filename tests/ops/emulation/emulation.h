@@ -32,7 +32,7 @@ namespace grootv {
 
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 64;
-constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, BLOCK_SCAN_THREADS = 128, ITEM_THREADS = 64;
+constexpr int TEAM_THREADS = 64, SCAN_THREADS = 128, ITEM_THREADS = 64;
 
 namespace emulation {
 
@@ -64,6 +64,16 @@ inline int lane() {
     return static_cast<int>(thread().thread_index.x) % WARP;
 }
 
+inline unsigned ballot(bool value) {
+    std::byte* buffer = thread().warp_buffer;
+    buffer[8 * lane()] = static_cast<std::byte>(value);
+    wait(Barrier::warp);
+    unsigned found = 0;
+    for (int i = 0; i < WARP; ++i) found |= static_cast<unsigned>(buffer[8 * i]) << i;
+    wait(Barrier::warp);
+    return found;
+}
+
 }  // namespace emulation
 }  // namespace grootv
 
@@ -91,6 +101,18 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, int delta) {
     int lane = grootv::emulation::lane();
     return grootv::emulation::shuffle(value, lane, lane - delta);
+}
+inline unsigned __ballot_sync(unsigned, bool value) {
+    return grootv::emulation::ballot(value);
+}
+inline bool __any_sync(unsigned, bool value) {
+    return grootv::emulation::ballot(value) != 0;
+}
+inline int __ffs(int bits) {
+    return std::countr_zero(static_cast<unsigned>(bits)) + 1;
+}
+inline float __fdividef(float dividend, float divisor) {
+    return dividend / divisor;
 }
 inline int __popc(unsigned bits) {
     return std::popcount(bits);
@@ -152,11 +174,17 @@ public:
         emulation::run(function_, blocks, threads, shared_bytes, false, [=] { kernel(arguments...); });
     }
 
+    template <class... Parameters>
+    int64_t resident_blocks(void (*)(Parameters...), int64_t items, int threads, int64_t) const {
+        return std::clamp<int64_t>((items + threads - 1) / threads, 1, processors());
+    }
+
     template <class... Parameters, class... Arguments>
-    void launch_cooperative(void (*kernel)(Parameters...), int64_t items, int threads, int64_t shared_bytes,
+    void launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
                             Arguments... arguments) const {
-        auto blocks = static_cast<unsigned>(std::clamp<int64_t>((items + threads - 1) / threads, 1, processors()));
-        emulation::run(function_, blocks, threads, shared_bytes, true, [=] { kernel(arguments...); });
+        check(blocks <= processors(), function_, ": ", blocks, " blocks that wait for each other cannot all run");
+        emulation::run(function_, static_cast<unsigned>(blocks), threads, shared_bytes, true,
+                       [=] { kernel(arguments...); });
     }
 
     // The variables stand for the capture of a CUDA graph, and for a caller who must not wait.
