@@ -1,6 +1,7 @@
 """The benchmarks of networks and layers, from beginning to end: what they compare and what they say."""
 
 import json
+import subprocess
 from itertools import count
 
 import pytest
@@ -13,7 +14,8 @@ benchmark_model = load_tool('benchmarks/benchmark_model.py')
 benchmark_scaling = load_tool('benchmarks/benchmark_scaling.py')
 benchmark_tokens = load_tool('benchmarks/benchmark_tokens.py')
 
-from measuring import deployed, models  # noqa: E402  (the scripts put their folder on the path)
+from gpu_checks.environment import commit  # noqa: E402  (the scripts put their folder on the path)
+from measuring import deployed, models  # noqa: E402
 
 SMALL = models.Setting('cpu', 32)
 PICO = models.Network('arch', 'pico')
@@ -191,3 +193,22 @@ def test_a_config_that_is_not_measured(tmp_path):
     config.write_text('schedule = 3')
     with pytest.raises(UserError, match=r'model.py has no model'):
         models.build(models.Network('config', str(config)), SMALL)
+
+
+def test_results_of_earlier_runs_do_not_count_as_changes(tmp_path):
+    def git(*arguments):
+        identity = '-c', 'user.name=a', '-c', 'user.email=a@b'
+        subprocess.run(['git', '-C', tmp_path, *identity, *arguments], check=True, capture_output=True)
+
+    result, source = tmp_path / 'docs/results/ops.json', tmp_path / 'setup.py'
+    result.parent.mkdir(parents=True)
+    result.touch()
+    source.touch()
+    git('init')
+    git('add', '.')
+    git('commit', '-m', 'first')
+    result.write_text('{}')
+    clean = commit(tmp_path)
+    source.write_text('pass')
+    assert len(clean) >= 7
+    assert commit(tmp_path) == f'{clean}-dirty'

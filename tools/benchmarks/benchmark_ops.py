@@ -10,13 +10,13 @@ import argparse
 import ctypes
 import json
 import platform
-import subprocess
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from gpu_checks.environment import commit
 from measuring.clock import medians, take_turns
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +24,6 @@ from scipy.sparse import csgraph, csr_matrix
 
 from grootv import ops
 from grootv.ops.grid_graph import grid_edges
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -189,11 +187,8 @@ def keep_freed_memory() -> None:
 
 
 def machine() -> dict:
-    commit = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True
-    )
     return {
-        'commit': commit.stdout.strip(),
+        'commit': commit(),
         'processor': torch.backends.cpu.get_cpu_capability() + ', ' + platform.machine(),
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,

@@ -102,7 +102,7 @@ def describe(device: str) -> dict:
     """Date, commit, device, versions and the libraries' sizes in bytes."""
     return {
         'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'commit': output_of('git', 'describe', '--always', '--dirty') or 'unknown',
+        'commit': commit(),
         'device': describe_device() if device == 'cuda' else {'name': 'cpu'},
         'versions': {
             'python': platform.python_version(),
@@ -125,6 +125,14 @@ def describe_device() -> dict:
         'l2_bytes': getattr(properties, 'L2_cache_size', None),
         'driver': driver.splitlines()[0] if driver else 'unknown',
     }
+
+
+def commit(root: Path = ROOT) -> str:
+    """Of the checkout, with '-dirty' if tracked files other than results of measurements have changed."""
+    name = output_of('git', '-C', str(root), 'describe', '--always')
+    status = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=no']
+    changed = output_of(*status, '--', '.', ':!docs/results')
+    return (name or 'unknown') + ('-dirty' if changed else '')
 
 
 def output_of(*command: str) -> str | None:
