@@ -32,7 +32,7 @@ namespace grootv {
 
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 64;
-constexpr int TEAM_THREADS = 64, SCAN_THREADS = 128, ITEM_THREADS = 64;
+constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, ITEM_THREADS = 64;
 
 namespace emulation {
 
@@ -109,7 +109,7 @@ inline bool __any_sync(unsigned, bool value) {
     return grootv::emulation::ballot(value) != 0;
 }
 inline int __ffs(int bits) {
-    return std::countr_zero(static_cast<unsigned>(bits)) + 1;
+    return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1;
 }
 inline float __fdividef(float dividend, float divisor) {
     return dividend / divisor;
