@@ -1,5 +1,7 @@
 """The CUDA operators as the tests call them, and how near to the CPU they have to be."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ LARGE = {'emulated': [(20, 17), (1, 130), (130, 1)], 'cuda': [(65, 64), (200, 32
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 BACKENDS = ['emulated', *['cuda'] * torch.cuda.is_available()]
+# With the blocks of a device, for a few cases. Sanitizers see the small ones.
+FULL_SIZE = ['emulated at full size'] * ('GROOTV_SANITIZER' not in os.environ)
 
 
 class Backend:
@@ -18,8 +22,9 @@ class Backend:
     def __init__(self, name: str):
         self.name = name
         self.device = 'cuda' if name == 'cuda' else 'cpu'
-        self.large = LARGE[name]
-        self._library = torch.ops.grootv if name == 'cuda' else emulation.load()
+        self.large = LARGE['emulated' if name == 'emulated' else 'cuda']
+        kind = 'full_size' if name in FULL_SIZE else 'small'
+        self._library = torch.ops.grootv if name == 'cuda' else emulation.load(kind)
 
     def __getattr__(self, name: str):
         operator = getattr(self._library, name)

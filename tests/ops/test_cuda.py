@@ -8,7 +8,7 @@ import torch
 from grootv import ops
 from grootv.ops.grid_graph import grid_edges
 from tests.ops.cases import GRIDS, SCAN_DTYPES, assert_same_tree, features, scan_inputs
-from tests.ops.cuda_backend import BACKENDS, Backend, assert_close, assert_close_sums, graphs
+from tests.ops.cuda_backend import BACKENDS, FULL_SIZE, Backend, assert_close, assert_close_sums, graphs
 from tests.ops.test_token_scan import inputs, tree_over
 
 
@@ -39,17 +39,31 @@ def test_trees_are_equal(backend, kind, batch):
             assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', root)), tree)
 
 
-def test_a_map_of_the_first_stage(backend):
-    for batch in (1, 5):  # emulated, for the tree: the whole grid, and a block each
-        maps = features('normal', batch, 56, 56, 16)
+@pytest.mark.parametrize('name', [*BACKENDS, *FULL_SIZE])
+def test_maps_of_the_network(name):
+    backend = Backend(name)
+    shapes = [(1, 56, 56), (5, 14, 14)]  # emulated, for the trees: the whole grid, and a block each
+    shapes += [] if name == 'emulated' else [(2, 56, 56), (3, 7, 7), (1, 64, 65)]
+    for batch, height, width in shapes:
+        maps = features('normal', batch, height, width, 16)
         tree = ops.build_tree(maps)
         assert_same_tree(ops.Tree(*backend.build_tree(maps, 'cosine', 0)), tree)
-        signal, decay = torch.randn(batch, 3136, 3), torch.rand(batch, 3136, 3)
-        assert_close(backend.tree_scan(signal, decay, *tree, 'both'), ops.tree_scan(signal, decay, tree))
-        arguments = (signal.flip(1), signal, decay, *tree, 'both')
-        expected = torch.ops.grootv.tree_scan_backward(*arguments)
-        for ours, theirs in zip(backend.tree_scan_backward(*arguments), expected, strict=True):
-            assert_close(ours, theirs)
+        signal, decay = torch.randn(batch, height * width, 20), torch.rand(batch, height * width, 20)
+        given = signal, decay, -torch.rand(20), signal[..., 0], torch.rand(20), *tree, True
+        for operator, arguments in (
+            ('tree_scan', (signal, decay, *tree, 'both')),
+            ('tree_scan_backward', (signal.flip(1), signal, decay, *tree, 'both')),
+            ('selective_tree_scan', given),
+            ('selective_tree_scan_backward', (signal.flip(1), *given)),
+        ):
+            found, expected = (
+                getattr(backend, operator)(*arguments),
+                getattr(torch.ops.grootv, operator)(*arguments),
+            )
+            if isinstance(found, torch.Tensor):
+                found, expected = (found,), (expected,)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert_close(ours, theirs)
 
 
 def test_non_contiguous_inputs(backend):

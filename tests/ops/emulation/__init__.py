@@ -5,11 +5,12 @@ from functools import cache
 
 import torch
 
-from .build import build
+from .build import build, namespace
 
 
 @cache
-def load():
-    """The emulated operators; the variable GROOTV_SANITIZER chooses an instrumented build."""
-    torch.ops.load_library(build(os.environ.get('GROOTV_SANITIZER', 'none')))
-    return torch.ops.grootv_emulated
+def load(kind: str = 'small'):
+    """The emulated operators; the variable GROOTV_SANITIZER makes the small ones an instrumented build."""
+    chosen = os.environ.get('GROOTV_SANITIZER', kind) if kind == 'small' else kind
+    torch.ops.load_library(build(chosen))
+    return getattr(torch.ops, namespace(chosen))

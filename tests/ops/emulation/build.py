@@ -1,4 +1,7 @@
-"""Build the CUDA operators as host code, ``torch.ops.grootv_emulated`` on CPU tensors."""
+"""Build the CUDA operators as host code, ``torch.ops.grootv_emulated`` on CPU tensors.
+
+'small' has small blocks, 'full_size', ``torch.ops.grootv_emulated_full_size``, those of an H200.
+"""
 
 import argparse
 import fcntl
@@ -12,23 +15,28 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CSRC = ROOT / 'ops/csrc'
-SANITIZERS = {
-    'none': [],
+FLAGS = {
+    'small': [],
+    'full_size': ['-DGROOTV_FULL_SIZE'],
     'address': ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=all'],
     'thread': ['-fsanitize=thread'],
 }
 
 
-def build(sanitizer: str = 'none') -> Path:
+def namespace(kind: str) -> str:
+    return 'grootv_emulated_full_size' if kind == 'full_size' else 'grootv_emulated'
+
+
+def build(kind: str = 'small') -> Path:
     """Compile what changed since the last call and return the library. Processes take turns."""
-    folder = ROOT / 'build' / f'emulation-{sanitizer}'
+    folder = ROOT / 'build' / f'emulation-{kind}'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build(sanitizer, folder)
+        return _build(kind, folder)
 
 
-def _build(sanitizer: str, folder: Path) -> Path:
+def _build(kind: str, folder: Path) -> Path:
     kernels = [source for source in sorted(CSRC.glob('cuda/*.cu')) if source.stem != 'primitives']
     sources = [CSRC / 'library.cpp', *kernels, HERE / 'emulation.cpp', HERE / 'primitives.cpp']
     headers = [*CSRC.rglob('*.h'), *HERE.glob('*.h'), Path(__file__)]
@@ -38,7 +46,7 @@ def _build(sanitizer: str, folder: Path) -> Path:
         target = folder / f'{source.stem}.o'
         newest = max(newest_header, source.stat().st_mtime)
         if not target.exists() or target.stat().st_mtime < newest:
-            subprocess.run([*_compiler(source, sanitizer), '-c', source, '-o', target], check=True)
+            subprocess.run([*_compiler(source, kind), '-c', source, '-o', target], check=True)
         return target
 
     with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS', os.cpu_count()))) as pool:
@@ -46,13 +54,13 @@ def _build(sanitizer: str, folder: Path) -> Path:
     library = folder / 'emulated.so'
     if not library.exists() or library.stat().st_mtime < max(o.stat().st_mtime for o in objects):
         paths = [f'-L{path}' for path in cpp_extension.library_paths()]
-        link = ['g++', '-shared', *SANITIZERS[sanitizer], *objects, *paths, '-ltorch_cpu', '-ltorch', '-lc10']
+        link = ['g++', '-shared', *FLAGS[kind], *objects, *paths, '-ltorch_cpu', '-ltorch', '-lc10']
         subprocess.run([*link, '-o', f'{library}.new'], check=True)
         os.replace(f'{library}.new', library)
     return library
 
 
-def _compiler(source: Path, sanitizer: str) -> list:
+def _compiler(source: Path, kind: str) -> list:
     flags = [
         '-O1',
         '-g1',
@@ -66,15 +74,15 @@ def _compiler(source: Path, sanitizer: str) -> list:
     flags += ['-Wno-unused-parameter', '-Wno-unknown-pragmas', '-Wno-psabi']
     flags += ['-Werror'] if os.environ.get('GROOTV_WERROR') == '1' else []
     # The names of the real library are taken.
-    flags += ['-DGROOTV_EMULATED', '-Dgrootv=grootv_emulated', '-DTORCH_TARGET_VERSION=0x020a000000000000']
+    flags += ['-DGROOTV_EMULATED', f'-Dgrootv={namespace(kind)}']
+    flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000']
     flags += [f'-I{path}' for path in (CSRC, HERE)] + [f'-isystem{p}' for p in cpp_extension.include_paths()]
-    uninstrumented = source.stem == 'emulation'
-    flags += [f'-DGROOTV_{sanitizer.upper()}_SANITIZER'] if uninstrumented else SANITIZERS[sanitizer]
-
+    uninstrumented = source.stem == 'emulation' and kind in ('address', 'thread')
+    flags += [f'-DGROOTV_{kind.upper()}_SANITIZER'] if uninstrumented else FLAGS[kind]
     return ['g++', *flags, '-x', 'c++']
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('sanitizer', nargs='?', default='none', choices=SANITIZERS)
-    print(build(parser.parse_args().sanitizer))
+    parser.add_argument('kind', nargs='?', default='small', choices=FLAGS)
+    print(build(parser.parse_args().kind))

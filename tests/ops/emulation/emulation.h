@@ -31,8 +31,13 @@ struct float4 {
 namespace grootv {
 
 constexpr int WARP = 32;
-constexpr int64_t BLOCK_VERTICES = 64;
+#ifdef GROOTV_FULL_SIZE
+constexpr int64_t BLOCK_VERTICES = 4096, SHARED_BYTES = 227 << 10;
+constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, ITEM_THREADS = 256;
+#else  // so small that small inputs take every way
+constexpr int64_t BLOCK_VERTICES = 64, SHARED_BYTES = 99 << 10;
 constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, ITEM_THREADS = 64;
+#endif
 
 namespace emulation {
 
@@ -165,7 +170,7 @@ public:
     // The variable stands for a smaller device.
     int64_t shared_bytes() const {
         const char* bytes = std::getenv("GROOTV_SHARED_BYTES");
-        return bytes ? std::atoll(bytes) : int64_t{99} << 10;
+        return bytes ? std::atoll(bytes) : SHARED_BYTES;
     }
 
     template <class... Parameters, class... Arguments>
