@@ -56,9 +56,10 @@ struct OwnSums {
     }
 };
 
-template <class Team, class T>
+template <class Team, class Signal>
 struct Output {
-    using A = typename Accumulator<T>::type;
+    using A = typename Signal::A;
+    using T = typename Signal::Element;
     struct Input {};
     const Worker<Team, A>& worker;
     T* output;
@@ -74,23 +75,24 @@ struct Output {
     }
 };
 
-template <class Team, class Signal, class T, class A>
+template <class Team, class Signal>
 __global__ void __launch_bounds__(SCAN_THREADS, 1)
-    scan_kernel(Slices slices, Signal signal, PathSchedule schedule, bool both, Totals<Team, A, 1> totals, T* to) {
+    scan_kernel(Slices slices, Signal signal, PathSchedule schedule, bool both,
+                Totals<Team, typename Signal::A, 1> totals, typename Signal::Element* to) {
+    using A = typename Signal::A;
     const Worker<Team, A> worker(slices);
     const PathSchedule::Lists lists = schedule.lists(worker.member);
-    Output<Team, T> output{worker, to};
+    Output<Team, Signal> output{worker, to};
     signal.select(worker.channel);
     up_pass(lists, worker, OneSignal<Team, Signal>{worker, signal}, totals,
             [&](int32_t row, const Packs<A, 1>& sum, bool live) { output.put(row, sum.signal[0], live && !both); });
     if (both) down_pass(lists, worker, OwnSums<Team, Signal, 1>{worker, signal, totals}, totals, output);
-    for_each_invalid(schedule, lists, worker,
-                     [&](int64_t row, bool live) { output.put(static_cast<int32_t>(row), filled(A(NAN)), live); });
+    for_each_invalid(schedule, lists, worker, [&](int32_t row, bool live) { output.put(row, filled(A(NAN)), live); });
 }
 
-// ---- its gradient. Gradients take those of signal and decay for the channels that select(channel) names: read(row,
-// at) returns an Input for put(worker, row, input, decay input, decay, gradients of signal and decay, live);
-// end(worker) comes last, with SHARED_PACKS packs of shared memory for each thread.
+// ---- its gradient. Gradients take those of signal and decay: read(signal, row, at) returns an Input for put(worker,
+// signal, row, input, decay input, decay, gradients of signal and decay, live); end(worker) comes last, with
+// SHARED_PACKS packs of shared memory for each thread.
 
 template <class Team, class Signal>
 struct SignalAndGrad {
@@ -114,63 +116,7 @@ struct SignalAndGrad {
     }
 };
 
-// The gradient of the signal is the scan of the gradient, for P(i, j) is symmetric. That of a decay pairs what comes
-// down its edge with what goes up, for signal and gradient in turn.
-template <class Team, class Gradients>
-struct BothGradients {
-    using A = typename Gradients::A;
-    using Input = typename Gradients::Input;
-    const Worker<Team, A>& worker;
-    Gradients& gradients;
-
-    __device__ Input read(int32_t row) const { return gradients.read(row, worker.at(row)); }
-    template <class Part>
-    __device__ void operator()(Step step, const Part& part, const Input& input, const Pack<A>& decay,
-                               const Packs<A, 2>& above, const Packs<A, 2>& x, bool live) {
-        auto elsewhere = [](A decay, A sum, A above) { return std::fma(-decay, sum, above); };
-        const Pack<A>& sum = part.sums.signal[0];
-        const Pack<A>& grad_sum = part.sums.signal[1];
-        const Pack<A> from_signal = map<A>(elsewhere, decay, sum, above.signal[0]);
-        const Pack<A> from_grad = map<A>(elsewhere, decay, grad_sum, above.signal[1]);
-        const bool is_root = step.is_root();
-        const Pack<A> grad_decay =
-            map<A>([=](A sum, A grad_sum, A from_signal,
-                       A from_grad) { return is_root ? A{0} : std::fma(grad_sum, from_signal, sum * from_grad); },
-                   sum, grad_sum, from_signal, from_grad);
-        gradients.put(worker, step.vertex(), input, part.decay, decay, x.signal[1], grad_decay, live);
-    }
-};
-
-template <class Team, class Signal, class Gradients>
-__device__ void put_invalid(const PathSchedule& schedule, const PathSchedule::Lists& lists,
-                            const Worker<Team, typename Signal::A>& worker, const Signal& signal,
-                            Gradients& gradients) {
-    using A = typename Signal::A;
-    for_each_invalid(schedule, lists, worker, [&](int64_t i, bool live) {
-        const auto row = static_cast<int32_t>(i);
-        const int64_t at = worker.at(row);
-        const Pack<A> nan = filled(A(NAN));
-        gradients.put(worker, row, gradients.read(row, at), signal.read_decay(at), nan, nan, nan, live);
-    });
-}
-
-template <class Team, class Signal, class Gradients>
-__global__ void __launch_bounds__(SCAN_THREADS, 1)
-    scan_backward_kernel(Slices slices, Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
-                         Totals<Team, typename Signal::A, 2> totals, Gradients gradients) {
-    const Worker<Team, typename Signal::A> worker(slices);
-    const PathSchedule::Lists lists = schedule.lists(worker.member);
-    signal.select(worker.channel);
-    gradients.select(worker.channel);
-    up_pass(lists, worker, SignalAndGrad<Team, Signal>{worker, signal, grad}, totals, [](auto...) {});
-    BothGradients<Team, Gradients> finish{worker, gradients};
-    down_pass(lists, worker, OwnSums<Team, Signal, 2>{worker, signal, totals}, totals, finish);
-    put_invalid(schedule, lists, worker, signal, gradients);
-    gradients.end(worker);
-}
-
-// ---- and for direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
-
+// For direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
 template <class Team, class Signal>
 struct GradFromAbove {
     using A = typename Signal::A;
@@ -178,7 +124,7 @@ struct GradFromAbove {
     struct Input {
         typename Signal::DecayInput decay;
         Pack<T> grad;
-        Pack<A> sum;
+        Packs<A, 1> sums;
     };
     const Worker<Team, A>& worker;
     const Signal& signal;
@@ -188,43 +134,70 @@ struct GradFromAbove {
     __device__ Input read(int32_t row, bool live) const {
         const int64_t at = worker.at(row);
         Input input{signal.read_decay(at), as_pack(grad + at), {}};
-        if (live) input.sum = sums.at(0, row, worker);
+        if (live) input.sums = sums.load(row, worker);
         return input;
     }
     __device__ Pack<A> decay(const Input& input) const { return signal.decay(input.decay); }
     __device__ Packs<A, 1> values(const Input& input, const Pack<A>&) const { return {{cast<A>(input.grad)}}; }
 };
 
-template <class Team, class Gradients>
-struct UpGradients {
-    using A = typename Gradients::A;
+// The gradient of a decay: what goes up its edge times what comes down.
+template <class A>
+__device__ Pack<A> grad_of_decay(const Packs<A, 1>& sums, const Pack<A>&, const Packs<A, 1>& above) {
+    return sums.signal[0] * above.signal[0];
+}
+
+// For signal and gradient in turn, and of what comes down, without what went up before.
+template <class A>
+__device__ Pack<A> grad_of_decay(const Packs<A, 2>& sums, const Pack<A>& decay, const Packs<A, 2>& above) {
+    return map<A>(
+        [](A sum, A grad_sum, A decay, A above, A grad_above) {
+            return std::fma(grad_sum, std::fma(-decay, sum, above), sum * std::fma(-decay, grad_sum, grad_above));
+        },
+        sums.signal[0], sums.signal[1], decay, above.signal[0], above.signal[1]);
+}
+
+template <class Team, class Signal, class Gradients>
+struct PutGradients {
+    using A = typename Signal::A;
     using Input = typename Gradients::Input;
     const Worker<Team, A>& worker;
+    const Signal& signal;
     Gradients& gradients;
 
-    __device__ Input read(int32_t row) const { return gradients.read(row, worker.at(row)); }
-    template <class Part>
+    __device__ Input read(int32_t row) const { return gradients.read(signal, row, worker.at(row)); }
+    template <class Part, int SIGNALS>
     __device__ void operator()(Step step, const Part& part, const Input& input, const Pack<A>& decay,
-                               const Packs<A, 1>& above, const Packs<A, 1>& x, bool live) {
-        const bool is_root = step.is_root();
-        const Pack<A> grad_decay =
-            map<A>([=](A sum, A above) { return is_root ? A{0} : sum * above; }, part.sum, above.signal[0]);
-        gradients.put(worker, step.vertex(), input, part.decay, decay, x.signal[0], grad_decay, live);
+                               const Packs<A, SIGNALS>& above, const Packs<A, SIGNALS>& x, bool live) {
+        const Pack<A> grad_decay = step.is_root() ? Pack<A>{} : grad_of_decay(part.sums, decay, above);
+        gradients.put(worker, signal, step.vertex(), input, part.decay, decay, x.signal[SIGNALS - 1], grad_decay, live);
     }
 };
 
-template <class Team, class Signal, class Gradients>
+// Of direction `both` with two signals, for the gradient of the signal is then the scan of the gradient: P(i, j) is
+// symmetric.
+template <class Team, int SIGNALS, class Signal, class Gradients>
 __global__ void __launch_bounds__(SCAN_THREADS, 1)
-    scan_up_backward_kernel(Slices slices, Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
-                            Totals<Team, typename Signal::A, 1> totals, Gradients gradients) {
-    const Worker<Team, typename Signal::A> worker(slices);
+    scan_backward_kernel(Slices slices, Signal signal, const typename Signal::Element* grad, PathSchedule schedule,
+                         Totals<Team, typename Signal::A, SIGNALS> totals, Gradients gradients) {
+    using A = typename Signal::A;
+    const Worker<Team, A> worker(slices);
     const PathSchedule::Lists lists = schedule.lists(worker.member);
     signal.select(worker.channel);
-    gradients.select(worker.channel);
-    up_pass(lists, worker, OneSignal<Team, Signal>{worker, signal}, totals, [](auto...) {});
-    UpGradients<Team, Gradients> finish{worker, gradients};
-    down_pass(lists, worker, GradFromAbove<Team, Signal>{worker, signal, grad, totals}, totals, finish);
-    put_invalid(schedule, lists, worker, signal, gradients);
+    PutGradients<Team, Signal, Gradients> finish{worker, signal, gradients};
+    auto nothing = [](auto...) {};
+    if constexpr (SIGNALS == 2) {
+        up_pass(lists, worker, SignalAndGrad<Team, Signal>{worker, signal, grad}, totals, nothing);
+        down_pass(lists, worker, OwnSums<Team, Signal, 2>{worker, signal, totals}, totals, finish);
+    } else {
+        up_pass(lists, worker, OneSignal<Team, Signal>{worker, signal}, totals, nothing);
+        down_pass(lists, worker, GradFromAbove<Team, Signal>{worker, signal, grad, totals}, totals, finish);
+    }
+    for_each_invalid(schedule, lists, worker, [&](int32_t row, bool live) {
+        const int64_t at = worker.at(row);
+        const Pack<A> nan = filled(A(NAN));
+        gradients.put(worker, signal, row, finish.read(row), signal.read_decay(at), nan, nan, nan, live);
+    });
     gradients.end(worker);
 }
 
@@ -267,7 +240,7 @@ public:
                    : as_contiguous(torch::stable::narrow(rows, rows.dim() - 1, 0, sizes.channels));
     }
 
-    template <class Signal, class T>
+    template <class Signal, class T = typename Signal::Element>
     void forward(Signal signal, bool both, T* output) {
         using A = typename Signal::A;
         with_team<A, 1>([&](auto team, const PathSchedule& schedule) {
@@ -278,34 +251,23 @@ public:
                 else
                     return take<A>();
             });
-            auto* kernel = scan_kernel<Team, Signal, T, A>;
+            auto* kernel = scan_kernel<Team, Signal>;
             launch<Team>(make_plan(kernel, totals, 0), kernel, signal, schedule, both, totals, output);
         });
     }
 
-    // make_gradients(slices, members) with the numbers of slices of the channels and of members of each slice
-    template <class Signal, class MakeGradients>
+    // With two signals for direction `both`, with one for `up`. make_gradients(slices, members) with the numbers of
+    // slices of the channels and of members of each slice.
+    template <int SIGNALS, class Signal, class MakeGradients>
     void backward(Signal signal, const typename Signal::Element* grad, MakeGradients make_gradients) {
         using A = typename Signal::A;
         using Gradients = decltype(make_gradients(0, 0));
-        with_team<A, 2>([&](auto team, const PathSchedule& schedule) {
+        with_team<A, SIGNALS>([&](auto team, const PathSchedule& schedule) {
             using Team = decltype(team);
-            auto totals = make_totals<Team, A, 2>([&] { return take<A>(); });
-            auto* kernel = scan_backward_kernel<Team, Signal, Gradients>;
+            auto totals = make_totals<Team, A, SIGNALS>([&] { return take<A>(); });
+            auto* kernel = scan_backward_kernel<Team, SIGNALS, Signal, Gradients>;
             const Plan plan = make_plan(kernel, totals, Gradients::SHARED_PACKS);
             launch<Team>(plan, kernel, signal, grad, schedule, totals, make_gradients(plan.slices, plan.members));
-        });
-    }
-
-    template <class Signal, class Gradients>
-    void up_backward(Signal signal, const typename Signal::Element* grad, Gradients gradients) {
-        using A = typename Signal::A;
-        with_team<A, 1>([&](auto team, const PathSchedule& schedule) {
-            using Team = decltype(team);
-            auto totals = make_totals<Team, A, 1>([&] { return take<A>(); });
-            auto* kernel = scan_up_backward_kernel<Team, Signal, Gradients>;
-            const Plan plan = make_plan(kernel, totals, Gradients::SHARED_PACKS);
-            launch<Team>(plan, kernel, signal, grad, schedule, totals, gradients);
         });
     }
 

@@ -281,7 +281,9 @@ __device__ void for_each_invalid(const PathSchedule& schedule, const PathSchedul
                                  const Worker<Team, A>& worker, Put put) {
     const int64_t vertices = schedule.vertices;
     for (int64_t item = lists.first_item; item < lists.first_item + lists.items; ++item)
-        if (!schedule.valid[item]) worker.for_each(item * vertices, (item + 1) * vertices, put);
+        if (!schedule.valid[item])
+            worker.for_each(item * vertices, (item + 1) * vertices,
+                            [&](int64_t row, bool live) { put(static_cast<int32_t>(row), live); });
 }
 
 }  // namespace grootv

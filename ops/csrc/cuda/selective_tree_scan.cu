@@ -60,22 +60,20 @@ struct SelectedGradients {
         T write;
     };
 
-    SelectedSignal<T> in;
     T *x, *delta;
     A* write_parts;              // (slices, vertices of the batch)
     A *rate_parts, *bias_parts;  // (members, channels)
     int64_t rows;
-    Pack<A> rate_sum, bias_sum;  // over the vertices of this thread
+    Pack<A> rate_sum, bias_sum;  // over the vertices of this thread, from 0
 
-    __device__ void select(int64_t channel) {
-        in.select(channel);
-        rate_sum = bias_sum = {};
+    __device__ Input read(const SelectedSignal<T>& in, int32_t row, int64_t at) const {
+        return {as_pack(in.x + at), in.write[row]};
     }
-    __device__ Input read(int32_t row, int64_t at) const { return {as_pack(in.x + at), in.write[row]}; }
 
     template <class Team>
-    __device__ void put(const Worker<Team, A>& worker, int32_t row, const Input& input, const Pack<T>& delta_input,
-                        const Pack<A>& decay, const Pack<A>& grad_signal, const Pack<A>& grad_decay, bool live) {
+    __device__ void put(const Worker<Team, A>& worker, const SelectedSignal<T>& in, int32_t row, const Input& input,
+                        const Pack<T>& delta_input, const Pack<A>& decay, const Pack<A>& grad_signal,
+                        const Pack<A>& grad_decay, bool live) {
         const Pack<A> step = in.step(delta_input), slope = in.step_slope(delta_input);
         const A write = static_cast<A>(input.write);
         Pack<T> grad_x, grad_delta;
@@ -186,12 +184,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
             using T = decltype(zero);
             using Accumulated = typename Accumulator<T>::type;
             const auto signal = arguments.signal<T>();
-            scan.backward(signal, g.const_data_ptr<T>(), [&](int64_t slices, int64_t members) {
+            scan.backward<2>(signal, g.const_data_ptr<T>(), [&](int64_t slices, int64_t members) {
                 write_parts = torch::stable::new_empty(A, {slices, sizes.batch, sizes.vertices});
                 rate_parts = scan.new_parts(A, members);
                 bias_parts = scan.new_parts(A, members);
-                return SelectedGradients<T>{signal,
-                                            grad_x.mutable_data_ptr<T>(),
+                return SelectedGradients<T>{grad_x.mutable_data_ptr<T>(),
                                             grad_delta.mutable_data_ptr<T>(),
                                             write_parts.mutable_data_ptr<Accumulated>(),
                                             rate_parts.mutable_data_ptr<Accumulated>(),

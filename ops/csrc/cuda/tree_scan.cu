@@ -34,11 +34,10 @@ struct GivenGradients {
 
     T *signal, *decay;
 
-    __device__ void select(int64_t) {}
-    __device__ Input read(int32_t, int64_t) const { return {}; }
+    __device__ Input read(const GivenSignal<T>&, int32_t, int64_t) const { return {}; }
     template <class Team>
-    __device__ void put(const Worker<Team, A>& worker, int32_t row, Input, const Pack<T>&, const Pack<A>&,
-                        const Pack<A>& grad_signal, const Pack<A>& grad_decay, bool live) const {
+    __device__ void put(const Worker<Team, A>& worker, const GivenSignal<T>&, int32_t row, Input, const Pack<T>&,
+                        const Pack<A>&, const Pack<A>& grad_signal, const Pack<A>& grad_decay, bool live) const {
         if (!live) return;
         as_pack(signal + worker.at(row)) = cast<T>(grad_signal);
         as_pack(decay + worker.at(row)) = cast<T>(grad_decay);
@@ -74,10 +73,11 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
         using T = decltype(zero);
         GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>()};
         GivenGradients<T> gradients{grad_input.mutable_data_ptr<T>(), grad_decay.mutable_data_ptr<T>()};
+        auto give = [&](int64_t, int64_t) { return gradients; };
         if (arguments.both)
-            scan.backward(signal, g.const_data_ptr<T>(), [&](int64_t, int64_t) { return gradients; });
+            scan.backward<2>(signal, g.const_data_ptr<T>(), give);
         else
-            scan.up_backward(signal, g.const_data_ptr<T>(), gradients);
+            scan.backward<1>(signal, g.const_data_ptr<T>(), give);
     });
     return {scan.unpacked(grad_input), scan.unpacked(grad_decay)};
 }
