@@ -207,7 +207,8 @@ void run(const char* function, dim3 grid, int threads, int64_t shared_bytes, boo
          const std::function<void()>& kernel) {
     check(grid.x >= 1 && grid.y >= 1 && grid.y < 65536 && threads >= 1 && threads <= 1024, function,
           ": no device launches ", grid.x, " x ", grid.y, " blocks of ", threads, " threads");
-    check(shared_bytes <= SHARED_BYTES, function, ": no block has ", shared_bytes, " bytes of shared memory");
+    check(shared_bytes <= emulation::shared_bytes(), function, ": no block has ", shared_bytes,
+          " bytes of shared memory");
     Launch state{};
     state.function = function;
     state.kernel = &kernel;

@@ -65,6 +65,12 @@ T shuffle(T value, int lane, int source) {
     return value;
 }
 
+// The variable stands for a smaller device.
+inline int64_t shared_bytes() {
+    const char* bytes = std::getenv("GROOTV_SHARED_BYTES");
+    return bytes ? std::atoll(bytes) : SHARED_BYTES;
+}
+
 inline int lane() {
     return static_cast<int>(thread().thread_index.x) % WARP;
 }
@@ -167,11 +173,7 @@ public:
     Device(const char* function, const Tensor&) : function_(function) {}
 
     int processors() const { return 5; }
-    // The variable stands for a smaller device.
-    int64_t shared_bytes() const {
-        const char* bytes = std::getenv("GROOTV_SHARED_BYTES");
-        return bytes ? std::atoll(bytes) : SHARED_BYTES;
-    }
+    int64_t shared_bytes() const { return emulation::shared_bytes(); }
 
     template <class... Parameters, class... Arguments>
     void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
