@@ -151,8 +151,9 @@ setup(
     version='0.1.0',
     description='GrootV: vision backbones whose state-space scan runs along a spanning tree',
     python_requires='>=3.10',
-    packages=['grootv.ops', *find_packages(include=['grootv', 'grootv.*'])],
-    package_dir={'grootv.ops': 'ops'},
+    packages=find_packages(include=['grootv', 'grootv.*']),  # grootv/ops is a link to ops
+    package_dir={'': '.'},  # an editable install is then a path that editors and type checkers follow
+    package_data={'grootv': ['py.typed']},
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in extras},
     ext_modules=libraries(),
