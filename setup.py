@@ -4,6 +4,7 @@ Environment variables:
     FORCE_CUDA: 1 builds the CUDA library or fails, 0 leaves it out. Otherwise it is built where nvcc is
         found and fits the CUDA version of torch; a GPU or a CUDA build of torch is not needed.
     TORCH_CUDA_ARCH_LIST: GPU architectures of the CUDA library, "8.0;9.0+PTX" unless set.
+    GROOTV_DEBUG: 1 builds for a debugger: -O0 -g, one copy of every function.
     GROOTV_WERROR: 1 turns compiler warnings into errors (continuous integration does).
     MAX_JOBS: number of parallel compiler processes.
 """
@@ -11,6 +12,7 @@ Environment variables:
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, include_paths
 
 ROOT = Path(__file__).parent
+# ninja is installed beside the interpreter, which may be called without its folder in PATH.
+os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', os.defpath)])
 TORCH_TARGET_VERSION = '0x020a000000000000'  # the oldest torch whose stable ABI the library needs: 2.10
 
 
@@ -34,7 +38,7 @@ class BuildLibraries(BuildExtension):
 
     def build_extension(self, ext):
         folder = self.build_temp
-        self.build_temp = os.path.join(folder, ext.name)
+        self.build_temp = os.path.join(folder, f'{ext.name}-debug' if DEBUG else ext.name)
         super().build_extension(ext)
         self.build_temp = folder
 
@@ -44,10 +48,10 @@ def sources(folder: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'ops/csrc').glob(folder))
 
 
+DEBUG = os.environ.get('GROOTV_DEBUG') == '1'
 WERROR = os.environ.get('GROOTV_WERROR') == '1'
 HOST_FLAGS = [
-    '-O3',
-    '-g0',
+    *(['-O0', '-g', '-DGROOTV_DEBUG'] if DEBUG else ['-O3', '-g0']),
     '-std=c++20',
     '-fvisibility=hidden',
     '-ffp-contract=off',  # every processor rounds alike: trees must not depend on the machine
@@ -58,7 +62,7 @@ HOST_FLAGS = [
     *(['-Werror'] if WERROR else []),
 ]
 NVCC_FLAGS = [
-    '-O3',
+    *(['-O0', '-g', '-G'] if DEBUG else ['-O3']),
     '-std=c++20',
     '-fmad=false',  # as -ffp-contract=off
     '-Xcompiler=-fvisibility=hidden',

@@ -2,7 +2,7 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__SANITIZE_ADDRESS__)
+    !defined(__SANITIZE_ADDRESS__) && !defined(GROOTV_DEBUG)
 #if __GNUC__ >= 12
 #define GROOTV_AVX512 "arch=x86-64-v4"  // with vectors of 16-bit numbers
 #else
