@@ -126,7 +126,8 @@ def build_mmcv(folder: Path) -> Path:
     # Without isolation the build sees torch; with it, or from pip's cache, there would be no operators.
     options = ['--no-cache-dir', '--no-build-isolation', '--no-deps']
     with tempfile.TemporaryDirectory(dir=WHEEL_CACHE) as build:
-        pip('wheel', '-q', *options, MMCV, '-w', build, CFLAGS='-g0', MAX_JOBS=jobs)
+        # FORCE_CUDA is for our operators: mmcv's setup fails by it where torch sees no GPU.
+        pip('wheel', '-q', *options, MMCV, '-w', build, CFLAGS='-g0', MAX_JOBS=jobs, FORCE_CUDA='0')
         folder.mkdir(exist_ok=True)
         return Path(shutil.move(next(Path(build).glob('*.whl')), folder))
 
