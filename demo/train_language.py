@@ -190,7 +190,7 @@ def page(record: Mapping) -> str:
     return (
         f'# A small language model with and without the tree\n\n'
         f'By `{record["command"]}` with {versions}: mean and standard deviation over {len(results)} seeds.\n'
-        f'What is measured, and on what: [GrootL](../language.md#see-it-run).\n\n'
+        f'What is measured, and on what: [GrootL](../../docs/language.md#see-it-run).\n\n'
         f'{table(results)}\n{differences(results)}\n![](language_demo.png)\n'
     )
 

@@ -14,7 +14,7 @@ project = 'grootv'
 release = grootv.__version__
 html_title = f'grootv {release}'
 root_doc = 'README'
-include_patterns = ['*.md', 'docs/**.md', 'configs/*/README.md']
+include_patterns = ['*.md', 'docs/**.md', 'experiments/**.md', 'configs/*/README.md']
 exclude_patterns = ['docs/contents.md', '.*', 'build', 'data', 'work_dirs', 'tests', '**/node_modules']
 
 extensions = [

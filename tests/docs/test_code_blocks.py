@@ -15,7 +15,7 @@ BLOCKS = [block for blocks in PAGES.values() for block in blocks]
 RUNNING = {
     page: [b for b in blocks if b.reason is None and b.language in ('python', *SHELL)]
     for page, blocks in PAGES.items()
-    if not page.startswith('docs/results/')  # records of what was run
+    if not page.startswith('experiments/results/')  # records of what was run
 }
 
 

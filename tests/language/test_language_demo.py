@@ -134,7 +134,7 @@ def test_a_folder_that_is_not_whole_or_too_old_is_written_again(demo):
 
 
 def test_the_pages_show_the_committed_record(demo):
-    language, results = demo[0], ROOT / 'docs/results'
+    language, results = demo[0], ROOT / 'experiments/results'
     record = json.loads((results / 'language_demo.json').read_text())
     assert (results / 'language_demo.md').read_text() == language.page(record)
     assert language.table(record['seeds']) in (ROOT / 'docs/language.md').read_text()

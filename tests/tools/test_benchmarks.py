@@ -200,7 +200,7 @@ def test_results_of_earlier_runs_do_not_count_as_changes(tmp_path):
         identity = '-c', 'user.name=a', '-c', 'user.email=a@b'
         subprocess.run(['git', '-C', tmp_path, *identity, *arguments], check=True, capture_output=True)
 
-    result, source = tmp_path / 'docs/results/ops.json', tmp_path / 'setup.py'
+    result, source = tmp_path / 'experiments/results/ops.json', tmp_path / 'setup.py'
     result.parent.mkdir(parents=True)
     result.touch()
     source.touch()

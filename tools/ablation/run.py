@@ -1,7 +1,7 @@
 """Train the digits demo with other distances, paths, roots and trees per stage, over several seeds.
 
     python tools/dataset_converters/digits.py data/digits
-    python tools/ablation/run.py --out docs/results/ablation
+    python tools/ablation/run.py --out experiments/results/ablation
 
 Each run is a training of tools/ablation/digits.py by tools/train.py. A finished one is not repeated and an
 interrupted one goes on, so the same command continues after an interruption, and with more --seeds adds

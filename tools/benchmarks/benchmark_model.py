@@ -1,6 +1,6 @@
 """Time GrootV beside networks of timm: inference, backward pass and training step, and their peak memory.
 
-    python tools/benchmarks/benchmark_model.py --profile --out docs/results/model_cpu.json
+    python tools/benchmarks/benchmark_model.py --profile --out experiments/results/model_cpu.json
     python tools/benchmarks/benchmark_model.py --arch small --peers swin_small_patch4_window7_224 --batch 16
     python tools/benchmarks/benchmark_model.py configs/detection/mask-rcnn_grootv-tiny_fpn_1x_coco.py
 

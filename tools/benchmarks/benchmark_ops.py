@@ -1,6 +1,6 @@
 """Time the CPU operators beside a named peer or a measured floor, in one run.
 
-    python tools/benchmarks/benchmark_ops.py [--out docs/results/ops_cpu.json]
+    python tools/benchmarks/benchmark_ops.py [--out experiments/results/ops_cpu.json]
 
 Every row alternates the operator and its peer and divides the medians. A row whose operator disagrees with
 its peer or reference is an error, not a figure.

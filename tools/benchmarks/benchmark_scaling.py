@@ -1,6 +1,6 @@
 """Time and memory of the tree scan against the number of vertices, beside a raster scan and attention.
 
-    python tools/benchmarks/benchmark_scaling.py --out docs/results/scaling_cpu.json
+    python tools/benchmarks/benchmark_scaling.py --out experiments/results/scaling_cpu.json
 
 One square map of random features, batch 1, float32. Three layers of equal width take turns on it:
 

@@ -1,6 +1,6 @@
 """Time per token of the tree scan over tokens against the length of the sequence, beside the chain scan.
 
-    python tools/benchmarks/benchmark_tokens.py --out docs/results/tokens_cpu.json
+    python tools/benchmarks/benchmark_tokens.py --out experiments/results/tokens_cpu.json
 
 One sequence of random tokens, float32, all of them context, as a layer of Mamba-130M sees it: 1,536 channels
 of 16 states. The operators alone take turns with whole layers: transformers' own, ours with the chain scan

@@ -1,6 +1,6 @@
 """Check the CUDA operators on a machine with an NVIDIA GPU and measure them, with one command.
 
-    python tools/benchmarks/gpu_check.py [--sections parity,figures] [--out docs/results/gpu_check.json]
+    python tools/benchmarks/gpu_check.py [--sections parity,figures] [--out experiments/results/gpu_check.json]
 
 Needs torch and the prebuilt libraries in ops/; no installation. See docs/gpu_check.md.
 
@@ -210,7 +210,7 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
         '--sections', help=f'comma-separated, of {", ".join([*SECTIONS, SMALL])}; default: all'
     )
     parser.add_argument(
-        '--out', type=Path, default=ROOT / 'docs/results/gpu_check.json', help='JSON file to write'
+        '--out', type=Path, default=ROOT / 'experiments/results/gpu_check.json', help='JSON file to write'
     )
     parser.add_argument(
         '--quick', action='store_true', help='fewer cases, shorter measurements, no compilation'

@@ -1,6 +1,6 @@
 """The picture of the page in docs/app.md: the demo's detector and a clicked digit.
 
-python -m tests.integration.app.screenshot [--out docs/results/app.png]
+python -m tests.integration.app.screenshot [--out experiments/results/app.png]
 """
 
 import argparse
@@ -19,7 +19,7 @@ CLICK = 0.455, 0.7  # shares of width and height: inside a digit
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs/results/app.png')
+    parser.add_argument('--out', type=Path, default=ROOT / 'experiments/results/app.png')
     out = parser.parse_args().out
     with served() as address, opened(address) as page:
         page.choose_network('mask-rcnn')

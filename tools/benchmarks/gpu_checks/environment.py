@@ -131,7 +131,7 @@ def commit(root: Path = ROOT) -> str:
     """Of the checkout, with '-dirty' if tracked files other than results of measurements have changed."""
     name = output_of('git', '-C', str(root), 'describe', '--always')
     status = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=no']
-    changed = output_of(*status, '--', '.', ':!docs/results')
+    changed = output_of(*status, '--', '.', ':!experiments/results')
     return (name or 'unknown') + ('-dirty' if changed else '')
 
 
