@@ -1,6 +1,6 @@
 """Check the CUDA operators on a machine with an NVIDIA GPU and measure them, with one command.
 
-    python tools/benchmarks/gpu_check.py [--sections parity,figures] [--out experiments/results/gpu_check.json]
+    python tools/benchmarks/gpu_check.py [--out experiments/results/gpu_check.json]
 
 Needs torch and the prebuilt libraries in ops/; no installation. See docs/gpu_check.md.
 

@@ -1,6 +1,6 @@
 """Make the tables and the picture of a benchmark from its JSON, beside it.
 
-    python tools/benchmarks/render_tables.py experiments/results/model_cpu.json experiments/results/scaling_cpu.json
+    python tools/benchmarks/render_tables.py experiments/results/model_cpu.json
 
 Nothing in them is written by hand: measure again, or run this again.
 """
