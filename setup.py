@@ -125,7 +125,7 @@ def libraries() -> list[Extension]:
     print(f'grootv: CPU and CUDA libraries, nvcc of {toolkit}, architectures {architectures}')
     cuda = extension(
         '_cuda',
-        sources('cuda/*.cu'),
+        sources('cuda/**/*.cu'),
         macros=(('USE_CUDA', None),),  # declares the current stream of torch's C interface
         # CUDA's runtime goes in, for torch may be built with another one, or with none here.
         library_dirs=[str(path) for path in (toolkit / 'lib64', toolkit / 'lib') if path.is_dir()],

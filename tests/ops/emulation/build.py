@@ -37,7 +37,7 @@ def build(kind: str = 'small') -> Path:
 
 
 def _build(kind: str, folder: Path) -> Path:
-    kernels = [source for source in sorted(CSRC.glob('cuda/*.cu')) if source.stem != 'primitives']
+    kernels = [source for source in sorted(CSRC.glob('cuda/**/*.cu')) if source.stem != 'primitives']
     sources = [CSRC / 'library.cpp', *kernels, HERE / 'emulation.cpp', HERE / 'primitives.cpp']
     headers = [*CSRC.rglob('*.h'), *HERE.glob('*.h'), Path(__file__)]
     newest_header = max(header.stat().st_mtime for header in headers)

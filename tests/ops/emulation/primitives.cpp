@@ -1,5 +1,5 @@
 // What CUB does for the kernels, on the host.
-#include "cuda/primitives.h"
+#include "cuda/common/primitives.h"
 
 #include <numeric>
 #include <vector>

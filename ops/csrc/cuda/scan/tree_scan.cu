@@ -2,7 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/scan.h"
+#include "cuda/scan/scan.h"
 
 namespace grootv {
 namespace {

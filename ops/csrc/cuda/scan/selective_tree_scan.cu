@@ -4,8 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/elementary.h"
-#include "cuda/scan.h"
+#include "cuda/scan/scan.h"
+#include "cuda/scan/softplus.h"
 
 namespace grootv {
 namespace {

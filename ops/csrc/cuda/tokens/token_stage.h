@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "cuda/elementary.h"
-#include "cuda/token_walk.h"
+#include "cuda/scan/softplus.h"
+#include "cuda/tokens/token_walk.h"
 #include "tree_scan.h"
 
 namespace grootv {

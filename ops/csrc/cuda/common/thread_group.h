@@ -1,7 +1,7 @@
 // Threads that work through arrays together: the block of one item of a batch, or the whole grid.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace grootv {
 

@@ -1,7 +1,7 @@
 // Neighbouring channels that a thread takes together.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 #include "tree_scan.h"
 
 namespace grootv {

@@ -8,9 +8,9 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/primitives.h"
-#include "cuda/team.h"
-#include "cuda/workspace.h"
+#include "cuda/common/primitives.h"
+#include "cuda/common/thread_group.h"
+#include "cuda/common/workspace.h"
 
 namespace grootv {
 namespace {

@@ -8,8 +8,8 @@
 
 #include <bit>
 
-#include "cuda/team.h"
-#include "cuda/workspace.h"
+#include "cuda/common/thread_group.h"
+#include "cuda/common/workspace.h"
 
 namespace grootv {
 

@@ -7,8 +7,8 @@
 // steps: short paths several at a time, long paths in pieces.
 #pragma once
 
-#include "cuda/team.h"
-#include "cuda/workspace.h"
+#include "cuda/common/thread_group.h"
+#include "cuda/common/workspace.h"
 
 namespace grootv {
 

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "cuda/scan_passes.h"
+#include "cuda/scan/scan_passes.h"
 
 namespace grootv {
 

@@ -4,8 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/lanes.h"
-#include "cuda/team.h"
+#include "cuda/common/partial_sums.h"
+#include "cuda/common/thread_group.h"
 #include "tree_scan.h"
 
 namespace grootv {

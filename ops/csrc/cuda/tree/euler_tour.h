@@ -1,9 +1,9 @@
 // The breadth-first order in a number of steps that grows with the logarithm of the tree: its Euler tour, ranked.
 #pragma once
 
-#include "cuda/list_ranking.h"
-#include "cuda/primitives.h"
-#include "cuda/tree_edges.h"
+#include "cuda/common/list_ranking.h"
+#include "cuda/common/primitives.h"
+#include "cuda/tree/tree_edges.h"
 #include "traversal.h"
 
 namespace grootv {

@@ -1,8 +1,8 @@
 // Device-wide prefix sum and sort: CUB's, with scratch memory from the workspace.
 #pragma once
 
-#include "cuda/device.h"
-#include "cuda/workspace.h"
+#include "cuda/common/device.h"
+#include "cuda/common/workspace.h"
 
 namespace grootv {
 

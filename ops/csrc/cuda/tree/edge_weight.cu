@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/lanes.h"
+#include "cuda/common/partial_sums.h"
 #include "tree_scan.h"
 
 namespace grootv {

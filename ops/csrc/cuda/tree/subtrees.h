@@ -1,9 +1,9 @@
 // The subtrees of trees in breadth-first order, and their sizes.
 #pragma once
 
-#include "cuda/list_ranking.h"
-#include "cuda/team.h"
-#include "cuda/workspace.h"
+#include "cuda/common/list_ranking.h"
+#include "cuda/common/thread_group.h"
+#include "cuda/common/workspace.h"
 
 namespace grootv {
 

@@ -2,8 +2,8 @@
 // second kernel takes them column by column, from what the first has found out about each row.
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/device.h"
-#include "cuda/workspace.h"
+#include "cuda/common/device.h"
+#include "cuda/common/workspace.h"
 #include "read_out.h"
 
 namespace grootv {

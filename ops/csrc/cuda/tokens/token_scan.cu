@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/token_stage.h"
+#include "cuda/tokens/token_stage.h"
 
 namespace grootv {
 namespace {

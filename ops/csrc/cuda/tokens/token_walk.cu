@@ -1,6 +1,6 @@
-#include "cuda/token_walk.h"
+#include "cuda/tokens/token_walk.h"
 
-#include "cuda/subtrees.h"
+#include "cuda/tree/subtrees.h"
 
 namespace grootv {
 namespace {

@@ -1,6 +1,6 @@
-#include "cuda/path_schedule.h"
+#include "cuda/scan/heavy_light.h"
 
-#include "cuda/subtrees.h"
+#include "cuda/tree/subtrees.h"
 
 namespace grootv {
 namespace {

@@ -1,7 +1,7 @@
 // Ranking of linked lists by pointer jumping.
 #pragma once
 
-#include "cuda/team.h"
+#include "cuda/common/thread_group.h"
 
 namespace grootv {
 

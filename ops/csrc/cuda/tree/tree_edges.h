@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace grootv {
 

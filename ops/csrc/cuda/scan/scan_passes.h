@@ -8,8 +8,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "cuda/pack.h"
-#include "cuda/path_schedule.h"
+#include "cuda/scan/heavy_light.h"
+#include "cuda/scan/vector.h"
 
 namespace grootv {
 

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 
 namespace grootv {
 

@@ -1,4 +1,4 @@
-#include "cuda/primitives.h"
+#include "cuda/common/primitives.h"
 
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>

@@ -1,7 +1,7 @@
 // The partial sums of metric.h, by the threads of a vertex: thread t holds the lanes 4 t ... 4 t + 3.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/common/device.h"
 #include "metric.h"
 
 namespace grootv {

@@ -8,7 +8,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/euler_tour.h"
+#include "cuda/tree/euler_tour.h"
 #include "edge_weight.h"
 #include "spanning_tree.h"
 
