@@ -32,7 +32,7 @@ __all__ = [
     'tree_scan',
 ]
 
-LANES = 16  # csrc/metric.h
+SIMD_WIDTH = 16  # csrc/metric.h
 
 
 def grid_edge_weight(features: Tensor, metric: str = 'cosine') -> Tensor:
@@ -56,10 +56,10 @@ def _lane_sum(terms: Tensor) -> Tensor:
     Lane l adds the terms l, l + 16, l + 32 ... one by one; then halves are added to halves.
     """
     channels = terms.shape[-1]
-    lanes = terms.new_zeros(*terms.shape[:-1], LANES)
-    for start in range(0, channels, LANES):
-        chunk = terms[..., start : start + LANES]
-        lanes = lanes + torch.nn.functional.pad(chunk, (0, LANES - chunk.shape[-1]))
+    lanes = terms.new_zeros(*terms.shape[:-1], SIMD_WIDTH)
+    for start in range(0, channels, SIMD_WIDTH):
+        chunk = terms[..., start : start + SIMD_WIDTH]
+        lanes = lanes + torch.nn.functional.pad(chunk, (0, SIMD_WIDTH - chunk.shape[-1]))
     while lanes.shape[-1] > 1:
         half = lanes.shape[-1] // 2
         lanes = lanes[..., :half] + lanes[..., half:]

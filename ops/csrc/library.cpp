@@ -6,7 +6,7 @@ STABLE_TORCH_LIBRARY(grootv, m) {
     m.def("grid_edge_weight(Tensor features, str metric) -> Tensor");
 
     m.def("minimum_spanning_tree(Tensor edge_weight, SymInt height, SymInt width) -> Tensor");
-    // wait: whether a device is waited for, to tell what is wrong with the edges themselves.
+    // wait: whether to wait for the device and report what is wrong with the edges themselves.
     m.def(
         "minimum_spanning_tree_from_edges(Tensor edges, Tensor edge_weight, SymInt num_vertices, bool wait=True)"
         " -> Tensor");

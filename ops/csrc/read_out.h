@@ -6,10 +6,10 @@
 namespace grootv {
 
 // The parameters, one value per channel.
-template <class A>
+template <class acc_t>
 struct ReadOutParameters {
-    const A *D, *h_weight, *h_bias, *y_weight, *y_bias;
-    A eps;
+    const acc_t *D, *h_weight, *h_bias, *y_weight, *y_bias;
+    acc_t eps;
     int64_t channels;
 };
 
@@ -19,7 +19,7 @@ struct ReadOutArguments : ScanSizes {
     ReadOutArguments(const char* function, const Tensor& h, const Tensor& C, const Tensor& x, const Tensor& D,
                      const Tensor& z, const Tensor& h_weight, const Tensor& h_bias, const Tensor& y_weight,
                      const Tensor& y_bias, double eps)
-        : ScanSizes(check_wide(function, h), "h", h),
+        : ScanSizes(check_state(function, h), "h", h),
           h(as_contiguous(h)),
           C(per_vertex("C", C)),
           x(per_element("x", x)),
@@ -39,28 +39,28 @@ struct ReadOutArguments : ScanSizes {
 
     int64_t rows() const { return batch * vertices; }
 
-    template <class A>
-    ReadOutParameters<A> parameters() const {
-        return {D.const_data_ptr<A>(),
-                h_weight.const_data_ptr<A>(),
-                h_bias.const_data_ptr<A>(),
-                y_weight.const_data_ptr<A>(),
-                y_bias.const_data_ptr<A>(),
-                static_cast<A>(eps),
+    template <class acc_t>
+    ReadOutParameters<acc_t> parameters() const {
+        return {D.const_data_ptr<acc_t>(),
+                h_weight.const_data_ptr<acc_t>(),
+                h_bias.const_data_ptr<acc_t>(),
+                y_weight.const_data_ptr<acc_t>(),
+                y_bias.const_data_ptr<acc_t>(),
+                static_cast<acc_t>(eps),
                 channels};
     }
 
-    // Calls function(A{}, Z{}) for the element types of h and z.
+    // Calls function(acc_t{}, scalar_t{}) for the element types of h and z.
     template <class Function>
     void dispatch(Function function) const {
-        dispatch_floating(z, [&](auto zero) { function(typename Accumulator<decltype(zero)>::type{}, zero); });
+        dispatch_floating(z, [&](auto zero) { function(acc_type<decltype(zero)>{}, zero); });
     }
 
     Tensor h, C, x, D, z, h_weight, h_bias, y_weight, y_bias;
     double eps;
 
 private:
-    static const char* check_wide(const char* function, const Tensor& h) {
+    static const char* check_state(const char* function, const Tensor& h) {
         check(h.scalar_type() == ScalarType::Float || h.scalar_type() == ScalarType::Double, function,
               ": h must be float32 or float64, got ", dtype_name(h.scalar_type()));
         return function;
@@ -86,7 +86,7 @@ private:
 
     Tensor check_gate(const Tensor& gate) const {
         check_floating(function, "z", gate);
-        check(accumulator_dtype(gate.scalar_type()) == h.scalar_type(), function, ": z must be ",
+        check(acc_dtype_of(gate.scalar_type()) == h.scalar_type(), function, ": z must be ",
               h.scalar_type() == ScalarType::Double ? "float64" : "float32, float16 or bfloat16", ", got ",
               dtype_name(gate.scalar_type()));
         check_shape(function, "z", "one value per vertex and channel", gate, {batch, vertices, channels});

@@ -11,17 +11,16 @@
 namespace grootv {
 
 // Keys compare as unsigned integers the way the weights compare: -0 equals 0 and NaN follows infinity. No
-// weight has the largest key, which stands for "no edge here".
+// weight has the largest key, which marks a missing edge.
 constexpr uint32_t NO_EDGE = 0xFFFFFFFFu;
 
-GROOTV_DEVICE uint32_t ordered_key(float weight) {
+GROOTV_INLINE uint32_t ordered_key(float weight) {
     uint32_t bits = std::bit_cast<uint32_t>(weight + 0.0f);
     uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return weight != weight ? NO_EDGE - 1 : key;
 }
 
-// Entries that arrays over the vertices of a grid carry before and after the grid, so that every vertex may look at
-// its four neighbours.
+// Entries before and after the grid in arrays over its vertices, so that every vertex may read its four neighbours.
 constexpr int64_t grid_padding(int32_t width) {
     return int64_t{width} + 1;
 }

@@ -1,5 +1,5 @@
-// Edges between the tokens of a sequence that are at most `reach` apart: token t has the edges to t - 1, t - 2 ...,
-// the last token coming first.
+// Edges between the tokens of a sequence that are at most `reach` apart: from token t to t - 1, t - 2 ...; those of the
+// last token come first.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +34,13 @@ struct TokenEdges {
     int64_t reach, batch, length, channels, states, count;
 };
 
-// Whether the edge from token `later` to the token `span` before it counts, in a context [first, stop).
-GROOTV_DEVICE bool is_token_edge(int64_t later, int64_t span, int32_t first, int32_t stop) {
+// Whether the edge from token `later` to the token `span` before it exists, in a context [first, stop).
+GROOTV_INLINE bool is_token_edge(int64_t later, int64_t span, int32_t first, int32_t stop) {
     return span == 1 || (later >= span && later - span >= first && later < stop);
 }
 
 // Weight of an edge between outer products, by the cosines of their factors.
-GROOTV_DEVICE float token_weight(float x_cosine, float B_cosine) {
+GROOTV_INLINE float token_weight(float x_cosine, float B_cosine) {
     return exp_unit(-(x_cosine * B_cosine));
 }
 

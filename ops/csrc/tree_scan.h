@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -12,21 +13,15 @@
 
 namespace grootv {
 
-// Sums are kept wider than 16-bit signals.
-template <class T>
-struct Accumulator {
-    using type = float;
-};
-template <>
-struct Accumulator<double> {
-    using type = double;
-};
+// The type that signals of type scalar_t are added up in: wider for 16-bit ones.
+template <class scalar_t>
+using acc_type = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
 
-inline ScalarType accumulator_dtype(ScalarType dtype) {
+inline ScalarType acc_dtype_of(ScalarType dtype) {
     return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// Calls function(T{}) for the element type of a checked floating tensor.
+// Calls function(scalar_t{}) for the element type of a checked floating tensor.
 template <class Function>
 void dispatch_floating(const Tensor& tensor, Function function) {
     switch (tensor.scalar_type()) {
@@ -53,7 +48,7 @@ struct ScanSizes {
     }
 
     void check_per_channel(const char* name, const Tensor& tensor, const Tensor& signal) const {
-        check_dtype(function, name, tensor, accumulator_dtype(signal.scalar_type()));
+        check_dtype(function, name, tensor, acc_dtype_of(signal.scalar_type()));
         check_shape(function, name, "one value per channel", tensor, {channels});
     }
 

@@ -31,7 +31,7 @@ template <Metric metric>
 GROOTV_INLINE VertexSums vertex_sums(const float* x, const float* down, const float* right, int64_t channels) {
     Lanes<float> own_sum{}, down_sum{}, right_sum{};
     int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES) {
+    for (; c + SIMD_WIDTH <= channels; c += SIMD_WIDTH) {
         Lanes<float> lanes = load(x + c);
         if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
         down_sum += term<metric>(lanes, load(down + c));

@@ -21,28 +21,28 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t LANES = 16;  // of a sum over channels, which is the same on every processor
-constexpr int64_t ROWS = 64;   // vertices of a task, whose shares of a parameter's gradient are one partial sum
+constexpr int64_t SIMD_WIDTH = 16;  // of a sum over channels, which is the same on every processor
+constexpr int64_t ROWS = 64;        // vertices of a task, whose shares of a parameter's gradient are one partial sum
 
 template <class A>
 struct ParameterSums {
     A *D, *h_weight, *h_bias, *y_weight, *y_bias;
 };
 
-// The sum over all channels of value(at), where at(row) is what a row holds there: LANES values or a single one.
+// The sum over all channels of value(at), where at(row) is what a row holds there: SIMD_WIDTH values or a single one.
 template <class A, class Value>
 GROOTV_INLINE A sum(int64_t channels, Value value) {
-    typedef A Lanes __attribute__((vector_size(LANES * sizeof(A))));
+    typedef A Lanes __attribute__((vector_size(SIMD_WIDTH * sizeof(A))));
     Lanes lanes{};
     int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES)
+    for (; c + SIMD_WIDTH <= channels; c += SIMD_WIDTH)
         lanes += value([c](const A* row) {
             Lanes values;
             std::memcpy(&values, row + c, sizeof values);
             return values;
         });
     for (int64_t lane = 0; c < channels; ++c, ++lane) lanes[lane] += value([c](const A* row) { return row[c]; });
-    for (int64_t half = LANES / 2; half > 0; half /= 2)
+    for (int64_t half = SIMD_WIDTH / 2; half > 0; half /= 2)
         for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
     return lanes[0];
 }

@@ -13,7 +13,7 @@ namespace grootv {
 
 template <class A>
 struct LanesOf {
-    typedef A type __attribute__((vector_size(LANES * sizeof(A))));
+    typedef A type __attribute__((vector_size(SIMD_WIDTH * sizeof(A))));
 };
 template <class A>
 using Lanes = typename LanesOf<A>::type;

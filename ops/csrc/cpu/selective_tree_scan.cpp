@@ -22,7 +22,7 @@ constexpr int64_t FLUSH = 64;  // vertices whose shares of grad_A and grad_delta
 template <class Element, bool SOFTPLUS>
 struct Selection {
     using T = Element;
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
 
     Rows<const T> x, delta;
     const T* write;  // B: one value per vertex
@@ -94,7 +94,7 @@ struct SelectedGradients {
     ChannelSums<A> grad_rate, grad_bias;
     A* grad_write;  // a row of vertices for each group of channels
     int64_t vertices;
-    A* term;  // shares of grad_B of one vertex, with zeros up to a multiple of LANES
+    A* term;  // shares of grad_B of one vertex, with zeros up to a multiple of SIMD_WIDTH
     int64_t chunk = 0;
 
     GROOTV_INLINE void prefetch(int64_t vertex) const { in.prefetch(vertex); }
@@ -139,7 +139,7 @@ struct SelectedGradients {
         A* to = grad_write + vertex;
         for (int64_t begin = 0; begin < in.channels; begin += GROUP, to += vertices) {
             Lanes<A> lanes{};
-            for (int64_t c = begin; c < std::min(begin + GROUP, in.channels); c += LANES) lanes += load(term + c);
+            for (int64_t c = begin; c < std::min(begin + GROUP, in.channels); c += SIMD_WIDTH) lanes += load(term + c);
             *to = sum<A>(lanes);
         }
     }
@@ -151,15 +151,15 @@ GROOTV_INLINE Rows<const A> as_const(Rows<A> rows) {
 }
 
 #define GROOTV_INSTANTIATE(T, SOFTPLUS)                                                                                \
-    GROOTV_VECTORIZE void scan_block(TreeSchedule tree, const Selection<T, SOFTPLUS>& in,                              \
-                                     Rows<Accumulator<T>::type> decay, Sums<T, Accumulator<T>::type>& sum) {           \
+    GROOTV_VECTORIZE void scan_block(TreeSchedule tree, const Selection<T, SOFTPLUS>& in, Rows<acc_type<T>> decay,     \
+                                     Sums<T, acc_type<T>>& sum) {                                                      \
         up_pass(tree, in.channels, SelectedSignal<Selection<T, SOFTPLUS>>{in, sum.rows, decay}, as_const(decay),       \
                 sum.rows);                                                                                             \
         down_pass(tree, in.channels, as_const(decay), sum.rows);                                                       \
         sum.store();                                                                                                   \
     }                                                                                                                  \
     GROOTV_VECTORIZE void scan_block_backward(TreeSchedule tree, const Selection<T, SOFTPLUS>& in, Rows<const T> grad, \
-                                              Rows<Accumulator<T>::type> window, int64_t window_size,                  \
+                                              Rows<acc_type<T>> window, int64_t window_size,                           \
                                               SelectedGradients<Selection<T, SOFTPLUS>> gradients) {                   \
         auto decay = gradients.decay, sum = gradients.grad_decay, grad_sum = gradients.grad_signal;                    \
         up_pass(tree, in.channels, SelectedSignal<Selection<T, SOFTPLUS>>{in, sum, decay}, as_const(decay), sum);      \
@@ -189,7 +189,7 @@ struct Arguments {
 
     template <class T, bool SOFTPLUS>
     Selection<T, SOFTPLUS> select(int64_t item, int64_t channel, int64_t channels) const {
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         const int64_t vertices = x.size(1), stride = x.size(2), offset = item * vertices * stride + channel;
         return {{x.const_data_ptr<T>() + offset, stride},     {delta.const_data_ptr<T>() + offset, stride},
                 write.const_data_ptr<T>() + item * vertices,  rate.const_data_ptr<Accumulated>() + channel,
@@ -219,7 +219,7 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
     Tensor output = tasks.new_signal(arguments.x);
     dispatch(x, delta_softplus, [&](auto zero, auto softplus) {
         using T = decltype(zero);
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         T* output_ptr = output.mutable_data_ptr<T>();
         tasks.for_each_block(ScanTasks::LINE, [&](TreeSchedule tree, int64_t item, int64_t channel, int64_t channels) {
             Workspace workspace;
@@ -248,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     Tensor grad_B = torch::stable::new_empty(B, {batch, vertices});
     dispatch(x, delta_softplus, [&](auto zero, auto softplus) {
         using T = decltype(zero);
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         T *grad_x_ptr = grad_x.mutable_data_ptr<T>(), *grad_delta_ptr = grad_delta.mutable_data_ptr<T>();
         const T* grad_ptr = g.const_data_ptr<T>();
         // Partial sums, which are the same for any number of threads.
@@ -281,7 +281,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
                 {take_zeros(size), bias_sums.data() + item * channels + channel},
                 write_sums.data() + (item * groups + channel / GROUP) * vertices,
                 vertices,
-                take_zeros((size + LANES - 1) / LANES * LANES)};
+                take_zeros((size + SIMD_WIDTH - 1) / SIMD_WIDTH * SIMD_WIDTH)};
             scan_block_backward(tree, in, Rows<const T>{grad_ptr + offset, channels}, window, window_size, gradients);
         });
         auto add_items = [&](const std::vector<double>& sums, Tensor& to) {

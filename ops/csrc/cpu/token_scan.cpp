@@ -1,5 +1,5 @@
 // The states of a block of channels are a few rows: that of a token is given up as soon as its parent has heard it.
-// Only the backward pass keeps those of all tokens. Their number is padded with zeros to a multiple of LANES.
+// Only the backward pass keeps those of all tokens. Their number is padded with zeros to a multiple of SIMD_WIDTH.
 #include "token_scan.h"
 
 #include <algorithm>
@@ -28,8 +28,8 @@ constexpr int64_t FLUSH = 64;  // tokens whose share of grad_A is one partial su
 
 template <class A>
 GROOTV_INLINE Lanes<A> exp(A step, const A* rate) {
-    A decay[LANES];
-    for (int64_t n = 0; n < LANES; ++n) decay[n] = vector_exp(step * rate[n]);
+    A decay[SIMD_WIDTH];
+    for (int64_t n = 0; n < SIMD_WIDTH; ++n) decay[n] = vector_exp(step * rate[n]);
     return load(decay);
 }
 
@@ -53,7 +53,7 @@ GROOTV_INLINE void scan(Walk walk, const Selection<A>& in, A* rows, A* y, A* las
         for (int64_t c = 0; c < BLOCK; ++c) {
             const A signal = step[c] * x[c];
             Lanes<A> output{};
-            for (int64_t n = 0; n < states; n += LANES) {
+            for (int64_t n = 0; n < states; n += SIMD_WIDTH) {
                 const int64_t at = c * states + n;
                 Lanes<A> state = signal * load(write + n);
                 if (visit.heard) state += load(row + at);
@@ -92,7 +92,7 @@ GROOTV_INLINE void scan_backward(Walk walk, const Selection<A>& in, const A* gra
         A *row = rows + visit.token * row_size, *parent_row = visit.parent < 0 ? row : rows + visit.parent * row_size;
         for (int64_t c = 0; c < BLOCK; ++c) {
             const A signal = step[c] * x[c];
-            for (int64_t n = 0; n < states; n += LANES) {
+            for (int64_t n = 0; n < states; n += SIMD_WIDTH) {
                 const int64_t at = c * states + n;
                 Lanes<A> state = signal * load(write + n);
                 if (visit.heard) state += load(row + at);
@@ -118,7 +118,7 @@ GROOTV_INLINE void scan_backward(Walk walk, const Selection<A>& in, const A* gra
         for (int64_t c = 0; c < BLOCK; ++c) {
             const A signal = step[c] * x[c];
             Lanes<A> from_signal{}, from_decay{};
-            for (int64_t n = 0; n < states; n += LANES) {
+            for (int64_t n = 0; n < states; n += SIMD_WIDTH) {
                 const int64_t at = c * states + n;
                 const Lanes<A> state = load(row + at);
                 Lanes<A> gradient = grad_y[c] * load(read + n);
@@ -212,13 +212,13 @@ void scatter(const From* from, int64_t stride, int64_t rows, int64_t count, To* 
 template <class T>
 class Arguments {
 public:
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
 
     Arguments(const TokenScanArguments& scan, const Tensor& x, const Tensor& delta, const Tensor& rate,
               const Tensor& write, const Tensor& read, const std::optional<Tensor>& bias, bool delta_softplus)
         : scan(scan),
           delta_softplus(delta_softplus),
-          states((scan.states + LANES - 1) / LANES * LANES),
+          states((scan.states + SIMD_WIDTH - 1) / SIMD_WIDTH * SIMD_WIDTH),
           x_(as_contiguous(x)),
           delta_(as_contiguous(delta)),
           rate_(as_contiguous(rate)),
@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor> token_scan(const Tensor& x, const Tensor& delta, cons
     Tensor state = torch::stable::new_empty(A, {scan.batch, channels, states});
     dispatch_floating(x, [&](auto zero) {
         using T = decltype(zero);
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         Arguments<T> arguments(scan, x, delta, A, B, C, delta_bias, delta_softplus);
         T* output_ptr = output.mutable_data_ptr<T>();
         auto* state_ptr = state.mutable_data_ptr<Accumulated>();
@@ -317,7 +317,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     Tensor grad_delta_bias = torch::stable::new_empty(A, {channels});
     dispatch_floating(x, [&](auto zero) {
         using T = decltype(zero);
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         Arguments<T> arguments(scan, x, delta, A, B, C, delta_bias, delta_softplus);
         const T* grad_ptr = g.const_data_ptr<T>();
         const auto* grad_state_ptr = g_state.const_data_ptr<Accumulated>();

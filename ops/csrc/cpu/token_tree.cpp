@@ -17,7 +17,7 @@ constexpr int64_t TOKENS = 64;  // of a task
 GROOTV_INLINE float dot(const float* x, const float* y, int64_t channels) {
     Lanes<float> lanes{};
     int64_t c = 0;
-    for (; c + LANES <= channels; c += LANES) lanes += load(x + c) * load(y + c);
+    for (; c + SIMD_WIDTH <= channels; c += SIMD_WIDTH) lanes += load(x + c) * load(y + c);
     if (int64_t rest = channels - c) lanes += load_tail(x + c, rest) * load_tail(y + c, rest);
     return sum<float>(lanes);
 }

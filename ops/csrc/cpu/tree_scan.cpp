@@ -37,26 +37,26 @@ GROOTV_INLINE void down_pass_backward_up(TreeSchedule tree, int64_t channels, Ro
     }
 }
 
-#define GROOTV_INSTANTIATE(T)                                                                                         \
-    GROOTV_VECTORIZE void scan_block(TreeSchedule tree, int64_t channels, bool both, Rows<const T> input,             \
-                                     Rows<const T> decay, Sums<T, Accumulator<T>::type>& output) {                    \
-        up_pass(tree, channels, GivenSignal<T>{input, channels}, decay, output.rows);                                 \
-        if (both) down_pass(tree, channels, decay, output.rows);                                                      \
-        output.store();                                                                                               \
-    }                                                                                                                 \
-    GROOTV_VECTORIZE void scan_block_backward(                                                                        \
-        TreeSchedule tree, int64_t channels, bool both, Rows<const T> grad, Rows<const T> input, Rows<const T> decay, \
-        Sums<T, Accumulator<T>::type>& sum, Sums<T, Accumulator<T>::type>& grad_sum,                                  \
-        Rows<Accumulator<T>::type> window, int64_t window_size, Rows<T> grad_decay) {                                 \
-        up_pass(tree, channels, GivenSignal<T>{input, channels}, decay, sum.rows);                                    \
-        if (both) {                                                                                                   \
-            up_pass(tree, channels, GivenSignal<T>{grad, channels}, decay, grad_sum.rows);                            \
-            down_pass_backward(tree, channels, decay, sum.rows, grad_sum.rows, window, window_size, grad_decay,       \
-                               KeepGradients{});                                                                      \
-        } else {                                                                                                      \
-            down_pass_backward_up(tree, channels, grad, decay, sum.rows, grad_sum.rows, grad_decay);                  \
-        }                                                                                                             \
-        grad_sum.store();                                                                                             \
+#define GROOTV_INSTANTIATE(T)                                                                                      \
+    GROOTV_VECTORIZE void scan_block(TreeSchedule tree, int64_t channels, bool both, Rows<const T> input,          \
+                                     Rows<const T> decay, Sums<T, acc_type<T>>& output) {                          \
+        up_pass(tree, channels, GivenSignal<T>{input, channels}, decay, output.rows);                              \
+        if (both) down_pass(tree, channels, decay, output.rows);                                                   \
+        output.store();                                                                                            \
+    }                                                                                                              \
+    GROOTV_VECTORIZE void scan_block_backward(TreeSchedule tree, int64_t channels, bool both, Rows<const T> grad,  \
+                                              Rows<const T> input, Rows<const T> decay, Sums<T, acc_type<T>>& sum, \
+                                              Sums<T, acc_type<T>>& grad_sum, Rows<acc_type<T>> window,            \
+                                              int64_t window_size, Rows<T> grad_decay) {                           \
+        up_pass(tree, channels, GivenSignal<T>{input, channels}, decay, sum.rows);                                 \
+        if (both) {                                                                                                \
+            up_pass(tree, channels, GivenSignal<T>{grad, channels}, decay, grad_sum.rows);                         \
+            down_pass_backward(tree, channels, decay, sum.rows, grad_sum.rows, window, window_size, grad_decay,    \
+                               KeepGradients{});                                                                   \
+        } else {                                                                                                   \
+            down_pass_backward_up(tree, channels, grad, decay, sum.rows, grad_sum.rows, grad_decay);               \
+        }                                                                                                          \
+        grad_sum.store();                                                                                          \
     }
 GROOTV_INSTANTIATE(float)
 GROOTV_INSTANTIATE(double)
@@ -118,7 +118,7 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
     Tensor output = tasks.new_signal(u);
     dispatch_floating(u, [&](auto zero) {
         using T = decltype(zero);
-        using A = typename Accumulator<T>::type;
+        using A = acc_type<T>;
         const T *input_ptr = u.const_data_ptr<T>(), *decay_ptr = a.const_data_ptr<T>();
         T* output_ptr = output.mutable_data_ptr<T>();
         tasks.for_each_block(ScanTasks::LINE, [&](TreeSchedule tree, int64_t item, int64_t channel, int64_t channels) {
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     Tensor grad_input = tasks.new_signal(u), grad_decay = tasks.new_signal(u);
     dispatch_floating(u, [&](auto zero) {
         using T = decltype(zero);
-        using A = typename Accumulator<T>::type;
+        using A = acc_type<T>;
         const T *input_ptr = u.const_data_ptr<T>(), *decay_ptr = a.const_data_ptr<T>();
         const T* grad_ptr = g.const_data_ptr<T>();
         T *grad_input_ptr = grad_input.mutable_data_ptr<T>(), *grad_decay_ptr = grad_decay.mutable_data_ptr<T>();

@@ -1,6 +1,8 @@
 // Compile a function for several instruction sets and choose at load time. Its callees must be inlined.
 #pragma once
 
+#include "inline.h"
+
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(GROOTV_DEBUG)
 #if __GNUC__ >= 12
@@ -12,8 +14,6 @@
 #else
 #define GROOTV_VECTORIZE
 #endif
-
-#define GROOTV_INLINE inline __attribute__((always_inline))
 
 // Before a loop: its iterations do not depend on each other, whatever the pointers may seem to share.
 #ifdef __clang__

@@ -6,8 +6,8 @@
 
 namespace grootv {
 
-constexpr int SHARE = 4;             // threads of one vertex
-constexpr int PART = LANES / SHARE;  // lanes of one thread
+constexpr int SHARE = 4;                  // threads of one vertex
+constexpr int PART = SIMD_WIDTH / SHARE;  // lanes of one thread
 
 template <class T>
 struct alignas(PART * sizeof(T)) Part {

@@ -13,7 +13,7 @@ namespace {
 template <class T>
 struct SelectedSignal {
     using Element = T;
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
     using DecayInput = Pack<T>;  // of delta
     struct Input {
         Pack<T> x, decay;
@@ -54,7 +54,7 @@ struct SelectedSignal {
 template <class T>
 struct SelectedGradients {
     static constexpr int SHARED_PACKS = 2;
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
     struct Input {
         Pack<T> x;
         T write;
@@ -135,7 +135,7 @@ struct Arguments {
 
     template <class T>
     SelectedSignal<T> signal() const {
-        using A = typename Accumulator<T>::type;
+        using A = acc_type<T>;
         return {x.const_data_ptr<T>(),
                 delta.const_data_ptr<T>(),
                 write.const_data_ptr<T>(),
@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     if (!scan.empty()) {
         dispatch_floating(x, [&](auto zero) {
             using T = decltype(zero);
-            using Accumulated = typename Accumulator<T>::type;
+            using Accumulated = acc_type<T>;
             const auto signal = arguments.signal<T>();
             scan.backward<2>(signal, g.const_data_ptr<T>(), [&](int64_t slices, int64_t members) {
                 write_parts = torch::stable::new_empty(A, {slices, sizes.batch, sizes.vertices});

@@ -11,7 +11,7 @@ namespace {
 template <class T>
 struct GivenSignal {
     using Element = T;
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
     using DecayInput = Pack<T>;
     struct Input {
         Pack<T> signal, decay;
@@ -29,7 +29,7 @@ struct GivenSignal {
 template <class T>
 struct GivenGradients {
     static constexpr int SHARED_PACKS = 0;
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
     struct Input {};
 
     T *signal, *decay;

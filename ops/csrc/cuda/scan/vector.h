@@ -8,7 +8,7 @@ namespace grootv {
 
 // As many as make 16 bytes of sums.
 template <class T>
-constexpr int PACK = 16 / sizeof(typename Accumulator<T>::type);
+constexpr int PACK = 16 / sizeof(acc_type<T>);
 
 template <class T>
 struct alignas(PACK<T> * sizeof(T)) Pack {

@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(THREADS)
 
 constexpr int ROWS = 256;  // tokens of one block of the second kernel
 
-template <class T, class A = typename Accumulator<T>::type>
+template <class T, class A = acc_type<T>>
 struct Gradients {
     T *x, *delta;
     A* bias_part;  // (blocks of ROWS tokens, D)
@@ -278,7 +278,7 @@ struct TokenScan {
 
     template <class T>
     TokenInputs<T> inputs() {
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         return {x.const_data_ptr<T>(),
                 delta.const_data_ptr<T>(),
                 write.const_data_ptr<T>(),
@@ -298,7 +298,7 @@ struct TokenScan {
     template <class T, class... Parameters, class... Arguments>
     void launch(void (*kernel)(TokenInputs<T>, RowMemory, Parameters...), const TokenInputs<T>& in,
                 int64_t shared_bytes, Arguments... arguments) {
-        using A = typename Accumulator<T>::type;
+        using A = acc_type<T>;
         RowMemory rows{nullptr, TokenWalks::rows(in.length) * THREADS * OWN * static_cast<int64_t>(sizeof(A))};
         if (shared_bytes + rows.bytes > device.shared_bytes())
             rows.memory = workspace.take<std::byte>(in.blocks() * rows.bytes);
@@ -335,7 +335,7 @@ std::tuple<Tensor, Tensor> token_scan(const Tensor& x, const Tensor& delta, cons
     }
     dispatch_floating(x, [&](auto zero) {
         using T = decltype(zero);
-        using Accumulated = typename Accumulator<T>::type;
+        using Accumulated = acc_type<T>;
         const auto in = scan.template inputs<T>();
         const bool parted = in.state_blocks() > 1;
         const int64_t parts = parted ? in.state_blocks() : 0;
@@ -369,7 +369,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     } else {
         dispatch_floating(x, [&](auto zero) {
             using T = decltype(zero);
-            using Accumulated = typename Accumulator<T>::type;
+            using Accumulated = acc_type<T>;
             auto take = [&](int64_t count) { return scan.workspace.template take<Accumulated>(count); };
             const auto in = scan.template inputs<T>();
             Parts<Accumulated> parts{
@@ -387,10 +387,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     }
     return {grad_x,
             grad_delta,
-            sum_parts(rate_part, sizes.wide),
+            sum_parts(rate_part, sizes.acc_dtype),
             sum_parts(write_part, sizes.dtype),
             sum_parts(read_part, sizes.dtype),
-            sum_parts(bias_part, sizes.wide)};
+            sum_parts(bias_part, sizes.acc_dtype)};
 }
 
 }  // namespace

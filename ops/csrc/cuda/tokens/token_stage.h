@@ -20,7 +20,7 @@ constexpr int THREADS = CHANNELS * GROUP;
 constexpr int WARPS = THREADS / WARP;
 
 // x and delta: (B, L, D), B and C: (B, L, N), A: (D, N).
-template <class T, class A = typename Accumulator<T>::type>
+template <class T, class A = acc_type<T>>
 struct TokenInputs {
     const T *x, *delta, *write, *read;  // write and read: B and C
     const A *rate, *bias;               // A and delta_bias
@@ -107,7 +107,7 @@ struct TokenSharedBackward : TokenShared<A> {
 template <class T, bool WITH_GRAD>
 class TokenStage {
 public:
-    using A = typename Accumulator<T>::type;
+    using A = acc_type<T>;
 
     __device__ TokenStage(const TokenInputs<T>& in, const TokenPlace& place, const T* grad = nullptr)
         : in_(in), place_(place), grads_(grad), visits_(in.walks.visits + place.item * in.length) {}

@@ -20,7 +20,7 @@ struct Vectors {
     template <bool ALIGNED>
     __device__ float cosine(int64_t i, int64_t j) const {
         Floats dot{}, square_i{}, square_j{};
-        for (int64_t c = PART * (threadIdx.x % SHARE); c < channels; c += LANES) {
+        for (int64_t c = PART * (threadIdx.x % SHARE); c < channels; c += SIMD_WIDTH) {
             const Floats x = load<ALIGNED>(first + i * channels, c, channels);
             const Floats y = load<ALIGNED>(first + j * channels, c, channels);
             for (int k = 0; k < PART; ++k) {

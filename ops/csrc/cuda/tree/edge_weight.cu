@@ -44,7 +44,7 @@ __global__ void grid_edge_weight_kernel(const T* features, int32_t height, int32
     const T* below = has_below ? own + width * channels : own;
     const T* beside = has_beside ? own + channels : own;
     Floats down{}, right{}, own_square{}, below_square{}, beside_square{};
-    for (int64_t c = PART * share; c < channels; c += LANES) {
+    for (int64_t c = PART * share; c < channels; c += SIMD_WIDTH) {
         Floats x = load<ALIGNED>(own, c, channels), y = load<ALIGNED>(below, c, channels);
         Floats z = load<ALIGNED>(beside, c, channels);
         add_term<metric>(x, y, down);
