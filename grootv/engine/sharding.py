@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from grootv.models.layers.block import Block
+from grootv.models.backbones.grootv import Block
 from grootv.registry import STRATEGIES
 
 

@@ -19,9 +19,8 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from grootv.models.backbones.grootv import ARCHS, NUM_STAGES, GrootV
-from grootv.models.layers import Classifier, TreeSSM
-from grootv.models.layers.initialization import linear
+from grootv.models.backbones.grootv import ARCHS, NUM_STAGES, Classifier, GrootV
+from grootv.models.layers.tree_ssm import TreeSSM, linear
 from grootv.utils.checkpoint import safe_globals
 
 __all__ = ['TimmGrootV']

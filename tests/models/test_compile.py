@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from grootv.models import GrootV
-from grootv.models.layers import Classifier
+from grootv.models.backbones.grootv import Classifier
 from grootv.ops.convolution import convolve, opaque
 
 PICO = dict(embed_dims=8, depths=[1, 1, 1, 1])

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grootv.models.layers import MLP, TreeSSM
-from grootv.models.layers.recompute import recompute
+from grootv.models.backbones.grootv import MLP
+from grootv.models.layers.tree_ssm import TreeSSM, recompute
 
 
 class Executed(TorchDispatchMode):

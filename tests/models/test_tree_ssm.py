@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grootv.models.layers import TreeSSM
-from grootv.models.layers.initialization import inverse_softplus, step_projection
+from grootv.models.layers.tree_ssm import TreeSSM, inverse_softplus, step_projection
 from grootv.ops import build_tree, reference
 
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from grootv import ops
 from grootv.models.layers import TreeSSM
-from grootv.models.layers import mlp as mlp_module
 from tests.tools.tiny_run import ROOT, load_tool, write_config, write_detection, write_segmentation
 
 load_tool('benchmarks/benchmark_model.py')  # puts its folder on the path
@@ -180,7 +180,7 @@ def test_a_slow_part_is_found(runs, backward, monkeypatch):
             y = slow @ y * 1e-3
         return x * (1 + y.mean())
 
-    monkeypatch.setattr(mlp_module.F, 'gelu', gelu)
+    monkeypatch.setattr(F, 'gelu', gelu)
     parts = time_shares(runs, backward, calls=3)['parts']
     slowed = parts['MLP'] + parts['stem'] + parts['head']  # all that have a GELU
     assert slowed > 0.7 * sum(parts.values())

@@ -1,10 +1,16 @@
+"""The network: stem, four stages of blocks, classifier. The scan of the blocks is in layers/tree_ssm.py."""
+
 from collections.abc import Iterable, Sequence
 
+import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from grootv.models.layers import Stage, Stem
-from grootv.ops import METRICS
+from grootv.models.layers.tree_ssm import TreeSSM, conv2d, convolve, linear, recompute
+from grootv.ops import METRICS, Tree
 from grootv.registry import MODELS
 
 ARCHS = {
@@ -128,7 +134,7 @@ class GrootV(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for learning rates that decay from layer to layer.
 
-        grootv.LayerDecayOptimWrapperConstructor and mmpretrain's constructor of the kind ask for it.
+        grootv.LayerDecayOptimWrapperConstructor and mmpretrain's own constructor call it.
 
         The stem has depth 0, the k-th block of the network (from 0) k + 1, the norm and
         downsampling that follow a stage the depth of its last block, and everything outside the
@@ -152,6 +158,178 @@ class GrootV(BaseModule):
         stage = int(rest[0])
         block = int(rest[2]) if rest[1] == 'blocks' else self.depths[stage] - 1
         return sum(self.depths[:stage]) + block + 1, count
+
+
+class Stem(nn.Module):
+    """From the image to the first map: two 3x3 convolutions of stride 2, each with a LayerNorm.
+
+    Image (B, in_channels, H, W) -> map (B, ceil(H/4), ceil(W/4), channels).
+    """
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.conv1 = conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
+        self.norm1 = nn.LayerNorm(channels // 2, eps=1e-6)
+        self.conv2 = conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.permute(0, 2, 3, 1).contiguous()
+        x = F.gelu(self.norm1(convolve(self.conv1, x)))
+        return self.norm2(convolve(self.conv2, x))
+
+
+class Stage(nn.Module):
+    """Blocks of one width, a LayerNorm that gives the feature map, and the way to the next stage.
+
+    Args:
+        channels: Width of the blocks.
+        drop_paths: Probability of drop path of each block; its length is the number of blocks.
+        downsample: Whether a stage follows.
+        share_tree: Use the first block's tree in all blocks, in place of one tree a block.
+        with_cp: Keep no activations of the blocks and compute them again in the backward pass.
+        **block_options: The other arguments of :class:`Block`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        drop_paths: list[float],
+        downsample: bool,
+        share_tree: bool = False,
+        with_cp: bool = False,
+        **block_options,
+    ):
+        super().__init__()
+        self.share_tree = share_tree
+        self.with_cp = with_cp
+        self.blocks = nn.ModuleList(Block(channels, rate, **block_options) for rate in drop_paths)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.downsample = Downsample(channels) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, channels) -> the stage's feature map, of the same shape."""
+        tree = None
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x, used = checkpoint(block, x, tree, use_reentrant=False)
+            else:
+                x, used = block(x, tree)
+            tree = used if self.share_tree else None
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """Two residual branches: TreeSSM mixes the vertices, MLP mixes the channels.
+
+    Args:
+        channels: Width of the map.
+        drop_path: Probability that a training sample skips a branch.
+        metric, mlp_ratio, post_norm: As for :class:`GrootV`.
+        layer_scale: Initial value of the branches' factors per channel; None leaves them out.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        drop_path: float = 0.0,
+        metric: str = 'cosine',
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = None,
+        post_norm: bool = False,
+    ):
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.ssm = TreeSSM(channels, metric)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = MLP(channels, mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+        for name in ('gamma1', 'gamma2'):
+            scale = None if layer_scale is None else nn.Parameter(layer_scale * torch.ones(channels))
+            self.register_parameter(name, scale)
+
+    def forward(self, x: Tensor, tree: Tree | None = None) -> tuple[Tensor, Tree]:
+        """Map (B, H, W, channels) -> new map and the tree it used (``tree`` or its own)."""
+        if self.post_norm:
+            update, tree = self.ssm(x, tree)
+            x = x + self.branch(self.norm1(update), self.gamma1)
+            update = self.norm2(self.mlp(x))
+        else:
+            update, tree = self.ssm(self.norm1(x), tree)
+            x = x + self.branch(update, self.gamma1)
+            update = self.mlp(self.norm2(x))
+        return x + self.branch(update, self.gamma2), tree
+
+    def branch(self, update: Tensor, gamma: Tensor | None) -> Tensor:
+        return self.drop_path(update if gamma is None else gamma * update)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear on the last dimension; the hidden layer is ``ratio`` times as wide."""
+
+    def __init__(self, channels: int, ratio: float = 4.0):
+        super().__init__()
+        hidden = int(channels * ratio)
+        self.fc1 = linear(channels, hidden)
+        self.fc2 = linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recompute(self.contract, self.fc1(x))
+
+    def contract(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2 and a LayerNorm: half the height and width, twice the channels.
+
+    (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2C).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(convolve(self.conv, x))
+
+
+class Classifier(nn.Module):
+    """Layers of the classifier head: 1x1 convolution, BatchNorm, GELU; after a pool, a linear layer.
+
+    The heads for the libraries derive from it or hold it, and pool in between.
+
+    Args:
+        in_channels: Channels of the backbone's last map.
+        num_classes: Number of classes; 0 leaves the linear layer out.
+        hidden_ratio: Channels after the convolution over ``in_channels``.
+        **others: Arguments of the class that follows in a head with more than one base.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, hidden_ratio: float = 1.5, **others):
+        super().__init__(**others)
+        hidden = int(in_channels * hidden_ratio)
+        self.conv = PointwiseConv2d(in_channels, hidden, 1, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.act = nn.GELU()
+        self.fc = linear(hidden, num_classes) if num_classes else nn.Identity()
+
+    def project(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) -> (B, hidden, H, W), to be pooled."""
+        return self.act(self.norm(self.conv(x)))
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution as the matrix product that it is.
+
+    On small maps PyTorch's is slower, and a convolution in the graph makes torch.compile lay out every map
+    with four dimensions as if its channels were the second one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def parse_arch(arch: str | dict) -> tuple[int, list[int]]:

@@ -2,7 +2,7 @@ import torch.nn.functional as F
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor
 
-from grootv.models.layers import Classifier
+from grootv.models.backbones.grootv import Classifier
 from grootv.registry import MODELS
 
 

@@ -1,21 +1,24 @@
+"""The state-space layer of the network, and the small parts that it shares with the rest of the network.
+
+Maps are (B, H, W, C) and contiguous, from the stem to the last stage.
+"""
+
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from grootv.ops import Tree, build_tree, gated_read_out, selective_tree_scan
-
-from .channels_last import conv2d, convolve
-from .initialization import linear, step_projection
-from .recompute import recompute
+from grootv.ops import Tree, build_tree, convolution, gated_read_out, selective_tree_scan
 
 
 class TreeSSM(nn.Module):
     """A selective state-space model whose scan runs along the spanning tree of the map itself.
 
-    The map is projected to twice its width and convolved to the guide x, which the tree is built
-    from. Every vertex chooses its own step delta, and B and C; per channel then ::
+    The map is projected to twice its width and convolved to x, which the tree is built from. Every
+    vertex chooses its own step delta, and B and C; per channel then ::
 
         decay a = exp(delta A)      signal u = delta B x      state h = tree_scan(u, a)
         y = LayerNorm(C LayerNorm(h) + D x) silu(z)
@@ -51,60 +54,124 @@ class TreeSSM(nn.Module):
         Returns:
             The new map, of the same shape, and the tree that was used.
         """
-        guide, z = self.project(x)
+        vertices, z = self.project(x)
         if tree is None:
-            tree = self.build_tree(guide)
-        y = recompute(self.project_out, *self.scan(guide, tree), z.flatten(1, 2))
+            tree = self.build_tree(vertices)
+        y = recompute(self.project_out, *self.scan(vertices, tree), z.flatten(1, 2))
         return y.view(x.shape), tree
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map to scan, which also guides the tree, and the gate z; both (B, H, W, D)."""
+        """The map to scan, which the tree is built from, and the gate z; both (B, H, W, D)."""
         # One projection and a split would leave two strided halves that later steps must copy.
-        to_guide, to_gate = self.in_proj.weight.chunk(2)
-        guide = convolve(self.conv, F.linear(x, to_guide))
-        return F.silu(guide, inplace=not guide.requires_grad), F.linear(x, to_gate)
+        to_scan, to_gate = self.in_proj.weight.chunk(2)
+        convolved = convolve(self.conv, F.linear(x, to_scan))
+        return F.silu(convolved, inplace=not convolved.requires_grad), F.linear(x, to_gate)
 
-    def build_tree(self, guide: Tensor) -> Tree:
-        """The minimum spanning tree of the guide (B, H, W, D)."""
-        return build_tree(guide, self.metric)
+    def build_tree(self, x: Tensor) -> Tree:
+        """The minimum spanning tree of a projected map (B, H, W, D)."""
+        return build_tree(x, self.metric)
 
-    def scan(self, guide: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
-        """Scan the guide along the tree.
+    def scan(self, x: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
+        """Scan a projected map (B, H, W, D) along the tree.
 
-        A half-precision guide is computed on in float32: long products of decays need it.
+        Half precision is computed on in float32: long products of decays need it.
 
         Returns:
-            The states h (B, L, D), C (B, L, 1) and the vertices that were scanned (B, L, D).
+            The states h (B, L, D), C (B, L, 1) and the vertices x that were scanned (B, L, D).
         """
-        with torch.autocast(guide.device.type, enabled=False):
-            x = guide.flatten(1, 2).to(torch.promote_types(guide.dtype, torch.float32))
-            delta, rate, write, read = self.scan_inputs(x)
-            return selective_tree_scan(x, delta, rate, write, tree, self.dt_proj.bias), read, x
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
+            delta, A, B, C = self.scan_inputs(x)
+            return selective_tree_scan(x, delta, A, B, tree, self.dt_proj.bias), C, x
 
-    def project_out(self, h: Tensor, read: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    def project_out(self, h: Tensor, C: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Read the states out through the gate and project them back, (B, L, channels)."""
         norms = [(norm.weight, norm.bias) for norm in (self.state_norm, self.out_norm)]
         with torch.autocast(x.device.type, enabled=False):
-            y = gated_read_out(h, read, x, self.D, z, *norms, self.out_norm.eps)
+            y = gated_read_out(h, C, x, self.D, z, *norms, self.out_norm.eps)
         return self.out_proj(y)
 
     def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the scan takes besides the vertices x (B, L, D), and what reads it out.
+        """Parameters of the state-space model at the vertices x (B, L, D).
 
         Returns:
             The step delta (B, L, D) before its bias and softplus; A (D, 1); B and C (B, L, 1).
         """
-        low, write, read = _linear(self.x_proj, x).split([self.dt_proj.in_features, 1, 1], dim=-1)
+        # A model cast to half precision as a whole has half parameters; its scan still runs in float32.
+        low, B, C = F.linear(x, self.x_proj.weight.to(x.dtype)).split([self.dt_proj.in_features, 1, 1], -1)
         delta = F.linear(low, self.dt_proj.weight.to(x.dtype))
-        return delta, -self.A_log.to(x.dtype).exp(), write, read
+        return delta, -self.A_log.to(x.dtype).exp(), B, C
 
     def decay(self, x: Tensor) -> Tensor:
         """Factor of the edge from every vertex to its parent, (B, L, D)."""
-        delta, rate, _, _ = self.scan_inputs(x)
-        return torch.exp(F.softplus(delta + self.dt_proj.bias.to(x.dtype)) * rate.squeeze(1))
+        delta, A, _, _ = self.scan_inputs(x)
+        return torch.exp(F.softplus(delta + self.dt_proj.bias.to(x.dtype)) * A.squeeze(1))
 
 
-# A model cast to half precision as a whole has half parameters; its scan still runs in float32.
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    bias = layer.bias
-    return F.linear(x, layer.weight.to(x.dtype), bias if bias is None else bias.to(x.dtype))
+def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with weights from a truncated normal of deviation 0.02 and zero biases."""
+    layer = nn.Linear(in_features, out_features, bias=bias)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def step_projection(rank: int, width: int, shortest: float = 1e-3, longest: float = 1e-1) -> nn.Linear:
+    """The linear layer rank -> width whose softplus is the step size delta of a state-space model.
+
+    As in Mamba (Gu and Dao, 2023): the weight keeps the variance of its input, and the bias makes
+    the first steps log-uniform between ``shortest`` and ``longest``.
+    """
+    layer = nn.Linear(rank, width)
+    nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)
+    span = math.log(longest) - math.log(shortest)
+    step = torch.exp(torch.rand(width) * span + math.log(shortest)).clamp(min=1e-4)
+    with torch.no_grad():
+        layer.bias.copy_(inverse_softplus(step))
+    return layer
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The y with softplus(y) = x, for x > 0; exact for small x."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def conv2d(*args, **options) -> nn.Conv2d:
+    """A convolution for maps (B, H, W, C), its weight in channels-last memory.
+
+    PyTorch would copy a weight of another format in every call. ``fully_shard`` takes contiguous weights
+    only: call ``model.to(memory_format=torch.contiguous_format)`` before.
+    """
+    return nn.Conv2d(*args, **options).to(memory_format=torch.channels_last)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to a map (B, H, W, C).
+
+    The permuted view of a contiguous map is what PyTorch calls a channels-last tensor, so nothing
+    is copied.
+    """
+    if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        return convolve_opaquely(conv, x)
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def convolve_opaquely(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The same by the operator that compilers do not look into: :mod:`grootv.ops.convolution` says why."""
+    tensors = x, conv.weight, conv.bias
+    if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        tensors = (tensor if tensor is None else tensor.to(dtype) for tensor in tensors)
+    return convolution.convolve(*tensors, conv.stride[0], conv.groups)
+
+
+def recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call a function of cheap steps whose results are not worth keeping for the backward pass.
+
+    Only ``tensors`` are kept; the backward pass computes again what it needs. The function may end in an
+    expensive step, which is not repeated, and draws no random numbers.
+    """
+    if not torch.is_grad_enabled():
+        return function(*tensors)
+    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .compare import CAPTURE_LIMIT, Tally, relative_error, same
-from .environment import NotHere, Options, import_ops
-from .networks import Block, seeded
+from .environment import NotHere, Options, import_network, import_ops
+from .networks import seeded
 from .operators import selective_scan
 from .report import Report, sentence
 from .tokens import random_scan, scan_with_gradients
@@ -128,14 +128,14 @@ def captured(call: Callable):
 def capture_block(options: Options, report: Report, dtype: torch.dtype) -> None:
     """Forward and backward of LayerNorm, TreeSSM and MLP; in half types under autocast."""
     name = f'block forward and backward, replay, {str(dtype).removeprefix("torch.")}'
-    block = seeded(options.seed, lambda: Block(80)).cuda()
+    block = seeded(options.seed, lambda: import_network().Block(80)).cuda()
     parameters = tuple(block.parameters())
 
     def step(x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         x = x.detach().requires_grad_()
         # Casts of weights that autocast keeps would live in the graph's memory.
         with torch.autocast('cuda', dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            y = block(x)
+            y = block(x)[0]
         return y.detach(), *torch.autograd.grad(y, (x, *parameters), grad)
 
     def inputs() -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -69,17 +69,20 @@ def import_ops() -> ModuleType:
     return importlib.import_module('grootv.ops')
 
 
-def import_layer(name: str) -> ModuleType:
-    """A module of ``grootv.models.layers``, without the packages that its parents import where those miss."""
+def import_network() -> ModuleType:
+    """The module of the network; where MMEngine is missing, on stand-ins for its base class and registry."""
     import_ops()
-    for package in ('grootv.models', 'grootv.models.layers'):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            hollow = ModuleType(package)
-            hollow.__path__ = [str(ROOT / package.replace('.', '/'))]
-            sys.modules[package] = hollow
-    return importlib.import_module(f'grootv.models.layers.{name}')
+    if optional('mmengine') is None:
+
+        class BaseModule(torch.nn.Module):
+            def __init__(self, init_cfg=None):
+                super().__init__()
+
+        engine, registry = ModuleType('mmengine.model'), ModuleType('grootv.registry')
+        engine.BaseModule = BaseModule
+        registry.MODELS = SimpleNamespace(register_module=lambda: lambda kind: kind)
+        sys.modules |= {module.__name__: module for module in (ModuleType('mmengine'), engine, registry)}
+    return importlib.import_module('grootv.models.backbones.grootv')
 
 
 def optional(name: str) -> ModuleType | None:

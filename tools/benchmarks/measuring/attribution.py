@@ -16,8 +16,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from grootv import ops
-from grootv.models.backbones.grootv import GrootV
-from grootv.models.layers import MLP, Block, Downsample, Stage, Stem, TreeSSM
+from grootv.models.backbones.grootv import MLP, Block, Downsample, GrootV, Stage, Stem
+from grootv.models.layers import TreeSSM
 
 from .clock import medians, take_turns, wait
 from .models import Runs

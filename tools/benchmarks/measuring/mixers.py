@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from gpu_checks.networks import seeded
 from torch import Tensor, nn
 
-from grootv.models.layers import TreeSSM
-from grootv.models.layers.initialization import linear
+from grootv.models.layers.tree_ssm import TreeSSM, linear
 from grootv.ops import Tree
 
 from .clock import Call
