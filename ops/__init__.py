@@ -3,7 +3,7 @@
 ====================================== =====================================================
 :func:`grid_edge_weight`               features to the weight of every edge of the grid
 :func:`minimum_spanning_tree`          edge weights to the edges of the tree
-:func:`breadth_first_order`            tree edges to a :class:`Tree`: order, parents, levels
+:func:`breadth_first_order`            tree edges to a :class:`Tree`: order and parents
 :func:`build_tree`                     the three above in one step
 :func:`tree_scan`                      the state-space recurrence along the tree
 :func:`selective_tree_scan`            the same from the parts of a selective state-space model

@@ -124,26 +124,24 @@ def breadth_first_order_from_edges(
         _breadth_first(graph[tree.long()].tolist(), num_vertices, root)
         for graph, tree in zip(edges, tree_edges.cpu(), strict=True)
     ]
-    sizes = (num_vertices, num_vertices, num_vertices + 1)
-    columns = zip(*trees, strict=True) if trees else ([], [], [])
+    columns = zip(*trees, strict=True) if trees else ([], [])
     return Tree(
         *(
-            torch.tensor(list(column), dtype=torch.int32, device=tree_edges.device).view(-1, size)
-            for column, size in zip(columns, sizes, strict=True)
+            torch.tensor(list(column), dtype=torch.int32, device=tree_edges.device).view(-1, num_vertices)
+            for column in columns
         )
     )
 
 
-def _breadth_first(tree_edges: list, num_vertices: int, root: int) -> tuple[list, list, list]:
+def _breadth_first(tree_edges: list, num_vertices: int, root: int) -> tuple[list, list]:
     neighbours = [[] for _ in range(num_vertices)]
     for first, second in tree_edges:
         neighbours[first].append(second)
         neighbours[second].append(first)
     parent = [-1] * num_vertices
     parent[root] = root
-    order, level, level_ptr = [], [root], []
+    order, level = [], [root]
     while level:
-        level_ptr.append(len(order))
         order += level
         below = []
         for vertex in level:
@@ -152,8 +150,7 @@ def _breadth_first(tree_edges: list, num_vertices: int, root: int) -> tuple[list
                     parent[child] = vertex
                     below.append(child)
         level = below
-    level_ptr += [num_vertices] * (num_vertices + 1 - len(level_ptr))
-    return order, parent, level_ptr
+    return order, parent
 
 
 def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:

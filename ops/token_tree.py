@@ -96,8 +96,7 @@ def _causal_parents(weight: Tensor, context: Tensor) -> Tensor:
 def token_chain(batch: int, length: int, device: torch.device | str = 'cpu') -> Tree:
     """The tree in which every token hangs from the next one: a plain recurrence over the sequence."""
     token = torch.arange(length, dtype=torch.int32, device=device)
-    level_ptr = torch.arange(length + 1, dtype=torch.int32, device=device)
-    tree = Tree(token.flip(0), (token + 1).clamp_max(length - 1), level_ptr)
+    tree = Tree(token.flip(0), (token + 1).clamp_max(length - 1))
     return Tree(*(tensor.expand(batch, -1).contiguous() for tensor in tree))
 
 

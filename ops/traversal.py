@@ -1,4 +1,4 @@
-"""Rooted trees: breadth-first order, parents and levels."""
+"""Rooted trees: breadth-first order and parents."""
 
 from typing import NamedTuple
 
@@ -20,12 +20,19 @@ class Tree(NamedTuple):
     Attributes:
         order: Vertex at each position, the root first, shape (B, L) int32.
         parent: Parent of each vertex (by vertex, not by position), the root's its own, (B, L) int32.
-        level_ptr: Position at which each level starts, padded with L, shape (B, L + 1) int32.
     """
 
     order: Tensor
     parent: Tensor
-    level_ptr: Tensor
+
+    def levels(self) -> Tensor:
+        """Count the edges from every vertex to the root, shape (B, L) int32; O(L log L)."""
+        above = self.parent.long().clamp_min(0)  # what a CUDA device leaves of an invalid tree may hold -1
+        level = (above != torch.arange(above.shape[1], device=above.device)).int()
+        for _ in range((above.shape[1] - 1).bit_length()):  # every step doubles how far `above` looks
+            level = level + level.gather(1, above)
+            above = above.gather(1, above)
+        return level
 
 
 def breadth_first_order(tree_edges: Tensor, height: int, width: int, root: int = 0) -> Tree:
@@ -80,9 +87,8 @@ def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:
     return Tree(*ops.build_tree(features.detach(), metric, root))
 
 
-def _empty_tree(like: Tensor, batch: int, vertices: int) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = (vertices, vertices, vertices + 1)
-    return tuple(empty(like, (batch, size), torch.int32) for size in sizes)
+def _empty_tree(like: Tensor, batch: int, vertices: int) -> tuple[Tensor, Tensor]:
+    return tuple(empty(like, (batch, vertices), torch.int32) for _ in range(2))
 
 
 if available:

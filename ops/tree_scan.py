@@ -37,7 +37,7 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
     """
     if direction not in DIRECTIONS:
         raise ValueError(f'tree_scan: direction must be one of {", ".join(DIRECTIONS)}, got {direction!r}')
-    return ops.tree_scan(input, decay, tree.order, tree.parent, tree.level_ptr, direction)
+    return ops.tree_scan(input, decay, tree.order, tree.parent, direction)
 
 
 def selective_tree_scan(
@@ -81,19 +81,17 @@ def selective_tree_scan(
     if B.dim() == 3 and B.shape[2] == 1:
         B = B.squeeze(2)
     bias = None if delta_bias is None else delta_bias.to(wide)
-    return ops.selective_tree_scan(
-        x, delta, A.to(wide), B, bias, tree.order, tree.parent, tree.level_ptr, delta_softplus
-    )
+    return ops.selective_tree_scan(x, delta, A.to(wide), B, bias, tree.order, tree.parent, delta_softplus)
 
 
 def _save_for_backward(ctx, inputs, output):
-    input, decay, order, parent, level_ptr, ctx.direction = inputs
-    ctx.save_for_backward(input, decay, order, parent, level_ptr)
+    input, decay, order, parent, ctx.direction = inputs
+    ctx.save_for_backward(input, decay, order, parent)
 
 
 def _backward(ctx, grad):
     grads = ops.tree_scan_backward(grad, *ctx.saved_tensors, ctx.direction)
-    return *grads, None, None, None, None
+    return *grads, None, None, None
 
 
 def _save_selection_for_backward(ctx, inputs, output):
@@ -104,7 +102,7 @@ def _save_selection_for_backward(ctx, inputs, output):
 
 def _selective_backward(ctx, grad):
     *grads, grad_bias = ops.selective_tree_scan_backward(grad, *ctx.saved_tensors, ctx.delta_softplus)
-    return *grads, grad_bias if ctx.has_bias else None, None, None, None, None
+    return *grads, grad_bias if ctx.has_bias else None, None, None, None
 
 
 def _refuse_double_backward(ctx, *grads):
@@ -121,15 +119,15 @@ def _refuse(function):
     )
 
 
-def _check(function, input, decay, order, parent, level_ptr):
+def _check(function, input, decay, order, parent):
     check_dim(function, 'input', input, 3, '(B, L, C)')
     check_shape(function, 'decay', 'one value per vertex and channel', decay, tuple(input.shape))
-    tree = dict(order=order, parent=parent, level_ptr=level_ptr)
+    tree = dict(order=order, parent=parent)
     _check_tree(function, input, **tree)
     check_same_device(function, input=input, decay=decay, **tree)
 
 
-def _check_selective(function, x, delta, A, B, delta_bias, order, parent, level_ptr):
+def _check_selective(function, x, delta, A, B, delta_bias, order, parent):
     check_dim(function, 'x', x, 3, '(B, L, C)')
     check_shape(function, 'delta', 'one value per vertex and channel', delta, tuple(x.shape))
     check_shape(function, 'A', 'one value per channel', A, tuple(x.shape[2:]))
@@ -137,17 +135,16 @@ def _check_selective(function, x, delta, A, B, delta_bias, order, parent, level_
     bias = {} if delta_bias is None else dict(delta_bias=delta_bias)
     for name, tensor in bias.items():
         check_shape(function, name, 'one value per channel', tensor, tuple(x.shape[2:]))
-    tree = dict(order=order, parent=parent, level_ptr=level_ptr)
+    tree = dict(order=order, parent=parent)
     _check_tree(function, x, **tree)
     check_same_device(function, x=x, delta=delta, A=A, B=B, **bias, **tree)
 
 
-def _check_tree(function, signal, order, parent, level_ptr):
+def _check_tree(function, signal, order, parent):
     batch, vertices, _ = signal.shape
     rule = 'one entry per vertex of each item'
     check_shape(function, 'order', rule, order, (batch, vertices))
     check_shape(function, 'parent', rule, parent, (batch, vertices))
-    check_shape(function, 'level_ptr', 'one entry more than vertices', level_ptr, (batch, vertices + 1))
 
 
 def _empty_like(tensor):
@@ -157,24 +154,24 @@ def _empty_like(tensor):
 if available:
 
     @torch.library.register_fake('grootv::tree_scan')
-    def _(input, decay, order, parent, level_ptr, direction):
-        _check('tree_scan', input, decay, order, parent, level_ptr)
+    def _(input, decay, order, parent, direction):
+        _check('tree_scan', input, decay, order, parent)
         return _empty_like(input)
 
     @torch.library.register_fake('grootv::tree_scan_backward')
-    def _(grad, input, decay, order, parent, level_ptr, direction):
-        _check('tree_scan_backward', input, decay, order, parent, level_ptr)
+    def _(grad, input, decay, order, parent, direction):
+        _check('tree_scan_backward', input, decay, order, parent)
         return _empty_like(input), _empty_like(decay)
 
     @torch.library.register_fake('grootv::selective_tree_scan')
-    def _(x, delta, A, B, delta_bias, order, parent, level_ptr, delta_softplus):
-        _check_selective('selective_tree_scan', x, delta, A, B, delta_bias, order, parent, level_ptr)
+    def _(x, delta, A, B, delta_bias, order, parent, delta_softplus):
+        _check_selective('selective_tree_scan', x, delta, A, B, delta_bias, order, parent)
         return _empty_like(x)
 
     @torch.library.register_fake('grootv::selective_tree_scan_backward')
-    def _(grad, x, delta, A, B, delta_bias, order, parent, level_ptr, delta_softplus):
+    def _(grad, x, delta, A, B, delta_bias, order, parent, delta_softplus):
         function = 'selective_tree_scan_backward'
-        _check_selective(function, x, delta, A, B, delta_bias, order, parent, level_ptr)
+        _check_selective(function, x, delta, A, B, delta_bias, order, parent)
         return *map(_empty_like, (x, delta, A, B)), _empty_like(A)
 
     torch.library.register_autograd('grootv::tree_scan', _backward, setup_context=_save_for_backward)

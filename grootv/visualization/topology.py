@@ -31,10 +31,7 @@ def random_tree(
 
 def vertex_depth(tree: Tree) -> Tensor:
     """Number of edges from every vertex to the root, shape (B, L) int64."""
-    positions = torch.arange(tree.order.shape[1], dtype=torch.int32, device=tree.order.device)
-    positions = positions.expand_as(tree.order).contiguous()
-    level = torch.searchsorted(tree.level_ptr, positions, right=True) - 1
-    return torch.empty_like(level).scatter_(1, tree.order.long(), level)
+    return tree.levels().long()
 
 
 def is_root(tree: Tree) -> Tensor:

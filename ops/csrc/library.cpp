@@ -13,27 +13,27 @@ STABLE_TORCH_LIBRARY(grootv, m) {
 
     m.def(
         "breadth_first_order(Tensor tree_edges, SymInt height, SymInt width, SymInt root)"
-        " -> (Tensor order, Tensor parent, Tensor level_ptr)");
+        " -> (Tensor order, Tensor parent)");
     m.def(
         "breadth_first_order_from_edges(Tensor edges, Tensor tree_edges, SymInt num_vertices, SymInt root,"
-        " bool wait=True) -> (Tensor order, Tensor parent, Tensor level_ptr)");
+        " bool wait=True) -> (Tensor order, Tensor parent)");
     m.def(
         "build_tree(Tensor features, str metric, SymInt root)"
-        " -> (Tensor order, Tensor parent, Tensor level_ptr)");
+        " -> (Tensor order, Tensor parent)");
 
     m.def(
-        "tree_scan(Tensor input, Tensor decay, Tensor order, Tensor parent, Tensor level_ptr, str direction)"
+        "tree_scan(Tensor input, Tensor decay, Tensor order, Tensor parent, str direction)"
         " -> Tensor");
     m.def(
         "tree_scan_backward(Tensor grad, Tensor input, Tensor decay, Tensor order, Tensor parent,"
-        " Tensor level_ptr, str direction) -> (Tensor grad_input, Tensor grad_decay)");
+        " str direction) -> (Tensor grad_input, Tensor grad_decay)");
 
     m.def(
         "selective_tree_scan(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias, Tensor order,"
-        " Tensor parent, Tensor level_ptr, bool delta_softplus) -> Tensor");
+        " Tensor parent, bool delta_softplus) -> Tensor");
     m.def(
         "selective_tree_scan_backward(Tensor grad, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias,"
-        " Tensor order, Tensor parent, Tensor level_ptr, bool delta_softplus)"
+        " Tensor order, Tensor parent, bool delta_softplus)"
         " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias)");
 
     m.def("token_edge_weight(Tensor x, Tensor B, Tensor context, SymInt reach) -> Tensor");

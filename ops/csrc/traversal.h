@@ -9,30 +9,27 @@
 
 namespace grootv {
 
-// order, parent: (vertices); level_ptr: (vertices + 1), padded with the number of vertices.
+// Each of as many entries as there are vertices.
 struct TreePointers {
     int32_t* order;
     int32_t* parent;
-    int32_t* level_ptr;
 };
 
-// The three tensors of a batch of trees, to be filled.
+// The tensors of a batch of trees, to be filled.
 struct EmptyTree {
     EmptyTree(const Tensor& like, int64_t batch, int64_t vertices)
         : order(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
           parent(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
-          level_ptr(torch::stable::new_empty(like, {batch, vertices + 1}, ScalarType::Int)),
-          first{order.mutable_data_ptr<int32_t>(), parent.mutable_data_ptr<int32_t>(),
-                level_ptr.mutable_data_ptr<int32_t>()},
+          first{order.mutable_data_ptr<int32_t>(), parent.mutable_data_ptr<int32_t>()},
           vertices(vertices) {}
 
     TreePointers operator[](int64_t item) const {
-        return {first.order + item * vertices, first.parent + item * vertices, first.level_ptr + item * (vertices + 1)};
+        return {first.order + item * vertices, first.parent + item * vertices};
     }
 
-    std::tuple<Tensor, Tensor, Tensor> tensors() const { return {order, parent, level_ptr}; }
+    std::tuple<Tensor, Tensor> tensors() const { return {order, parent}; }
 
-    Tensor order, parent, level_ptr;
+    Tensor order, parent;
     TreePointers first;
     int64_t vertices;
 };

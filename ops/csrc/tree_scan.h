@@ -57,21 +57,17 @@ struct ScanSizes {
         check_shape(function, name, "one value per vertex", tensor, {batch, vertices});
     }
 
-    void check_tree(const Tensor& order, const Tensor& parent, const Tensor& level_ptr) const {
+    void check_tree(const Tensor& order, const Tensor& parent) const {
         const char* rule = "one entry per vertex of each item";
         check_shape(function, "order", rule, order, {batch, vertices});
         check_shape(function, "parent", rule, parent, {batch, vertices});
-        check_shape(function, "level_ptr", "one entry more than vertices", level_ptr, {batch, vertices + 1});
         check_dtype(function, "order", order, ScalarType::Int);
         check_dtype(function, "parent", parent, ScalarType::Int);
-        check_dtype(function, "level_ptr", level_ptr, ScalarType::Int);
     }
 
-    void check_tree_device(const Tensor& order, const Tensor& parent, const Tensor& level_ptr,
-                           const Tensor& signal) const {
+    void check_tree_device(const Tensor& order, const Tensor& parent, const Tensor& signal) const {
         check_same_device(function, "order", order, signal);
         check_same_device(function, "parent", parent, signal);
-        check_same_device(function, "level_ptr", level_ptr, signal);
     }
 
     void check_grad(const Tensor& grad, const Tensor& signal) const {
@@ -86,12 +82,12 @@ struct ScanSizes {
 // The arguments of tree_scan; its backward calls check_grad as well.
 struct ScanArguments : ScanSizes {
     ScanArguments(const char* function, const Tensor& input, const Tensor& decay, const Tensor& order,
-                  const Tensor& parent, const Tensor& level_ptr, const std::string& direction)
+                  const Tensor& parent, const std::string& direction)
         : ScanSizes(check_direction(function, direction), "input", input), both(direction == "both") {
         check_like("decay", decay, input);
-        check_tree(order, parent, level_ptr);
+        check_tree(order, parent);
         check_same_device(function, "decay", decay, input);
-        check_tree_device(order, parent, level_ptr, input);
+        check_tree_device(order, parent, input);
     }
 
     static const char* check_direction(const char* function, const std::string& direction) {
@@ -107,19 +103,18 @@ struct ScanArguments : ScanSizes {
 // the accumulator, all others that of x.
 struct SelectiveScanArguments : ScanSizes {
     SelectiveScanArguments(const char* function, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-                           const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent,
-                           const Tensor& level_ptr)
+                           const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent)
         : ScanSizes(function, "x", x) {
         check_like("delta", delta, x);
         check_per_channel("A", A, x);
         check_per_vertex("B", B, x);
         if (delta_bias) check_per_channel("delta_bias", *delta_bias, x);
-        check_tree(order, parent, level_ptr);
+        check_tree(order, parent);
         check_same_device(function, "delta", delta, x);
         check_same_device(function, "A", A, x);
         check_same_device(function, "B", B, x);
         if (delta_bias) check_same_device(function, "delta_bias", *delta_bias, x);
-        check_tree_device(order, parent, level_ptr, x);
+        check_tree_device(order, parent, x);
     }
 };
 

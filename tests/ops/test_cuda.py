@@ -255,7 +255,7 @@ def test_wrong_edges_are_not_told_where_nothing_waits_for_them(backend, monkeypa
     edges, weight = grid_edges(3, 4).int().unsqueeze(0), torch.rand(1, 17)
     tree_edges = backend.minimum_spanning_tree_from_edges(edges.clamp(max=10), weight, 12, False)
     assert (tree_edges == -1).any()
-    order, parent, _ = backend.breadth_first_order_from_edges(edges, tree_edges, 12, 0, False)
+    order, parent = backend.breadth_first_order_from_edges(edges, tree_edges, 12, 0, False)
     assert (order == -1).any()
     assert (parent == -1).any()
 

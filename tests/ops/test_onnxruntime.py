@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from grootv import ops
 from tests.ops.cases import features, scan_inputs
 
-TREE = ('order', 'parent', 'level_ptr')
+TREE = ('order', 'parent')
 SCAN = ('x', 'delta', 'A', 'B', 'delta_bias', *TREE)
 
 
@@ -60,7 +60,7 @@ def selection(batch, height, width, channels):
 
 
 def test_scan_of_a_path_of_three_vertices():
-    tree = [[[0, 1, 2]], [[0, 0, 1]], [[0, 1, 2, 3]]]
+    tree = [[[0, 1, 2]], [[0, 0, 1]]]
     scan = session('tree_scan', ('input', 'decay', *TREE), ['h'], direction='both')
     signal, decay = np.float32([[[1], [2], [4]]]), np.float32([[[9], [0.5], [0.25]]])
     (found,) = run(scan, signal, decay, *map(np.int32, tree))
@@ -148,7 +148,7 @@ def test_bad_arguments_of_a_tree_are_told():
         run(tree_session('chebyshev'), maps)
     with pytest.raises(Exception, match='root'):
         session('build_tree', ['features'], TREE, metric='cosine')
-    for outputs in (['order', '', 'level_ptr'], ['order']):
+    for outputs in (['order', ''], ['order']):
         with pytest.raises(Exception, match='build_tree'):
             session('build_tree', ['features'], outputs, metric='cosine', root=0)
 

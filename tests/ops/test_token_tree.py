@@ -128,7 +128,7 @@ def test_a_chain():
     tree = ops.token_chain(2, 3)
     assert tree.order.tolist() == [[2, 1, 0]] * 2
     assert tree.parent.tolist() == [[1, 2, 2]] * 2
-    assert tree.level_ptr.tolist() == [[0, 1, 2, 3]] * 2
+    assert tree.levels().tolist() == [[2, 1, 0]] * 2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_a_drawn_tree():
     tree = ops.breadth_first_order(tree_edges, 2, 3, root=4)
     assert tree.order.tolist() == [[4, 1, 3, 2, 0, 5]]
     assert tree.parent.tolist() == [[3, 4, 1, 4, 4, 2]]
-    assert tree.level_ptr.tolist() == [[0, 1, 3, 5, 6, 6, 6]]
+    assert tree.levels().tolist() == [[3, 1, 2, 1, 0, 3]]
 
 
 @settings(deadline=None, max_examples=60)
@@ -71,14 +71,15 @@ def test_build_tree_is_the_three_steps(height, width, metric, kind):
 
 
 def test_parents_come_first_and_levels_grow_by_one():
-    order, parent, level_ptr = (field[0] for field in ops.build_tree(torch.rand(1, 20, 30, 5)))
+    tree = ops.build_tree(torch.rand(1, 20, 30, 5))
+    order, parent, level = tree.order[0], tree.parent[0], tree.levels()[0]
     position = torch.empty_like(order)
     position[order.long()] = torch.arange(600, dtype=torch.int32)
     assert order.sort().values.tolist() == list(range(600))
     assert (position[parent.long()] < position)[1:].all()
-    depth = torch.bucketize(position, level_ptr, right=True)
     below = order[1:].long()
-    assert torch.equal(depth[below], depth[parent[below].long()] + 1)
+    assert torch.equal(level[below], level[parent[below].long()] + 1)
+    assert (level[order.long()].diff() >= 0).all()
 
 
 def test_any_number_of_threads_builds_the_same_trees():

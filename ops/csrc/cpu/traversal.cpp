@@ -24,18 +24,13 @@ bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Visit visi
     Workspace workspace;
     auto* queue = workspace.take<int32_t>(int64_t{vertices} + 4);
     auto* parent = workspace.take<int32_t>(int64_t{vertices} + 4);
-    int32_t tail = 1, level = 0, level_end = 0;
+    int32_t tail = 1;
     queue[0] = parent[0] = root;
     for (int32_t head = 0; head < tail; ++head) {
-        if (head == level_end) {
-            tree.level_ptr[level++] = head;
-            level_end = tail;
-        }
         tail = visit(queue[head], parent[head], queue, parent, tail);
         if (tail > vertices) return false;
     }
     if (tail != vertices) return false;
-    std::fill(tree.level_ptr + level, tree.level_ptr + vertices + 1, vertices);
     std::copy_n(queue, vertices, tree.order);
     for (int32_t i = 0; i < vertices; ++i) tree.parent[queue[i]] = parent[i];
     return true;
@@ -84,8 +79,7 @@ struct GridFlags {
     uint8_t *down, *right;
 };
 
-std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t height, int64_t width,
-                                                       int64_t root) {
+std::tuple<Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t height, int64_t width, int64_t root) {
     const char* function = "breadth_first_order";
     GridTreeEdges grid(function, tree_edges, height, width, root);
     const int64_t batch = grid.batch, vertices = grid.vertices, edges = grid.edges, vertical = (height - 1) * width;
@@ -115,8 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
     return tree.tensors();
 }
 
-std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
-                                                                  int64_t num_vertices, int64_t root, bool /*wait*/) {
+std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
+                                                          int64_t num_vertices, int64_t root, bool /*wait*/) {
     const char* function = "breadth_first_order_from_edges";
     GraphTreeEdges graph_edges(function, edges, tree_edges, num_vertices, root);
     const int64_t batch = graph_edges.batch, graphs = graph_edges.graphs, count = graph_edges.count;
@@ -173,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
     return tree.tensors();
 }
 
-std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std::string& metric_name, int64_t root) {
+std::tuple<Tensor, Tensor> build_tree(const Tensor& features, const std::string& metric_name, int64_t root) {
     const char* function = "build_tree";
     FeatureMap map(function, features, metric_name);
     check_root(function, root, map.vertices);

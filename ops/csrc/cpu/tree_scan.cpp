@@ -111,8 +111,8 @@ Tensor ScanTasks::new_signal(const Tensor& like) const {
 namespace {
 
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
-                 const Tensor& level_ptr, const std::string& direction) {
-    ScanArguments scan("tree_scan", input, decay, order, parent, level_ptr, direction);
+                 const std::string& direction) {
+    ScanArguments scan("tree_scan", input, decay, order, parent, direction);
     ScanTasks tasks(scan, order, parent);
     Tensor u = as_contiguous(input), a = as_contiguous(decay);
     Tensor output = tasks.new_signal(u);
@@ -133,9 +133,8 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
 }
 
 std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& input, const Tensor& decay,
-                                              const Tensor& order, const Tensor& parent, const Tensor& level_ptr,
-                                              const std::string& direction) {
-    ScanArguments scan("tree_scan_backward", input, decay, order, parent, level_ptr, direction);
+                                              const Tensor& order, const Tensor& parent, const std::string& direction) {
+    ScanArguments scan("tree_scan_backward", input, decay, order, parent, direction);
     scan.check_grad(grad, input);
     ScanTasks tasks(scan, order, parent);
     Tensor g = as_contiguous(grad), u = as_contiguous(input), a = as_contiguous(decay);

@@ -35,14 +35,13 @@ class RasterScan(nn.Module):
             self.register_buffer(name, values)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ssm(x, Tree(self.order, self.parent, self.level_ptr))[0]
+        return self.ssm(x, Tree(self.order, self.parent))[0]
 
 
 def path(vertices: int) -> Tree:
     """The tree in which every vertex is the child of the one before it; a batch of one."""
     order = torch.arange(vertices, dtype=torch.int32).unsqueeze(0)
-    level_ptr = torch.arange(vertices + 1, dtype=torch.int32).unsqueeze(0)
-    return Tree(order, (order - 1).clamp(min=0), level_ptr)
+    return Tree(order, (order - 1).clamp(min=0))
 
 
 class Attention(nn.Module):

@@ -153,8 +153,8 @@ struct Arguments {
 
 Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
                            const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent,
-                           const Tensor& level_ptr, bool delta_softplus) {
-    SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, order, parent, level_ptr);
+                           bool delta_softplus) {
+    SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, order, parent);
     Scan scan(sizes, x, order, parent);
     Arguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor output = scan.new_rows(x);
@@ -168,9 +168,8 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     const Tensor& grad, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, const Tensor& level_ptr,
-    bool delta_softplus) {
-    SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent, level_ptr);
+    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, bool delta_softplus) {
+    SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent);
     sizes.check_grad(grad, x);
     Scan scan(sizes, x, order, parent);
     Arguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);

@@ -47,8 +47,8 @@ struct GivenGradients {
 };
 
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
-                 const Tensor& level_ptr, const std::string& direction) {
-    ScanArguments arguments("tree_scan", input, decay, order, parent, level_ptr, direction);
+                 const std::string& direction) {
+    ScanArguments arguments("tree_scan", input, decay, order, parent, direction);
     Scan scan(arguments, input, order, parent);
     Tensor u = scan.packed(input), a = scan.packed(decay), output = scan.new_rows(u);
     if (scan.empty()) return scan.unpacked(output);
@@ -61,9 +61,8 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
 }
 
 std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& input, const Tensor& decay,
-                                              const Tensor& order, const Tensor& parent, const Tensor& level_ptr,
-                                              const std::string& direction) {
-    ScanArguments arguments("tree_scan_backward", input, decay, order, parent, level_ptr, direction);
+                                              const Tensor& order, const Tensor& parent, const std::string& direction) {
+    ScanArguments arguments("tree_scan_backward", input, decay, order, parent, direction);
     arguments.check_grad(grad, input);
     Scan scan(arguments, input, order, parent);
     Tensor g = scan.packed(grad), u = scan.packed(input), a = scan.packed(decay);

@@ -156,8 +156,6 @@ __global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const*
     const int64_t length = ranking.length();
     for_each<GridTeam>(int64_t{arcs.items} * vertices, [=](int64_t i) {
         const int64_t item = i / vertices, v = i - item * vertices;
-        trees.level_ptr[item * (vertices + 1) + v] = vertices;
-        if (v == 0) trees.level_ptr[item * (vertices + 1) + vertices] = vertices;
         if (v != root) return;
         trees.parent[i] = root;
         tour.preorder[item * vertices] = root;
@@ -178,14 +176,8 @@ __global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const*
     });
 }
 
-static __global__ void level_kernel(SortedPairs sorted, int64_t items, int32_t vertices, TreePointers trees) {
-    for_each<GridTeam>(items * vertices, [=](int64_t i) {
-        const int64_t item = i / vertices, depth = static_cast<int64_t>(sorted.keys[i]) - item * vertices;
-        trees.order[i] = sorted.values[i];
-        const bool starts = i == item * vertices || sorted.keys[i] != sorted.keys[i - 1];
-        if (starts && depth >= 0 && depth < vertices)
-            trees.level_ptr[item * (vertices + 1) + depth] = static_cast<int32_t>(i - item * vertices);
-    });
+static __global__ void order_kernel(SortedPairs sorted, int64_t count, TreePointers trees) {
+    for_each<GridTeam>(count, [=](int64_t i) { trees.order[i] = sorted.values[i]; });
 }
 
 inline int bits_of(int64_t largest) {
@@ -211,7 +203,7 @@ void order_by_tour(const Device& device, Workspace& workspace, Arcs arcs, int64_
     device.launch(preorder_kernel<Arcs>, blocks_for(count), ITEM_THREADS, 0, arcs, root, tour, ranked, trees);
     SortedPairs sorted =
         sort_pairs(device, workspace, tour.depth_key, tour.preorder, items * vertices, bits_of(items * vertices - 1));
-    device.launch(level_kernel, blocks_for(items * vertices), ITEM_THREADS, 0, sorted, items, vertices, trees);
+    device.launch(order_kernel, blocks_for(items * vertices), ITEM_THREADS, 0, sorted, items * vertices, trees);
 }
 
 }  // namespace grootv

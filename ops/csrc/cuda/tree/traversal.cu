@@ -19,14 +19,13 @@ struct WalkMemory {
     __device__ WalkMemory(std::byte* memory, int32_t vertices)
         : queue(reinterpret_cast<int16_t*>(memory)),
           parent(queue + vertices),
-          level_ptr(parent + vertices),
-          sides(reinterpret_cast<uint8_t*>(level_ptr + vertices)) {}
+          sides(reinterpret_cast<uint8_t*>(parent + vertices)) {}
 
     static __host__ __device__ int64_t bytes(int64_t vertices) {
-        return vertices * (3 * sizeof(int16_t) + sizeof(uint8_t));
+        return vertices * (2 * sizeof(int16_t) + sizeof(uint8_t));
     }
 
-    int16_t *queue, *parent, *level_ptr;
+    int16_t *queue, *parent;
     uint8_t* sides;
 };
 
@@ -43,14 +42,12 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
     });
     __syncthreads();
 
-    auto* counts = reinterpret_cast<int32_t*>(shared_memory() + WalkMemory::bytes(vertices) / 4 * 4 + 4);
+    auto* found = reinterpret_cast<int32_t*>(shared_memory() + WalkMemory::bytes(vertices) / 4 * 4 + 4);
     if (thread < WARP) {
-        int32_t begin = 0, end = 1, level = 0;
+        int32_t begin = 0, end = 1;
         if (thread == 0) memory.queue[0] = memory.parent[0] = static_cast<int16_t>(root);
         __syncwarp();
         while (begin < end && end <= vertices) {
-            if (thread == 0) memory.level_ptr[level] = static_cast<int16_t>(begin);
-            ++level;
             int32_t tail = end;
             for (int32_t base = begin; base < end; base += WARP) {
                 const int32_t place = base + thread;
@@ -80,15 +77,11 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
             begin = end;
             end = tail;
         }
-        if (thread == 0) {
-            counts[0] = level;
-            counts[1] = end;
-        }
+        if (thread == 0) *found = end;
     }
     __syncthreads();
 
-    const int32_t levels = counts[0];
-    const bool fine = counts[1] == vertices;
+    const bool fine = *found == vertices;
     if (!fine && thread == 0) report(status, blockIdx.x);
     for_each<BlockTeam>(vertices, [=](int64_t p) {
         trees.order[first + p] = fine ? memory.queue[p] : -1;
@@ -97,9 +90,6 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
         else
             trees.parent[first + p] = -1;
     });
-    for_each<BlockTeam>(vertices + 1, [=](int64_t level) {
-        trees.level_ptr[first + blockIdx.x + level] = level < levels ? memory.level_ptr[level] : vertices;
-    });
 }
 
 void grid_breadth_first_order_cuda(const Device& device, Workspace& workspace, const uint8_t* down,
@@ -107,7 +97,7 @@ void grid_breadth_first_order_cuda(const Device& device, Workspace& workspace, c
                                    TreePointers trees, int32_t* status) {
     const int64_t vertices = height * width;
     if (vertices <= BLOCK_VERTICES) {
-        const int64_t bytes = WalkMemory::bytes(vertices) / 4 * 4 + 4 + 2 * sizeof(int32_t);
+        const int64_t bytes = WalkMemory::bytes(vertices) / 4 * 4 + 4 + sizeof(int32_t);
         device.launch(level_walk_kernel, dim3(static_cast<unsigned>(batch)), ITEM_THREADS, bytes, down, right, height,
                       width, root, trees, status);
         return;
@@ -157,8 +147,7 @@ __global__ void arc_places_kernel(SortedPairs sorted, int64_t count, int32_t* pl
     });
 }
 
-std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t height, int64_t width,
-                                                       int64_t root) {
+std::tuple<Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t height, int64_t width, int64_t root) {
     const char* function = "breadth_first_order";
     GridTreeEdges grid(function, tree_edges, height, width, root);
     check_batch(function, grid.batch, grid.vertices);
@@ -183,8 +172,8 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order(const Tensor& tree_edges,
     return tree.tensors();
 }
 
-std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
-                                                                  int64_t num_vertices, int64_t root, bool wait) {
+std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, const Tensor& tree_edges,
+                                                          int64_t num_vertices, int64_t root, bool wait) {
     const char* function = "breadth_first_order_from_edges";
     GraphTreeEdges sizes(function, edges, tree_edges, num_vertices, root);
     check_batch(function, sizes.batch, num_vertices);
@@ -193,9 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
     EmptyTree tree(chosen, sizes.batch, num_vertices);
     if (sizes.batch == 0) return tree.tensors();
     if (num_vertices == 1) {
-        for (Tensor* zeros : {&tree.order, &tree.parent, &tree.level_ptr}) torch::stable::fill_(*zeros, 0);
-        Tensor end = torch::stable::narrow(tree.level_ptr, 1, 1, 1);
-        torch::stable::fill_(end, 1);
+        for (Tensor* zeros : {&tree.order, &tree.parent}) torch::stable::fill_(*zeros, 0);
         return tree.tensors();
     }
     Workspace workspace(chosen);
@@ -226,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> breadth_first_order_from_edges(const Tensor& 
     return tree.tensors();
 }
 
-std::tuple<Tensor, Tensor, Tensor> build_tree(const Tensor& features, const std::string& metric_name, int64_t root) {
+std::tuple<Tensor, Tensor> build_tree(const Tensor& features, const std::string& metric_name, int64_t root) {
     const char* function = "build_tree";
     FeatureMap map(function, features, metric_name);
     check_root(function, root, map.vertices);
