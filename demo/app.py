@@ -28,10 +28,10 @@ from PIL import Image, ImageOps
 from steps import ROOT, Run
 from torch import nn
 
+from grootv import cli
+from grootv.checkpoint import check_keys, install_safe_loader, load_checkpoint_file
+from grootv.errors import UserError
 from grootv.models.backbones import GrootV
-from grootv.utils import cli
-from grootv.utils.checkpoint import check_keys, install_safe_loader, load_checkpoint_file
-from grootv.utils.errors import UserError
 from grootv.visualization.blocks import BlockTree, recorded, scans
 from grootv.visualization.network import network_input
 from grootv.visualization.tree import draw, draw_affinities, empty_panels

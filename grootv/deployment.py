@@ -2,12 +2,10 @@
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from grootv.utils import pretrained
-from grootv.utils.checkpoint import load_weights
-from grootv.utils.errors import UserError
+from grootv.checkpoint import build_model
+from grootv.errors import UserError
 
 
 class Logits(nn.Module):
@@ -29,7 +27,7 @@ def deployable(cfg: Config, checkpoint: str | None = None, trust: bool = False) 
     Args:
         cfg: Config of a classifier, detector or segmentor.
         checkpoint: Weights of the whole model; None leaves them random.
-        trust: As for :func:`grootv.utils.checkpoint.load_checkpoint_file`.
+        trust: As for :func:`grootv.checkpoint.load_checkpoint_file`.
 
     Returns:
         Image (B, 3, H, W), normalised -> logits of a classifier, or the tuple of maps of another
@@ -38,15 +36,11 @@ def deployable(cfg: Config, checkpoint: str | None = None, trust: bool = False) 
     Raises:
         UserError: If the config has no model with a backbone, or the checkpoint is not its own.
     """
-    pretrained.drop(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     if 'backbone' not in cfg.get('model', {}):
         raise UserError(f'{cfg.filename} has no model with a backbone: give a config that trains a network')
-    model = MODELS.build(cfg.model)
-    if checkpoint is not None:
-        load_weights(model, checkpoint, trust)
+    model = build_model(cfg, checkpoint, trust)
     is_classifier = cfg.model.type.split('.')[-1] == 'ImageClassifier'
-    return (Logits(model) if is_classifier else model.backbone).eval().requires_grad_(False)
+    return (Logits(model) if is_classifier else model.backbone).requires_grad_(False)
 
 
 def random_images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:

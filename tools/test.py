@@ -14,10 +14,10 @@ from mmengine.evaluator import DumpResults
 from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import Runner
 
+from grootv import checks, cli, distributed
+from grootv.checkpoint import install_safe_loader
 from grootv.engine import CheckpointKeysHook
-from grootv.utils import cli, distributed
-from grootv.utils.checkpoint import install_safe_loader
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 _ITEMS = {'.json': 'metrics', '.pkl': 'pred', '.pickle': 'pred'}
 
@@ -101,7 +101,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     cli.apply_runner_arguments(cfg, args)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.amp:
-        cli.check_amp(cfg)
+        checks.check_amp(cfg)
         cfg.test_cfg.fp16 = True
     if args.interval > 1 and cfg.get('default_scope') in ('mmdet', 'mmseg'):
         raise UserError(
@@ -133,10 +133,10 @@ def main() -> None:
     cfg = cli.load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None:
         raise UserError(f'{args.config} has no test_dataloader: give a config that tests')
-    cli.check_checkpoint(args.checkpoint)
+    checks.check_checkpoint(args.checkpoint)
     merge_args(cfg, args)
     install_safe_loader(trust=args.trust_checkpoint)
-    cli.check_data(cfg, ['model', 'test_dataloader', 'test_evaluator'])
+    checks.check_data(cfg, ['model', 'test_dataloader', 'test_evaluator'])
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(CheckpointKeysHook())

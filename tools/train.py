@@ -11,10 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from grootv import checks, cli, distributed
+from grootv.checkpoint import drop_pretrained, install_safe_loader
 from grootv.engine import CheckpointKeysHook
-from grootv.utils import cli, distributed, pretrained
-from grootv.utils.checkpoint import install_safe_loader
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -47,7 +47,7 @@ def use_amp(cfg: Config) -> None:
             f'--amp replaces an OptimWrapper, and the config has a {kind}: '
             'leave --amp out, or set optim_wrapper.type in the config'
         )
-    cli.check_amp(cfg)
+    checks.check_amp(cfg)
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -89,31 +89,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume, cfg.load_from = latest is not None, latest or cfg.get('load_from')
 
 
-def check_schedule(cfg: Config) -> None:
-    """Refuse a run that ends before one of its learning-rate schedules begins."""
-    last = cfg.train_cfg.get('max_epochs')
-    schedulers = cfg.get('param_scheduler')
-    for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
-        begin = scheduler.get('begin', 0)
-        if last is not None and scheduler.get('by_epoch', True) and begin >= last:
-            raise UserError(
-                f'param_scheduler.{index} begins at epoch {begin} and the run has {last}: '
-                f'raise train_cfg.max_epochs, or lower param_scheduler.{index}.begin and the end before it'
-            )
-
-
-def check_layer_decay(cfg: Config) -> None:
-    """Refuse a rate that nothing would read: MMEngine's own constructor passes over it."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    if 'layer_decay_rate' in (wrapper.get('paramwise_cfg') or {}) and not wrapper.get('constructor'):
-        raise UserError(
-            'optim_wrapper.paramwise_cfg.layer_decay_rate has no effect by itself: add '
-            '--cfg-options optim_wrapper.constructor=grootv.LayerDecayOptimWrapperConstructor'
-        )
-
-
 def how_to_continue(work_dir: str) -> str:
-    """End of the sentence that tells of an interruption."""
+    """End of the sentence that reports an interruption."""
     last = latest_checkpoint(work_dir)
     return f'; continue from {last} with --resume' if last else ' before the first checkpoint'
 
@@ -124,19 +101,19 @@ def main() -> None:
     if cfg.get('train_dataloader') is None:
         raise UserError(f'{args.config} has no train_dataloader: give a config that trains')
     merge_args(cfg, args)
-    check_schedule(cfg)
-    check_layer_decay(cfg)
+    checks.check_schedule(cfg)
+    checks.check_layer_decay(cfg)
     install_safe_loader(trust=args.trust_checkpoint)
     if cfg.get('load_from'):
-        cli.check_checkpoint(cfg.load_from)
-    cli.check_data(cfg, ['model', 'train_dataloader', 'val_dataloader', 'val_evaluator'])
+        checks.check_checkpoint(cfg.load_from)
+    checks.check_data(cfg, ['model', 'train_dataloader', 'val_dataloader', 'val_evaluator'])
     if cfg.get('resume'):
-        pretrained.drop(cfg)
+        drop_pretrained(cfg)
     else:
-        pretrained.check_files(cfg, CONFIGS)
+        checks.check_pretrained_files(cfg, CONFIGS)
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    pretrained.check_fit(runner.model)
+    checks.check_pretrained_fit(runner.model)
     runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
     runner.register_hook(cli.StopHook())
     with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):

@@ -10,8 +10,8 @@ import mmdet.datasets
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
+from grootv.errors import UserError, first
 from grootv.registry import DATASETS
-from grootv.utils.errors import UserError, first
 
 _SECTIONS = ('images', 'annotations', 'categories')
 _IMAGE_KEYS = ('id', 'file_name', 'width', 'height')

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from grootv.errors import UserError
 from grootv.registry import DATASETS, FUNCTIONS
-from grootv.utils.errors import UserError
 
 IGNORED = -100  # label of a token that no loss counts
 _AT_ONCE = 1000

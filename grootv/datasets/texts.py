@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from grootv.errors import UserError
 from grootv.registry import DATASETS
-from grootv.utils.errors import UserError
 
 from .instructions import load_tokenizer, read_items
 

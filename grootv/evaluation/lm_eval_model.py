@@ -9,8 +9,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
+from grootv.errors import UserError
 from grootv.models.language import load_language_model
-from grootv.utils.errors import UserError
 
 
 @register_model('grootl')

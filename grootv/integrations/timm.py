@@ -19,9 +19,9 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from grootv.checkpoint import safe_globals
 from grootv.models.backbones.grootv import ARCHS, NUM_STAGES, Classifier, GrootV
 from grootv.models.layers.tree_ssm import TreeSSM, linear
-from grootv.utils.checkpoint import safe_globals
 
 __all__ = ['TimmGrootV']
 

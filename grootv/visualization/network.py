@@ -3,38 +3,25 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS
 from torch import Tensor, nn
 
+from grootv import checkpoint as checkpoint_module
+from grootv.errors import UserError
 from grootv.models.backbones import GrootV
-from grootv.utils.checkpoint import load_weights
-from grootv.utils.errors import UserError
 
 
-def build_model(cfg: Config, checkpoint: str | None, trust: bool = False) -> nn.Module:
-    """The network of a config, in evaluation mode.
-
-    Args:
-        cfg: Config with a GrootV backbone.
-        checkpoint: Its weights; None leaves the initial ones, the same at every call.
-        trust: See :func:`grootv.utils.checkpoint.load_checkpoint_file`.
+def build_model(cfg: Config, checkpoint: str | None = None, trust: bool = False) -> nn.Module:
+    """The model of a config with a GrootV backbone; see :func:`grootv.checkpoint.build_model`.
 
     Raises:
         UserError: If the backbone is another one, or the checkpoint does not fit.
     """
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # as the Runner does
-    if checkpoint is not None:
-        cfg.model.backbone.init_cfg = None  # replaced by the checkpoint anyway
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model).eval()
+    model = checkpoint_module.build_model(cfg, checkpoint, trust)
     if not isinstance(getattr(model, 'backbone', None), GrootV):
         raise UserError(f'{cfg.filename} has no GrootV backbone: only that one builds trees')
-    if checkpoint is not None:
-        load_weights(model, checkpoint, trust)
     return model
 
 

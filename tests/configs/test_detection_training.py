@@ -106,7 +106,7 @@ def test_the_inferencer_of_the_readme(coco, tmp_path):
     """It reads a config and a checkpoint of ours, draws and writes."""
     from mmdet.apis import DetInferencer
 
-    from grootv.utils.checkpoint import install_safe_loader
+    from grootv.checkpoint import install_safe_loader
 
     config = small(coco, ONE_OF_EACH[0])
     config.dump(tmp_path / 'config.py')

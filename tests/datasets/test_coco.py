@@ -8,9 +8,9 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from torch.utils.data import DataLoader
 
+from grootv import cli
 from grootv.datasets.coco import CocoDataset
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 CLASSES = ('cat', 'dog')
 SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]

@@ -4,7 +4,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from grootv.datasets import LoadImageFromFile
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from grootv import cli
 from grootv.datasets import CheckSegLabels, LoadSegAnnotations
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 IGNORED = 255
 

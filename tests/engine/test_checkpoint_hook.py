@@ -7,8 +7,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
+from grootv.checkpoint import load_checkpoint_file
 from grootv.engine.hooks.checkpoint import AtomicLocalBackend, CheckpointHook
-from grootv.utils.checkpoint import load_checkpoint_file
 
 
 class Model(BaseModel):

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope, 
 from torch import nn
 
 from grootv.engine import LayerDecayOptimWrapperConstructor
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 BACKBONE = dict(type='grootv.GrootV', arch=dict(embed_dims=16, depths=[1, 1, 2, 1]))
 DEPTHS = 7  # the stem, five blocks, the head

@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 from torch import multiprocessing
 
-from grootv.utils import distributed
-from grootv.utils.checkpoint import load_checkpoint_file
+from grootv import distributed
+from grootv.checkpoint import load_checkpoint_file
 from tests.tools.tiny_run import ROOT, run_tool, scalars, write_config, write_images
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would use the GPU')

@@ -15,9 +15,9 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import FeatureInfo, group_parameters
 from timm.optim import create_optimizer_v2
 
+from grootv.checkpoint import load_checkpoint_file
 from grootv.integrations.timm import TimmGrootV
 from grootv.models import GrootV
-from grootv.utils.checkpoint import load_checkpoint_file
 from tests.tools import published_network
 from tests.tools.tiny_run import ROOT, load_tool, train_tiny
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS
 
 from grootv.datasets.instructions import IGNORED, InstructionDataset, load_tokenizer, pad_right
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 from .tiny import END, ITEMS, write_items
 
@@ -185,7 +185,7 @@ def test_the_other_tasks_do_not_need_this_one():
     code = """
 import sys
 sys.modules.update(dict.fromkeys(('transformers', 'peft', 'tokenizers', 'lm_eval')))  # not installed
-import grootv.datasets.transforms, grootv.engine, grootv.evaluation, grootv.models.backbones, grootv.utils.cli
+import grootv.datasets.transforms, grootv.engine, grootv.evaluation, grootv.models.backbones, grootv.cli
 from mmengine.registry import METRICS, MODELS, TRANSFORMS
 assert MODELS.get('grootv.GrootV') and TRANSFORMS.get('grootv.LoadImageFromFile')
 assert METRICS.get('grootv.Perplexity')

@@ -4,9 +4,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
+from grootv.errors import UserError
 from grootv.evaluation.lm_eval_model import GrootLM
 from grootv.models.language import load_language_model
-from grootv.utils.errors import UserError
 
 REQUESTS = [
     ('Tell me about tides.', ' The sea rises and falls.'),

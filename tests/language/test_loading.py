@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, MambaForCausalLM, MambaModel, PreTrainedTokenizerFast
 
+from grootv.errors import UserError
 from grootv.models.language import TreeMambaMixer, load_language_model, use_tree_scan
-from grootv.utils.errors import UserError
 
 from .mambas import mamba, tokens, tree_mamba
 

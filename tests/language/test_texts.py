@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from grootv.datasets.instructions import pad_right
 from grootv.datasets.texts import TextDataset
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import ROOT, losses, run_tool
 
 TEXTS = ['Bread is made of flour.', 'Glass is made of sand, and bent while it is hot.']

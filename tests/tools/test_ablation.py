@@ -12,9 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from grootv import cli
+from grootv.errors import UserError
 from grootv.models import GrootV
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 from grootv.visualization.blocks import recorded, scans
 from grootv.visualization.topology import raster_tree, share_changed
 from tests.tools.tiny_run import ROOT, load_tool, losses, run_tool, write_config, write_images

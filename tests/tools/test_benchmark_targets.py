@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import load_tool, run_tool
 
 benchmark_scaling = load_tool('benchmarks/benchmark_scaling.py')

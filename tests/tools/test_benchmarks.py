@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import load_tool, run_tool
 
 benchmark_model = load_tool('benchmarks/benchmark_model.py')

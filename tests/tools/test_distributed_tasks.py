@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from torch import Tensor, multiprocessing
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from grootv.utils import distributed
+from grootv import distributed
 from tests.tools.tiny_run import TinyRun, run_tool, scalars
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would use the GPU')

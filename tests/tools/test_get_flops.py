@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import ROOT, load_tool
 
 get_flops = load_tool('analysis_tools/get_flops.py')

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from grootv.utils.checkpoint import install_safe_loader
+from grootv.checkpoint import install_safe_loader
 from tests.tools.tiny_run import ROOT, TinyRun, run_tool
 
 

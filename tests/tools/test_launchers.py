@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grootv.utils.checkpoint import load_checkpoint_file
+from grootv.checkpoint import load_checkpoint_file
 from tests.tools.tiny_run import ROOT, write_config, write_images
 
 

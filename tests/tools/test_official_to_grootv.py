@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools import published_network
 
 TOOL = Path(__file__).parents[2] / 'tools/model_converters/official_to_grootv.py'

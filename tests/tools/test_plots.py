@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import load_tool, run_tool, write_config, write_images
 
 plot_curves = load_tool('analysis_tools/plot_curves.py')

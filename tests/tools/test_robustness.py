@@ -6,9 +6,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from grootv import cli
+from grootv.errors import UserError
 from grootv.ops import breadth_first_order
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 from grootv.visualization.blocks import BlockTree
 from grootv.visualization.network import build_model
 from tests.tools.tiny_run import load_tool

@@ -19,8 +19,8 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from grootv.checkpoint import load_checkpoint_file
 from grootv.engine import EpochSeedHook
-from grootv.utils.checkpoint import load_checkpoint_file
 from tests.tools.tiny_run import ROOT, TinyRun, losses, run_tool, scalars
 
 TASKS = ('classification', 'detection', 'segmentation')

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from grootv.utils.checkpoint import load_checkpoint_file
+from grootv.checkpoint import load_checkpoint_file
 from tests.tools.tiny_run import load_tool, run_tool, write_config, write_images
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import load_tool, run_tool, write_config
 
 NAME = 'deployment/torch2export.py'

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from grootv import ops
 from grootv.deployment import deployable, random_images
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import ROOT, load_tool, run_tool
 
 torch2onnx = load_tool('deployment/torch2onnx.py')

@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from grootv.checkpoint import load_checkpoint_file
 from grootv.engine import EpochSeedHook
-from grootv.utils.checkpoint import load_checkpoint_file
 from tests.tools.tiny_run import ROOT, load_tool, run_tool, write_config, write_images
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 from grootv.visualization.network import build_model
 from grootv.visualization.topology import affinity
 from tests.tools.tiny_run import load_tool

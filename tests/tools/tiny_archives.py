@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from grootv.utils import cli
+from grootv import cli
 from tests.tools.tiny_run import load_tool
 
 TOOLS = {name: load_tool(f'dataset_converters/{name}.py') for name in ('imagenet', 'coco', 'ade20k')}

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from grootv.utils import cli
+from grootv import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = '0123456789'

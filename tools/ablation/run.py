@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'tools/ablation/digits.py'

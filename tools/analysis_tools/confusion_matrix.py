@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from mmpretrain.evaluation import ConfusionMatrix
 from torch import Tensor
 
+from grootv import checks, cli
+from grootv.checkpoint import install_safe_loader
 from grootv.engine import CheckpointKeysHook
-from grootv.utils import cli
-from grootv.utils.checkpoint import install_safe_loader
 
 _FEW = 30  # up to so many classes the numbers fit into the cells
 
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('confusion_matrix.png'), help='picture')
     args = parser.parse_args()
     cfg = cli.load_config(args.config, args.cfg_options)
-    cli.check_checkpoint(args.checkpoint)
-    cli.check_data(cfg, ['test_dataloader'])
+    checks.check_checkpoint(args.checkpoint)
+    checks.check_data(cfg, ['test_dataloader'])
     cli.prepare_for_cpu(cfg)
     install_safe_loader(trust=args.trust_checkpoint)
     counts, classes = evaluate(cfg, args.checkpoint)

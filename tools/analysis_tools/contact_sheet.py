@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 ENDINGS = {'.png', '.jpg', '.jpeg'}
 GAP = 6

@@ -45,9 +45,9 @@ from typing import NamedTuple
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from grootv import cli
+from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

@@ -27,9 +27,9 @@ from PIL import Image, ImageFilter
 from rich.progress import track
 from torch import Tensor, nn
 
+from grootv import checks, cli
+from grootv.errors import UserError
 from grootv.ops import METRICS, Tree, build_tree, grid_edge_weight
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 from grootv.visualization.blocks import recorded, scans
 from grootv.visualization.network import build_model
 from grootv.visualization.topology import share_changed, vertex_depth
@@ -305,7 +305,7 @@ def percent(share: float) -> str:
 
 def read_batches(cfg: Config, count: int) -> list[dict]:
     """Images and labels of the test set, evenly chosen where it has more than ``count``."""
-    cli.check_data(cfg, ['test_dataloader'])
+    checks.check_data(cfg, ['test_dataloader'])
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     data = [dataset[int(index)] for index in track(chosen, 'images')]

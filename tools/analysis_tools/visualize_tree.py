@@ -26,9 +26,9 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from grootv import checks, cli
+from grootv.errors import UserError
 from grootv.ops import METRICS, Tree, build_tree
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 from grootv.visualization import statistics
 from grootv.visualization.blocks import BlockTree, recorded, scans
 from grootv.visualization.network import build_model, network_input, test_set
@@ -198,7 +198,7 @@ def items_of_test_set(args: argparse.Namespace, cfg: Config) -> list[Item]:
     """The first images of the test set; their label maps too if it is one for segmentation."""
     if args.labels:
         raise UserError('--labels belongs to images that are given: the test set brings its own')
-    cli.check_data(cfg, ['test_dataloader'])
+    checks.check_data(cfg, ['test_dataloader'])
     dataset = DATASETS.build(test_set(cfg))
     found = [dataset.get_data_info(index) for index in range(min(args.count, len(dataset)))]
     reduced = getattr(dataset, 'reduce_zero_label', True)

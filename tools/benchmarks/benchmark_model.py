@@ -39,8 +39,8 @@ from measuring.model_targets import judge
 from measuring.models import Network, Runs, Setting
 from measuring.peak_memory import NotMeasured, peak_memory
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 PEERS = ('swin_tiny_patch4_window7_224', 'convnext_tiny', 'vit_small_patch16_224')
 NARROW_SIZE = 512  # pixels: the larger the image and the fewer its channels, the more the trees weigh

@@ -36,7 +36,7 @@ from measuring.machine import available_memory, machine
 from measuring.mixers import MIXERS, MODES, MixerRuns, operator_calls
 from measuring.peak_memory import NotMeasured, peak_memory
 
-from grootv.utils import cli
+from grootv import cli
 
 SIDES = (14, 28, 56, 128, 256, 512, 1024)
 FITTED = (56, 512)  # the sides between which growth is judged

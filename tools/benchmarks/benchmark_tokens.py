@@ -25,8 +25,7 @@ from measuring import clock
 from measuring.arguments import add_common_arguments, apply_common_arguments, limits, save
 from measuring.machine import machine
 
-from grootv import ops
-from grootv.utils import cli
+from grootv import cli, ops
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 MODES = ('forward', 'training')

@@ -15,8 +15,8 @@ import matplotlib
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 MIB = 2**20
 Lines = list[tuple[str, ...]]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from archives import Archive, Part, prepare, unpack_zip
 
-from grootv.utils import cli
+from grootv import cli
 
 ARCHIVE = Archive('ADEChallengeData2016.zip', 'http://sceneparsing.csail.mit.edu')
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 CHUNK = 1 << 20  # bytes
 

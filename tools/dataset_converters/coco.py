@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from archives import Archive, Part, prepare, unpack_zip
 
-from grootv.utils import cli
+from grootv import cli
 
 PAGE = 'https://cocodataset.org/#download'
 TRAIN = Archive('train2017.zip', PAGE)

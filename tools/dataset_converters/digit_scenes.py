@@ -33,8 +33,8 @@ from PIL import Image
 from rich.progress import track
 from sklearn.datasets import load_digits
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

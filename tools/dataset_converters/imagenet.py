@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from archives import Archive, Bar, Part, describe, prepare, tar_entries, write
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 PAGE = 'https://image-net.org/challenges/LSVRC/2012/2012-downloads.php'
 TRAIN, VAL, DEVKIT = (

@@ -28,8 +28,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv import cli
+from grootv.errors import UserError
 
 LENGTH = 250  # characters: a passage has at least so many, and a part of a paragraph at most
 SHARED_WORDS = 13  # in a row; a held-out passage with so many of a training passage is dropped

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from grootv import cli
 from grootv.deployment import deployable, random_images
+from grootv.errors import UserError
 from grootv.ops import convolution
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 
 SMALLEST = 33  # pixels; below, the last map has one row or column, which torch.export takes for constant
 TOLERANCE = 1e-3  # of the greatest value; compiled code rounds differently, an exported graph does not

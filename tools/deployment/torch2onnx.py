@@ -17,10 +17,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grootv import ops
+from grootv import cli, ops
 from grootv.deployment import deployable, random_images
-from grootv.utils import cli
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 TOLERANCE = 1e-3  # of the greatest value: rounding stays far below, one wrong edge of a tree far above
 

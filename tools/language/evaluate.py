@@ -24,10 +24,10 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from mmengine.config import Config
 
+from grootv import cli
+from grootv.errors import UserError
 from grootv.evaluation.lm_eval_model import GrootLM
 from grootv.models.language.model import CONTEXT_RULES
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/language/zero-shot.yml'
 UNITS = dict(acc='%', acc_norm='%', perplexity='ppl')  # of a task's metric

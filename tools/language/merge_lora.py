@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mmengine.registry import MODELS
 
-from grootv.utils import cli
-from grootv.utils.checkpoint import load_weights
-from grootv.utils.errors import UserError
+from grootv import checks, cli
+from grootv.checkpoint import load_weights
+from grootv.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,8 +31,8 @@ def main() -> None:
         raise UserError(f'{args.config} has no grootv.LanguageModel: give a config of configs/language')
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
         raise UserError(f'{args.folder} is there already: give a folder that is new or empty')
-    cli.check_data(cfg, ['model'])
-    cli.check_checkpoint(args.checkpoint)
+    checks.check_data(cfg, ['model'])
+    checks.check_checkpoint(args.checkpoint)
     network = MODELS.build(cfg.model)
     load_weights(network, args.checkpoint, args.trust_checkpoint)
     network.merge().save_pretrained(args.folder)

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grootv.utils.checkpoint import load_checkpoint_file
-from grootv.utils.cli import run
-from grootv.utils.errors import UserError
+from grootv.checkpoint import load_checkpoint_file
+from grootv.cli import run
+from grootv.errors import UserError
 
 # From our names to the published ones, applied in this order.
 RENAMES = [

@@ -2,8 +2,8 @@
 
 import mmcv.transforms
 
+from grootv.errors import UserError
 from grootv.registry import TRANSFORMS
-from grootv.utils.errors import UserError
 
 
 @TRANSFORMS.register_module()

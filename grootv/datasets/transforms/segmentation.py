@@ -6,8 +6,8 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from PIL import Image
 
+from grootv.errors import UserError
 from grootv.registry import TRANSFORMS
-from grootv.utils.errors import UserError
 
 _EIGHT_BITS = 255
 

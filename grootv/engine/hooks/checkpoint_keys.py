@@ -3,8 +3,8 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from grootv.checkpoint import check_keys
 from grootv.registry import HOOKS
-from grootv.utils.checkpoint import check_keys
 
 
 @HOOKS.register_module()

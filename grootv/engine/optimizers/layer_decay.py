@@ -7,8 +7,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
+from grootv.errors import UserError
 from grootv.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from grootv.utils.errors import UserError
 
 _MULTIPLIERS = {'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult'}
 _MULTIPLIERS |= {'flat_decay_mult', 'dcn_offset_lr_mult'}

@@ -14,7 +14,7 @@ from transformers.models.mamba.modeling_mamba import (
     MambaOutput,
 )
 
-from grootv.utils.errors import UserError, first
+from grootv.errors import UserError, first
 
 from .mixer import Context, TreeMambaMixer, whole_input
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from grootv.utils.cli import positive
-from grootv.utils.errors import UserError
+from grootv.cli import positive
+from grootv.errors import UserError
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, rounds: int, budget: int) -> None:

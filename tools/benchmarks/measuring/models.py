@@ -15,9 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from grootv import cli
+from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS as PUBLISHED
-from grootv.utils import cli
-from grootv.utils.errors import UserError
 
 from .clock import Call
 

@@ -1,43 +1,74 @@
-"""Read checkpoints without running code that they may contain."""
+"""Checkpoints: read them without running code, compare them with a model, build a model from one."""
 
 import logging
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model.weight_init import PretrainedInit
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from grootv.utils.errors import UserError, first
+from grootv.errors import UserError, first
 
 
-def safe_globals() -> list:
-    """What a checkpoint of MMEngine holds beside tensors: its log history, as numpy arrays."""
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    functions = [multiarray._reconstruct, multiarray.scalar]
-    # NumPy renamed its core package in version 2; a checkpoint keeps the name it was written under.
-    names = ['numpy.core.multiarray', 'numpy._core.multiarray']
-    renamed = [(function, f'{name}.{function.__name__}') for function in functions for name in names]
-    dtypes = [type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['Float'] + '?']
-    statistic = (_statistic, 'builtins.getattr')  # how pickle writes HistoryBuffer.mean
-    return [HistoryBuffer, statistic, np.ndarray, np.dtype, *renamed, *dict.fromkeys(dtypes)]
+def build_model(
+    cfg: Config | str | Path, checkpoint: str | Path | None = None, trust: bool = False
+) -> nn.Module:
+    """Build the model of a config with the weights of a checkpoint.
+
+    Args:
+        cfg: Config or config file.
+        checkpoint: Weights of the whole model. None leaves its initial weights, the same at every call.
+        trust: See :func:`load_checkpoint_file`.
+
+    Returns:
+        The model in evaluation mode, on the CPU. Its library's default scope is in force afterwards.
+
+    Raises:
+        UserError: If the config has no model, or the checkpoint cannot be read or is not the model's own.
+    """
+    cfg = cfg if isinstance(cfg, Config) else Config.fromfile(cfg)
+    if cfg.get('model') is None:
+        raise UserError(f'{cfg.filename or "the config"} has no model: give a config that builds a network')
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the Runner does
+    drop_pretrained(cfg)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, trust)
+    return model.eval()
 
 
-def _statistic(owner: type, name: str) -> Callable:
-    """Stands in for getattr while a checkpoint is read, and knows one class only."""
-    known = {'min', 'max', 'current', 'mean', *HistoryBuffer._statistics_methods}
-    if owner is not HistoryBuffer or name not in known:
-        raise pickle.UnpicklingError(f'GLOBAL getattr of {owner} and {name}')
-    return getattr(owner, name)
+def load_weights(model: nn.Module, path: str | Path, trust: bool = False) -> None:
+    """Load all weights of a checkpoint into the model it belongs to.
+
+    Args:
+        model: The network.
+        path: As for :func:`load_checkpoint_file`.
+        trust: See :func:`load_checkpoint_file`.
+
+    Raises:
+        UserError: If the file cannot be read, or a weight does not fit.
+    """
+    checkpoint = load_checkpoint_file(path, trust)
+    check_keys(model, checkpoint)
+    # check_keys accepts a file whose BatchNorm counts no batches; strict loading would not.
+    model.load_state_dict(state_dict_of(checkpoint), strict=False)
 
 
 def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -59,19 +90,20 @@ def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: An
 
 
 def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any]:
+    damaged = f'checkpoint {name} is cut short or was not written by torch.save: get the file again'
     try:
         with torch.serialization.safe_globals(safe_globals()):
             checkpoint = torch.load(file, map_location=map_location, weights_only=not trust)
     except pickle.UnpicklingError as error:
         foreign = re.search(r'GLOBAL ([\w.]+)|class ([\w.]+)', str(error).replace('`', ''))
         if foreign is None:
-            raise UserError(_damaged(name)) from error
+            raise UserError(damaged) from error
         raise UserError(
             f'checkpoint {name} holds more than weights ({foreign[1] or foreign[2]}), and loading '
             'that can run code: add --trust-checkpoint only if you trust its author'
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise UserError(_damaged(name)) from error
+        raise UserError(damaged) from error
     if not isinstance(checkpoint, dict):
         raise UserError(
             f'checkpoint {name} holds a {type(checkpoint).__name__}, not a dict of weights: '
@@ -83,12 +115,28 @@ def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any
     return checkpoint
 
 
-def _damaged(name: str) -> str:
-    return f'checkpoint {name} is cut short or was not written by torch.save: get the file again'
+def safe_globals() -> list:
+    """Classes and functions that MMEngine's checkpoints name for their log history, as numpy arrays."""
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    functions = [multiarray._reconstruct, multiarray.scalar]
+    # NumPy renamed its core package in version 2; a checkpoint keeps the name it was written under.
+    names = ['numpy.core.multiarray', 'numpy._core.multiarray']
+    renamed = [(function, f'{name}.{function.__name__}') for function in functions for name in names]
+    dtypes = [type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['Float'] + '?']
+    statistic = (_statistic, 'builtins.getattr')  # how pickle writes HistoryBuffer.mean
+    return [HistoryBuffer, statistic, np.ndarray, np.dtype, *renamed, *dict.fromkeys(dtypes)]
+
+
+def _statistic(owner: type, name: str) -> Callable:
+    """Replace getattr while a checkpoint is read: give statistics of HistoryBuffer and nothing else."""
+    known = {'min', 'max', 'current', 'mean', *HistoryBuffer._statistics_methods}
+    if owner is not HistoryBuffer or name not in known:
+        raise pickle.UnpicklingError(f'GLOBAL getattr of {owner} and {name}')
+    return getattr(owner, name)
 
 
 def install_safe_loader(trust: bool = False) -> None:
-    """Make every load of MMEngine go through :func:`load_checkpoint_file`'s rules.
+    """Make every load of MMEngine follow the rules of :func:`load_checkpoint_file`.
 
     MMEngine's own loader falls back to full unpickling with a warning. Addresses on the network
     are read with PyTorch's default, which is weights only.
@@ -125,9 +173,9 @@ def check_keys(
     Args:
         model: The network, possibly inside a data-parallel or test-time augmentation wrapper.
         checkpoint: What :func:`load_checkpoint_file` returned.
-        strict: Whether every weight must match. Otherwise one is enough, and a warning tells which
+        strict: Whether every weight must match. Otherwise one is enough, and a warning says which
             ones are not loaded.
-        classes: Classes of the data, to be told where the checkpoint has others.
+        classes: Classes of the data, reported where the checkpoint has others.
 
     Raises:
         UserError: Names the first weights that do not fit.
@@ -158,23 +206,6 @@ def check_keys(
     )
 
 
-def load_weights(model: nn.Module, path: str | Path, trust: bool = False) -> None:
-    """Give a network all the weights of a checkpoint, which must be its own.
-
-    Args:
-        model: The network.
-        path: As for :func:`load_checkpoint_file`.
-        trust: See :func:`load_checkpoint_file`.
-
-    Raises:
-        UserError: If the file cannot be read, or a weight does not fit.
-    """
-    checkpoint = load_checkpoint_file(path, trust)
-    check_keys(model, checkpoint)
-    # check_keys forgives a BatchNorm of the file that counts no batches, and strict loading would not.
-    model.load_state_dict(state_dict_of(checkpoint), strict=False)
-
-
 def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Names of the weights that cannot be loaded, by what is wrong with them."""
     faults = {
@@ -199,7 +230,7 @@ def fitting(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[s
 
 
 def other_classes(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) -> str:
-    """End of a sentence that tells how many classes the checkpoint and the data have, if they differ."""
+    """End of a sentence: the numbers of classes of the checkpoint and of the data, if they differ."""
     meta = checkpoint.get('meta')
     trained = (meta.get('dataset_meta') or {}).get('classes') if isinstance(meta, Mapping) else None
     if not trained or not classes or len(trained) == len(classes):
@@ -208,3 +239,33 @@ def other_classes(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) 
         f'; it was trained with {len(trained)} classes, {first(trained)}, '
         f'and the config has {len(classes)}, {first(classes)}'
     )
+
+
+def initialisations(node: Any, key: str) -> Iterator[tuple[str, dict]]:
+    """Every dict below ``node`` that has an ``init_cfg``, and its dotted key."""
+    if isinstance(node, Mapping):
+        if node.get('init_cfg'):
+            yield key, node
+        for name, value in node.items():
+            yield from initialisations(value, f'{key}.{name}')
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from initialisations(value, f'{key}.{index}')
+
+
+def members(init_cfg: Any) -> dict[str, Mapping]:
+    """The dicts of an ``init_cfg``, which is one or a list, by the end of their dotted keys."""
+    if isinstance(init_cfg, list):
+        return {f'.{index}': init for index, init in enumerate(init_cfg)}
+    return {'': init_cfg} if init_cfg else {}
+
+
+def is_pretrained(init: Any) -> bool:
+    return isinstance(init, Mapping) and init.get('type') in ('Pretrained', PretrainedInit)
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Remove the files of ``init_cfg`` from a config whose weights all come from a checkpoint."""
+    for _, node in initialisations(cfg.get('model'), 'model'):
+        others = [init for init in members(node['init_cfg']).values() if not is_pretrained(init)]
+        node['init_cfg'] = others or None

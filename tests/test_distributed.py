@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from grootv.utils import distributed
-from grootv.utils.errors import UserError
+from grootv import distributed
+from grootv.errors import UserError
 
 SLURM = {'SLURM_PROCID': '3', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '1'}
 MPI = {
@@ -35,7 +35,7 @@ def prepared(launcher: str, **settings) -> Config:
     return cfg
 
 
-def test_one_process_needs_nothing(started):
+def test_one_process_starts_no_group(started):
     assert 'model_wrapper_cfg' not in prepared('none')
     assert started == []
 
@@ -63,7 +63,7 @@ def test_batch_norms_are_joined_on_gpus_only(started, monkeypatch):
     assert prepared('pytorch', sync_bn='torch').sync_bn == 'torch'
 
 
-def test_the_first_host_of_slurm_leads(started, monkeypatch, tmp_path):
+def test_first_host_of_slurm_is_the_master(started, monkeypatch, tmp_path):
     script = tmp_path / 'scontrol'
     script.write_text('#!/bin/sh\nprintf "node7\\nnode8\\n"\n')
     script.chmod(0o755)
@@ -75,7 +75,7 @@ def test_the_first_host_of_slurm_leads(started, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_jobs_of_slurm_that_share_a_node_have_their_own_ports(started, monkeypatch, device):
+def test_slurm_jobs_on_one_node_have_their_own_ports(started, monkeypatch, device):
     monkeypatch.setattr(distributed, 'get_device', lambda: device)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     for name, value in {**SLURM, 'SLURM_JOB_ID': '20007'}.items():
@@ -87,7 +87,7 @@ def test_jobs_of_slurm_that_share_a_node_have_their_own_ports(started, monkeypat
     assert os.environ['MASTER_PORT'] == '29501'
 
 
-def test_a_launcher_without_its_variables_is_refused(started):
+def test_launcher_without_its_variables_is_refused(started):
     with pytest.raises(UserError, match='RANK, WORLD_SIZE, LOCAL_RANK: start with tools/dist_tra'):
         prepared('pytorch')
 
@@ -103,12 +103,12 @@ def test_more_processes_than_gpus_are_refused(started, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='MMEngine starts the group where there is a GPU')
-def test_the_group_ends_before_the_process():
+def test_group_ends_before_the_process():
     """Threads of gloo that are left at the end abort a process now and then."""
     code = """
 import atexit, torch
 from mmengine.config import Config
-from grootv.utils import distributed
+from grootv import distributed
 atexit.register(lambda: print(torch.distributed.is_initialized()))  # runs last
 distributed.prepare(Config(dict(launcher='pytorch')))
 print(torch.distributed.is_initialized())

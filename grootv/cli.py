@@ -1,4 +1,4 @@
-"""What every command-line tool does alike: run, read a config, tell a failure in one sentence."""
+"""Shared by the command-line tools: arguments, configs, and running with every failure in one sentence."""
 
 import argparse
 import difflib
@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,24 +20,23 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from grootv.utils.distributed import rank
-from grootv.utils.errors import UserError
+from grootv.distributed import rank
+from grootv.errors import UserError
 
 # Top-level keys of a config that MMEngine reads and that are no argument of the Runner.
 _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
 _RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
 _RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
-_NO_SAMPLES = 'need at least one array to concatenate'  # MMEngine packs the samples of a data set
-_GROOTV = re.compile(re.escape(str(Path(__file__).resolve().parents[1])))
+_GROOTV = re.compile(re.escape(str(Path(__file__).resolve().parent)))
 _OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
 
 
 class Interrupted(BaseException):
-    """The process was told to stop.
+    """A signal asked the process to stop.
 
     Args:
         number: The signal.
-        hint: What the user can do next; ends the sentence.
+        hint: End of the sentence: what the user can do next.
     """
 
     def __init__(self, number: int, hint: str = ''):
@@ -45,7 +44,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
-_received: int | None = None  # the signal that told this process to stop
+_received: int | None = None  # the signal that asked this process to stop
 
 
 def _on_signal(number: int, _frame: Any) -> NoReturn:
@@ -56,10 +55,9 @@ def _on_signal(number: int, _frame: Any) -> NoReturn:
 
 @contextmanager
 def stoppable(hint: Callable[[], str] = str) -> Iterator[None]:
-    """Turn what a signal causes inside into :class:`Interrupted`.
+    """Turn whatever exception a signal causes in the body into :class:`Interrupted`.
 
-    A library that a KeyboardInterrupt meets may turn it into anything, so the signal counts and
-    not the exception.
+    Libraries may convert a KeyboardInterrupt into any other exception, so only the signal decides.
 
     Args:
         hint: Called once the body has stopped; its text ends the sentence.
@@ -75,9 +73,9 @@ def stoppable(hint: Callable[[], str] = str) -> Iterator[None]:
 
 
 class StopHook(Hook):
-    """End a run at its next iteration where Python lost the exception of a signal.
+    """End a run at its next iteration if Python lost the exception of a signal.
 
-    It ignores exceptions in destructors and around a fork, and data-loading processes end and start there.
+    Python ignores exceptions in destructors and around a fork, where data-loading processes end and start.
     """
 
     priority = 'VERY_HIGH'
@@ -88,7 +86,7 @@ class StopHook(Hook):
 
 
 class KeyValueAction(DictAction):
-    """MMEngine's KEY=VALUE arguments, which tell what is wrong with a malformed one."""
+    """MMEngine's KEY=VALUE arguments, with a sentence for a malformed one."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for text in values:
@@ -176,7 +174,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     try:
         cfg = Config.fromfile(path)
     except ImportError as error:
-        cause = error  # of custom_imports: MMEngine raises errors of its own above it
+        cause = error  # below the errors that MMEngine raises for custom_imports
         while isinstance(cause.__context__, ImportError):
             cause = cause.__context__
         raise UserError(
@@ -231,68 +229,8 @@ def prepare_for_cpu(cfg: Config) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() - busy))
 
 
-def check_amp(cfg: Config) -> None:
-    """Raise a UserError where mixed precision would end in the middle of a run."""
-    if cfg.get('default_scope') == 'mmdet' and get_device() == 'cpu':
-        raise UserError(
-            '--amp: without a GPU mmcv cannot suppress overlapping boxes in bfloat16, leave --amp out'
-        )
-
-
-def check_data(cfg: Config, names: Sequence[str]) -> None:
-    """Look for the data before anything is built or written.
-
-    Args:
-        cfg: Config of the run.
-        names: Keys of its model, loaders and evaluators.
-
-    Raises:
-        UserError: If a data folder, an annotation file, a language model or a tokenizer below one of them
-            does not exist.
-    """
-
-    def look(kind: str, path: Any, key: str, place: str, exists: Callable[[Path], bool]) -> None:
-        if isinstance(path, str) and path and '://' not in path and not exists(Path(path)):
-            raise UserError(
-                f'{kind} {path} does not exist: put the data there, or give its place '
-                f'with --cfg-options {key}={place}'
-            )
-
-    def walk(node: Any, key: str) -> None:
-        if isinstance(node, Mapping):
-            look('language model', node.get('pretrained'), f'{key}.pretrained', 'FOLDER', Path.exists)
-            look('tokenizer', node.get('tokenizer'), f'{key}.tokenizer', 'FOLDER', Path.exists)
-            root = node.get('data_root') or ''
-            look('data folder', root, f'{key}.data_root', 'FOLDER', Path.is_dir)
-            files = node.get('ann_file') or ''
-            look('annotation file', join(root, files), f'{key}.ann_file', 'FILE', Path.exists)
-            prefixes = node.get('data_prefix') or {}
-            for name, prefix in prefixes.items() if isinstance(prefixes, Mapping) else [('', prefixes)]:
-                place = '.'.join(filter(None, (key, 'data_prefix', name)))
-                look('data folder', join(root, prefix or ''), place, 'FOLDER', Path.is_dir)
-            for name in ('dataset', 'datasets'):
-                walk(node.get(name), f'{key}.{name}')
-        elif isinstance(node, Sequence) and not isinstance(node, str):
-            for index, element in enumerate(node):
-                walk(element, f'{key}.{index}')
-
-    for name in names:
-        walk(cfg.get(name), name)
-
-
-def join(root: str, path: Any) -> Any:
-    """A path below the data folder as MMEngine joins it."""
-    return os.path.join(root, path) if isinstance(path, str) and path and '://' not in path else path
-
-
-def check_checkpoint(path: str) -> None:
-    """Raise a UserError unless ``path`` is a file or an address on the network."""
-    if '://' not in path and not Path(path).expanduser().is_file():
-        raise UserError(f'checkpoint {path} does not exist: check the path')
-
-
 def explain(error: BaseException) -> str | None:
-    """One sentence for a failure that the user can mend; None for any other."""
+    """One sentence for a failure that the user can fix; None for any other."""
     # An exception from a data-loading process carries the whole traceback as its text.
     lines = str(error).strip().splitlines() or ['']
     from_worker = lines[0].startswith('Caught ')
@@ -357,7 +295,7 @@ def _raised_in(error: BaseException, place: re.Pattern[str]) -> bool:
 
 
 def _building(error: BaseException) -> bool:
-    """Whether an OpenMMLab function that builds something from the config met the error."""
+    """Whether the error passed through an OpenMMLab function that builds something from the config."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(
         frame.name.startswith(('build', 'from_cfg')) and _OPENMMLAB.search(frame.filename) for frame in frames
@@ -369,13 +307,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool, and end any failure in a sentence on stderr and a status that is not 0.
+    """Run a tool; any failure ends in a sentence on stderr and a status that is not 0.
 
-    A failure that the user can mend prints the sentence alone; GROOTV_TRACEBACK=1 adds the
-    traceback. Any other failure is a fault of the program: it keeps its traceback.
+    A failure that the user can fix prints the sentence alone; GROOTV_TRACEBACK=1 adds the
+    traceback. Any other failure is a fault of the program and keeps its traceback.
 
-    Large tensors of the CPU get huge pages, unless THP_MEM_ALLOC_ENABLE=0 asks PyTorch not to: fresh small
-    pages cost a training step up to a tenth of its time.
+    Large tensors on the CPU get huge pages, because fresh small pages cost a training step up to a tenth of
+    its time. THP_MEM_ALLOC_ENABLE=0 turns that off.
 
     Args:
         main: The tool. It returns on success.

@@ -1,4 +1,4 @@
-"""Start the process group where MMEngine cannot: on machines without a GPU."""
+"""Start the process group on machines without a GPU, where MMEngine cannot."""
 
 import atexit
 import os
@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 
 _PORT = '29500'  # torch.distributed's own default
 # What each launcher calls the variables that torch.distributed reads.
@@ -26,9 +26,9 @@ _RANK_VARIABLES = {
 def prepare(cfg: Config) -> None:
     """Make ``cfg.launcher`` work with or without GPUs.
 
-    With GPUs MMEngine does the rest. Without, this starts a gloo group before the Runner is built
-    and tells DistributedDataParallel to use no device. BatchNorm layers then keep the statistics of
-    their own process, whatever ``cfg.sync_bn`` says: PyTorch joins them on GPUs only.
+    With GPUs MMEngine starts the process group. Without, this function starts a gloo group before the Runner
+    is built and sets DistributedDataParallel to use no device. BatchNorm layers then keep the statistics of
+    their own process, whatever ``cfg.sync_bn`` says, because PyTorch joins them on GPUs only.
 
     Raises:
         UserError: If the launcher's variables are not set, or this process has no GPU of its own.
@@ -71,7 +71,7 @@ def prepare(cfg: Config) -> None:
 
 
 def leave() -> None:
-    """End the group, whose threads may otherwise abort a process that has finished its work."""
+    """End the group: its threads may otherwise abort a process that has finished its work."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

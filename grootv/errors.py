@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for failures that the user can fix."""
 
 from collections.abc import Iterable
 
@@ -6,10 +6,10 @@ _SHOWN = 3  # names listed in an error
 
 
 class UserError(Exception):
-    """A failure told in one sentence: the thing, what is wrong with it, and the mend.
+    """A failure in one sentence: the thing, what is wrong with it, and the fix.
 
-    The tools print the sentence alone and leave with status 1. The only argument is the sentence,
-    so that the exception survives the way out of a data-loading process.
+    The tools print the sentence alone and exit with status 1. The sentence is the only argument, so that
+    the exception can be pickled by a data-loading process.
     """
 
 

@@ -1,0 +1,265 @@
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from grootv import checkpoint as module
+from grootv.checkpoint import build_model, check_keys, install_safe_loader, load_checkpoint_file, load_weights
+from grootv.errors import UserError
+
+
+class Call:
+    """Unpickling it calls a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture
+def bomb(tmp_path) -> Path:
+    """A checkpoint that makes the folder ``exploded`` when it is unpickled."""
+    torch.save({'state_dict': {}, 'extra': Call(os.mkdir, str(tmp_path / 'exploded'))}, tmp_path / 'bomb.pth')
+    return tmp_path / 'bomb.pth'
+
+
+@pytest.fixture
+def restored_loader():
+    """Undo what install_safe_loader changes in MMEngine."""
+    schemes = dict(CheckpointLoader._schemes)
+    helper = module.mmengine_checkpoint._safe_torch_load
+    yield
+    CheckpointLoader._schemes = schemes
+    module.mmengine_checkpoint._safe_torch_load = helper
+
+
+def mmengine_checkpoint() -> dict:
+    """The kinds of objects that a checkpoint of MMEngine's Runner holds."""
+    history = HistoryBuffer()
+    history.update(2.0)
+    history.update(4)
+    return {
+        # MMEngine executes the text of meta.config when it resumes.
+        'meta': {
+            'epoch': 3,
+            'seed': np.int64(1),
+            'dataset_meta': {'classes': ('a', 'b')},
+            'config': 'import os',
+        },
+        'state_dict': nn.Linear(2, 1).state_dict(),
+        'message_hub': {'log_scalars': {'loss': history}, 'runtime_info': {'lr': np.float32(0.5)}},
+        'optimizer': torch.optim.AdamW(nn.Linear(2, 1).parameters()).state_dict(),
+    }
+
+
+def test_checkpoint_of_mmengine_loads_with_its_log_and_without_its_code(tmp_path):
+    torch.save(mmengine_checkpoint(), tmp_path / 'fine.pth')
+    loaded = load_checkpoint_file(tmp_path / 'fine.pth')
+    assert loaded['message_hub']['log_scalars']['loss'].mean() == 3
+    assert loaded['meta'] == {'epoch': 3, 'seed': 1, 'dataset_meta': {'classes': ('a', 'b')}}
+    code = f"""
+from grootv.checkpoint import load_checkpoint_file
+buffer = load_checkpoint_file({str(tmp_path / 'fine.pth')!r})['message_hub']['log_scalars']['loss']
+assert buffer.statistics('mean') == 3
+"""  # in a process that never made a log
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
+def test_checkpoint_loads_whichever_numpy_wrote_it(tmp_path):
+    torch.save({'values': np.arange(3), 'one': np.float64(1)}, tmp_path / 'new.pth')
+    with ZipFile(tmp_path / 'new.pth') as new, ZipFile(tmp_path / 'old.pth', 'w') as old:
+        for name in new.namelist():  # NumPy 1 called its core numpy.core
+            old.writestr(name, new.read(name).replace(b'numpy._core', b'numpy.core'))
+    for name in ('new.pth', 'old.pth'):
+        loaded = load_checkpoint_file(tmp_path / name)
+        assert loaded['values'].tolist() == [0, 1, 2] and loaded['one'] == 1
+
+
+def test_code_in_a_checkpoint_runs_only_if_trusted(bomb):
+    with pytest.raises(UserError, match=r'holds more than weights \((posix|nt)\.mkdir\)') as error:
+        load_checkpoint_file(bomb)
+    assert '--trust-checkpoint' in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (bomb.parent / 'exploded').exists()
+    load_checkpoint_file(bomb, trust=True)
+    assert (bomb.parent / 'exploded').exists()
+
+
+@pytest.mark.parametrize('content', ['bomb', 'getattr'])
+def test_safe_loader_covers_every_load_of_mmengine(bomb, tmp_path, restored_loader, content, monkeypatch):
+    if content == 'getattr':  # the replacement of getattr for logs gives no other attributes
+        bomb = tmp_path / 'getattr.pth'
+        torch.save({'x': Call(getattr, np.ndarray, 'tofile')}, bomb)
+    install_safe_loader()
+    loads = [
+        lambda: CheckpointLoader.load_checkpoint(str(bomb), 'cpu'),
+        lambda: module.mmengine_checkpoint._safe_torch_load(str(bomb)),
+        lambda: PretrainedInit(str(bomb), None)(nn.Linear(1, 1)),
+        lambda: PretrainedInit(str(bomb), 'backbone.')(nn.Linear(1, 1)),
+    ]
+    for load in loads:
+        with pytest.raises(UserError, match='holds more than weights'):
+            load()
+    with monkeypatch.context() as patch:  # versions of MMEngine without the helper
+        patch.delattr(module.mmengine_checkpoint, '_safe_torch_load')
+        install_safe_loader()
+        with pytest.raises(UserError, match='holds more than weights'):
+            loads[0]()
+    assert not (tmp_path / 'exploded').exists()
+
+    install_safe_loader(trust=True)
+    loads[0]()
+
+
+@pytest.mark.parametrize('content', [b'', b'no checkpoint', pickle.dumps({'a': 1}), b'PK\x03\x04', None])
+def test_damaged_file_is_reported(tmp_path, content):
+    path = tmp_path / 'bad.pth'
+    torch.save(mmengine_checkpoint(), path)
+    path.write_bytes(path.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(UserError, match=f'checkpoint {path} is cut short or was not written'):
+        load_checkpoint_file(path)
+
+
+def test_missing_file_and_list_are_reported(tmp_path):
+    with pytest.raises(UserError, match='does not exist'):
+        load_checkpoint_file(tmp_path / 'none.pth')
+    torch.save([1], tmp_path / 'list.pth')
+    with pytest.raises(UserError, match='holds a list, not a dict'):
+        load_checkpoint_file(tmp_path / 'list.pth')
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_network_loads_its_own_checkpoint(tmp_path, prefix):
+    source, model = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(2))
+    check_keys(model, {'state_dict': source.state_dict()})
+    state = source.state_dict()
+    del state['1.num_batches_tracked']  # older BatchNorm has none
+    torch.save({'state_dict': {prefix + name: value for name, value in state.items()}}, tmp_path / 'a.pth')
+    load_weights(model, tmp_path / 'a.pth')
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+def test_network_keeps_its_weights_when_a_checkpoint_is_refused(bomb, tmp_path):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({'0.weight': torch.zeros(3, 2)}, tmp_path / 'part.pth')
+    for path, sentence in ((tmp_path / 'part.pth', 'missing: 0.bias'), (bomb, 'holds more than weights')):
+        with pytest.raises(UserError, match=sentence):
+            load_weights(model, path)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_error_names_the_first_three_weights_of_each_misfit():
+    model = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in 'abcdef'})
+    state = model.state_dict()
+    for name in 'abcd':
+        del state[f'{name}.weight']
+    state['e.weight'] = torch.zeros(2, 1)
+    state['z'] = torch.zeros(1)
+    with pytest.raises(UserError) as error:
+        check_keys(model, state)
+    text = str(error.value)
+    assert 'missing: a.weight, b.weight, c.weight and 1 more' in text
+    assert 'unknown: z' in text
+    assert 'other shape: e.weight (2, 1) instead of (1, 1)' in text
+
+
+def test_fine_tuning_needs_one_matching_weight():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    check_keys(model, {'0.weight': torch.zeros(3, 2)}, strict=False)
+    with pytest.raises(UserError, match='shares no weight'):
+        check_keys(model, {'0.weight': torch.zeros(9, 9), 'x': torch.zeros(1)}, strict=False)
+
+
+def classifier(count: int) -> dict:
+    """A checkpoint of a network with ``count`` classes."""
+    state = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, count)).state_dict()
+    return {'state_dict': state, 'meta': {'dataset_meta': {'classes': tuple('abcdefgh'[:count])}}}
+
+
+def test_both_numbers_of_classes_are_reported(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(module, 'print_log', lambda text, *_: warnings.append(text))
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    shapes = '1.weight (5, 3) instead of (2, 3), 1.bias (5,) instead of (2,)'
+    counts = '; it was trained with 5 classes, a, b, c and 2 more, and the config has 2, x, y'
+    with pytest.raises(UserError) as error:
+        check_keys(model, classifier(5), classes=('x', 'y'))
+    assert shapes + counts in str(error.value)
+    check_keys(model, classifier(5), strict=False, classes=('x', 'y'))
+    (text,) = warnings
+    assert text.startswith('checkpoint fits the model Sequential in part, the rest is not loaded (')
+    assert shapes + counts in text
+    check_keys(model, classifier(2), strict=False, classes=('x', 'y'))
+    assert len(warnings) == 1
+
+    # Unknown classes, as many classes, and a file of weights alone.
+    for file, classes in (
+        (classifier(5), None),
+        (classifier(5), 'vwxyz'),
+        (classifier(5)['state_dict'], 'xy'),
+    ):
+        with pytest.raises(UserError, match='other shape') as error:
+            check_keys(model, file, classes=tuple(classes) if classes else None)
+        assert 'it was trained' not in str(error.value)
+
+
+class Net(BaseModule):
+    def __init__(self, width: int, data_preprocessor: dict | None = None, init_cfg: dict | None = None):
+        super().__init__(init_cfg)
+        self.layer = nn.Linear(2, width)
+        self.data_preprocessor = data_preprocessor
+
+
+@pytest.fixture
+def net():
+    MODELS.register_module(module=Net)
+    yield Config(
+        dict(
+            default_scope='mmengine',
+            model=dict(type='Net', width=3, init_cfg=dict(type='Pretrained', checkpoint='gone.pth')),
+            data_preprocessor=dict(mean=1),
+        )
+    )
+    MODELS.module_dict.pop('Net')
+
+
+def test_model_is_built_in_evaluation_mode_with_the_weights_of_a_checkpoint(net, tmp_path):
+    first, second = build_model(net), build_model(net)
+    assert torch.equal(first.layer.weight, second.layer.weight)
+    state = {name: value + 1 for name, value in first.state_dict().items()}
+    torch.save({'state_dict': state}, tmp_path / 'net.pth')
+    net.dump(tmp_path / 'net.py')
+    for model in (
+        build_model(net, tmp_path / 'net.pth'),
+        build_model(tmp_path / 'net.py', tmp_path / 'net.pth'),
+    ):
+        assert not model.training and model.data_preprocessor == dict(mean=1)
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert DefaultScope.get_current_instance().scope_name == 'mmengine'
+
+
+def test_model_is_refused_without_its_settings_or_all_its_weights(net, bomb, tmp_path):
+    torch.save({'layer.weight': torch.zeros(3, 2)}, tmp_path / 'part.pth')
+    with pytest.raises(UserError, match=r'missing: layer\.bias'):
+        build_model(net, tmp_path / 'part.pth')
+    with pytest.raises(UserError, match='holds more than weights'):
+        build_model(net, bomb)
+    with pytest.raises(UserError, match='does not fit the model Net'):
+        build_model(net, bomb, trust=True)
+    with pytest.raises(UserError, match='has no model: give a config'):
+        build_model(Config(dict(train_cfg={})))
