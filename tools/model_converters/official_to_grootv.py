@@ -19,6 +19,7 @@ from torch import Tensor
 from grootv.checkpoint import load_checkpoint_file
 from grootv.cli import run
 from grootv.errors import UserError
+from grootv.files import write_atomically
 
 # From our names to the published ones, applied in this order.
 RENAMES = [
@@ -140,18 +141,6 @@ def check_keys(found: set[str], expected: set[str]) -> None:
             )
 
 
-def save_atomically(checkpoint: dict, path: Path) -> None:
-    """Write the whole file beside its place, then move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'{path.name}.part')
-    try:
-        torch.save(checkpoint, draft)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Convert a published GrootV checkpoint.')
     parser.add_argument('src', type=Path, help='checkpoint of the first implementation')
@@ -169,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = load_checkpoint_file(args.src, trust=args.trust_checkpoint)
     state_dict, config = convert(checkpoint.get('model', checkpoint))
     source = dict(name=args.src.name, sha256=hashlib.sha256(args.src.read_bytes()).hexdigest())
-    save_atomically(dict(state_dict=state_dict, meta=dict(model=config, source=source)), args.dst)
+    with write_atomically(args.dst) as draft:
+        torch.save(dict(state_dict=state_dict, meta=dict(model=config, source=source)), draft)
     backbone, head = config['backbone'], config['head']
     print(f'{args.dst}: GrootV {backbone["arch"]}, {head["num_classes"]} classes')
 

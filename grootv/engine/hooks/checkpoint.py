@@ -7,24 +7,18 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
 
+from grootv.files import write_atomically
 from grootv.registry import HOOKS
 
 
 class AtomicLocalBackend(LocalBackend):
-    """A file is there whole or not at all: written beside its place, then renamed into it."""
+    """A file appears whole or not at all, also after a power failure."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        target = Path(filepath)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-        try:
-            with draft.open('wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        with write_atomically(filepath) as draft, draft.open('wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 register_backend('atomic', AtomicLocalBackend, force=True)
@@ -32,7 +26,7 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 
 @HOOKS.register_module()
 class CheckpointHook(_CheckpointHook):
-    """MMEngine's hook, which never gives up an older file before the newer one is complete.
+    """MMEngine's hook, which never removes an older file before the newer one is complete.
 
     The base class overwrites in place, removes the file that ``max_keep_ckpts`` or ``save_best``
     makes superfluous first and writes afterwards. Here the order is reversed, and files on a local
