@@ -1,9 +1,7 @@
 import os
 import socket
-import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,79 +24,51 @@ def free_port() -> str:
 
 
 @pytest.fixture
-def fake_srun(tmp_path) -> dict[str, str]:
-    """An srun on the PATH that writes its arguments, one a line."""
-    folder = tmp_path / 'bin'
-    folder.mkdir()
-    script = folder / 'srun'
+def srun(tmp_path):
+    """Start a launcher with an srun on the PATH that writes its arguments, one a line; these."""
+    script = tmp_path / 'bin/srun'
+    script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\n')
-    script.chmod(script.stat().st_mode | stat.S_IEXEC)
-    return {'PATH': f'{folder}:{os.environ["PATH"]}', 'PYTHON': 'python'}
+    script.chmod(0o755)
+    path = {'PATH': f'{script.parent}:{os.environ["PATH"]}', 'PYTHON': 'python'}
+
+    def run(name: str, *args: object, **environment: str) -> list[str]:
+        result = start(name, 'part', 'job', *args, **path, **environment)
+        assert result.returncode == 0, result.stderr
+        return (tmp_path / 'arguments').read_text().splitlines()
+
+    return run
 
 
-def arguments(tmp_path: Path) -> list[str]:
-    return (tmp_path / 'arguments').read_text().splitlines()
-
-
-def test_slurm_train_passes_everything_on(tmp_path, fake_srun):
+def test_slurm_train_passes_everything_on(tmp_path, srun):
     resources = {'GPUS': '16', 'CPUS_PER_TASK': '7', 'SRUN_ARGS': '--quotatype=spot --mem=9G'}
     work_dir = tmp_path / 'a folder'
-    args = ('part', 'job', 'config.py', work_dir, '--resume', '--cfg-options', 'a.b=[1, 2]')
-    result = start('slurm_train.sh', *args, **fake_srun, **resources)
+    args = ('config.py', work_dir, '--resume', '--cfg-options', 'a.b=[1, 2]')
+    found = srun('slurm_train.sh', *args, **resources)
+    expected = '-p part --job-name=job --gres=gpu:8 --ntasks=16 --ntasks-per-node=8 --cpus-per-task=7 '
+    expected += '--kill-on-bad-exit=1 --quotatype=spot --mem=9G python -u'
+    tool = [f'{ROOT}/tools/train.py', 'config.py', f'--work-dir={work_dir}', '--launcher=slurm']
+    assert found == [*expected.split(), *tool, '--resume', '--cfg-options', 'a.b=[1, 2]']
 
-    assert result.returncode == 0, result.stderr
-    assert arguments(tmp_path) == [
-        '-p',
-        'part',
-        '--job-name=job',
-        '--gres=gpu:8',
-        '--ntasks=16',
-        '--ntasks-per-node=8',
-        '--cpus-per-task=7',
-        '--kill-on-bad-exit=1',
-        '--quotatype=spot',
-        '--mem=9G',
-        'python',
-        '-u',
-        f'{ROOT}/tools/train.py',
-        'config.py',
-        f'--work-dir={work_dir}',
-        '--launcher=slurm',
-        '--resume',
-        '--cfg-options',
-        'a.b=[1, 2]',
-    ]
+
+def test_slurm_test_takes_the_checkpoint_fourth(srun):
+    found = srun('slurm_test.sh', 'config.py', 'model.pth', '--tta', GPUS='2')
+    expected = '--gres=gpu:2 --ntasks=2 --ntasks-per-node=2 --cpus-per-task=5 --kill-on-bad-exit=1 python -u'
+    tool = [f'{ROOT}/tools/test.py', 'config.py', 'model.pth', '--launcher=slurm', '--tta']
+    assert found[3:] == [*expected.split(), *tool]
 
 
 @pytest.mark.parametrize(
     'restarts, saved, resumes', [('1', True, True), ('1', False, False), ('0', True, False)]
 )
-def test_a_requeued_job_resumes_where_there_is_a_checkpoint(tmp_path, fake_srun, restarts, saved, resumes):
+def test_requeued_job_resumes_if_there_is_a_checkpoint(tmp_path, srun, restarts, saved, resumes):
     if saved:
         (tmp_path / 'last_checkpoint').touch()
-    args = ('part', 'job', 'config.py', tmp_path, '--resume', 'other.pth')
-    result = start('slurm_train.sh', *args, **fake_srun, SLURM_RESTART_COUNT=restarts)
-    assert result.returncode == 0, result.stderr
-    assert arguments(tmp_path)[-3:] == (
-        ['--resume', 'other.pth', '--resume'] if resumes else ['--launcher=slurm', '--resume', 'other.pth']
-    )
-
-
-def test_slurm_test_takes_the_checkpoint_fourth(tmp_path, fake_srun):
-    args = ('part', 'job', 'config.py', 'model.pth', '--tta')
-    result = start('slurm_test.sh', *args, **fake_srun, GPUS='2')
-
-    assert result.returncode == 0, result.stderr
-    seen = arguments(tmp_path)
-    assert seen[3:8] == [
-        '--gres=gpu:2',
-        '--ntasks=2',
-        '--ntasks-per-node=2',
-        '--cpus-per-task=5',
-        '--kill-on-bad-exit=1',
-    ]
-    tool = f'{ROOT}/tools/test.py'
-    assert seen[8:] == ['python', '-u', tool, 'config.py', 'model.pth', '--launcher=slurm', '--tta']
+    args = ('config.py', tmp_path, '--resume', 'other.pth')
+    found = srun('slurm_train.sh', *args, SLURM_RESTART_COUNT=restarts)
+    end = ['--launcher=slurm', '--resume', 'other.pth']
+    end += ['--resume'] if resumes else []
+    assert found[-len(end) :] == end
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
