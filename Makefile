@@ -25,13 +25,13 @@ demo-language: $(BIN)/python
 
 test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/system -n logical --maxprocesses 4 --dist loadfile
 
 # Installs Debian's Slurm where there is none, and starts a cluster of its own.
 test-slurm: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	bash tests/integration/slurm/install.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/slurm
+	bash tests/system/slurm/install.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/slurm
 
 # Source distribution and wheel, in dist/.
 wheel: $(BIN)/python
@@ -40,7 +40,7 @@ wheel: $(BIN)/python
 
 test-wheel: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/wheel
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/wheel
 
 # A page in the browser. ARGS='CONFIG CHECKPOINT --port 7861' offers other networks than the demos'.
 .PHONY: app test-app
@@ -51,8 +51,8 @@ app: $(APP)/python
 # Installs Debian's Chromium where there is none.
 test-app: $(APP)/python
 	$(APP)/python tools/setup_environment.py test-app
-	bash tests/integration/app/install.sh
-	OMP_NUM_THREADS=1 $(APP)/python -m pytest tests/integration/app
+	bash tests/system/app/install.sh
+	OMP_NUM_THREADS=1 $(APP)/python -m pytest tests/system/app
 
 # The CUDA kernels as host code, watched for wrong accesses, undefined behaviour and data races.
 sanitize: $(BIN)/python

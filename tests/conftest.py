@@ -3,6 +3,8 @@ import sys
 import pytest
 import torch
 
+collect_ignore = ['integration']  # a link to system, the name that the Slurm tests had
+
 
 @pytest.fixture(autouse=True)
 def _independent_of_other_tests():

@@ -1,6 +1,6 @@
 """The picture of the page in docs/app.md: the demo's detector and a clicked digit.
 
-python -m tests.integration.app.screenshot [--out experiments/results/app.png]
+python -m tests.system.app.screenshot [--out experiments/results/app.png]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.integration.app.browser import opened, served, wait_for
+from tests.system.app.browser import opened, served, wait_for
 from tests.tools.tiny_run import ROOT
 
 SCENE = ROOT / 'data/digit_scenes/images/validation/00001.jpg'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.wheel import environment
+from tests.system.wheel import environment
 from tests.tools.tiny_run import ROOT, load_tool
 
 OPERATORS = ('edge_weight', 'operators', 'selective_tree_scan', 'spanning_tree', 'traversal', 'tree_scan')

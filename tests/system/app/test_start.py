@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from grootv.utils.errors import UserError
+from grootv.errors import UserError
 from tests.tools.tiny_run import ROOT, write_config
 
 pytest.importorskip('gradio', reason='gradio is not installed: make test-app')

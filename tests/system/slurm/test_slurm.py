@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grootv.utils.checkpoint import load_checkpoint_file
-from tests.integration.slurm.cluster import DAEMONS, PARTITION, cluster, daemon
+from grootv.checkpoint import load_checkpoint_file
+from tests.system.slurm.cluster import DAEMONS, PARTITION, cluster, daemon
 from tests.tools.tiny_run import ROOT, load_tool, losses, scalars
 
 pytestmark = [

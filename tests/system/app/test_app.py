@@ -18,7 +18,7 @@ from tests.tools.tiny_run import write_config, write_detection, write_segmentati
 
 pytest.importorskip('gradio', reason='gradio is not installed: make test-app')
 pytest.importorskip('selenium', reason='selenium is not installed: make test-app')
-from tests.integration.app.browser import PROGRAMS, SIZE, Page, opened, served, wait_for
+from tests.system.app.browser import PROGRAMS, SIZE, Page, opened, served, wait_for
 
 pytestmark = pytest.mark.skipif(not all(map(which, PROGRAMS)), reason='no Chromium: make test-app')
 WRITERS = dict(classification=write_config, detection=write_detection, segmentation=write_segmentation)
