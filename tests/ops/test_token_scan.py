@@ -239,7 +239,7 @@ def test_bad_input(name, value, message):
 )  # fmt: skip
 def test_what_is_no_tree_is_refused(order, parent):
     x, weight = torch.zeros(1, 3, 1), torch.zeros(1, 3, 1)
-    tree = ops.Tree(*(torch.tensor([part], dtype=torch.int32) for part in (order, parent, [0, 1, 2, 3])))
+    tree = ops.Tree(*(torch.tensor([part], dtype=torch.int32) for part in (order, parent)))
     with pytest.raises(
         RuntimeError, match='a tree rooted at the last token, parents first, but those of item 0'
     ):
