@@ -1,5 +1,6 @@
-// The scheduler behind emulation.h. Sanitizers do not instrument it; they are told of every fiber and barrier instead.
-// The thread sanitizer sees the fibers as threads that only their barriers order.
+// The scheduler behind emulation.h: run() starts the fibers of a launch, wait() switches to the next one at a barrier.
+// Sanitizers do not instrument it; it reports every fiber and barrier to them instead. The thread sanitizer sees the
+// fibers as threads that only their barriers order.
 #include "emulation.h"
 
 #include <ucontext.h>
@@ -28,7 +29,7 @@ struct Fiber {
     Thread thread;
     std::byte* stack;
     ucontext_t context;  // where it starts
-    void* place[5];      // and where it goes on
+    void* place[5];      // where it continues
     bool started = false;
     State state = State::done;
     Barrier barrier{};
@@ -45,7 +46,7 @@ struct Launch {
     void* host_fake_stack = nullptr;
     const void* host_stack = nullptr;
     size_t host_stack_bytes = 0;
-    char begin, end, grid;  // their addresses stand for what happens before what
+    char begin, end, grid;  // their addresses name the order of events to the thread sanitizer
 };
 
 Launch* launch = nullptr;
@@ -143,7 +144,8 @@ void prepare(Fiber& fiber, size_t number) {
     fiber.state = State::ready;
 }
 
-// Lets the threads of [begin, end) go on if all of them wait at this barrier, done ones aside if it is a warp's.
+// Lets the threads of [begin, end) continue if all of them wait at this barrier; those of a warp do not wait for threads
+// that have returned.
 bool pass(Fiber* begin, Fiber* end, Barrier barrier) {
     bool any = false;
     for (Fiber* fiber = begin; fiber < end; ++fiber) {
@@ -156,7 +158,7 @@ bool pass(Fiber* begin, Fiber* end, Barrier barrier) {
     return any;
 }
 
-// Runs the fibers of some blocks to their end, in their order or, if the variable is set, in the reverse.
+// Runs the fibers of some blocks to their end, in their order or, if GROOTV_REVERSED is set, in reverse.
 void run_fibers(std::vector<Fiber>& fibers, int threads, bool cooperative) {
     const bool reversed = std::getenv("GROOTV_REVERSED") != nullptr;
     for (;;) {

@@ -1,6 +1,10 @@
-// The part of CUDA that the kernels use, on the host: every CUDA thread is a fiber, and a launch runs a few blocks at a
-// time, or all together if they may wait for each other. A barrier that only some of its threads reach
-// ends the launch with an error. Order and results are the same in every run.
+// The part of CUDA that the kernels use, as host code, so that they run, and can be debugged, without a GPU.
+//
+// The sources in ops/csrc/cuda are compiled as they are; device.h includes this file in place of CUDA's headers, and the
+// operators take CPU tensors. Every CUDA thread is a fiber: a function call with a stack of its own that runs until it
+// waits at a barrier or in a shuffle, then the next one runs (emulation.cpp). A launch runs a few blocks at a time, or
+// all together if they may wait for each other. All of it is one thread of the host, so order and results are the same
+// in every run. A barrier that only some of its threads reach ends the launch with an error.
 #pragma once
 
 #include <bit>
@@ -33,10 +37,10 @@ namespace grootv {
 constexpr int WARP = 32;
 #ifdef GROOTV_FULL_SIZE
 constexpr int64_t BLOCK_VERTICES = 4096, SHARED_BYTES = 227 << 10;
-constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, ITEM_THREADS = 256;
-#else  // so small that small inputs take every way
+constexpr int GROUP_THREADS = 1024, SCAN_THREADS = 256, ELEMENT_THREADS = 256;
+#else  // so small that small inputs run every variant
 constexpr int64_t BLOCK_VERTICES = 64, SHARED_BYTES = 99 << 10;
-constexpr int TEAM_THREADS = 64, SCAN_THREADS = 64, ITEM_THREADS = 64;
+constexpr int GROUP_THREADS = 64, SCAN_THREADS = 64, ELEMENT_THREADS = 64;
 #endif
 
 namespace emulation {
@@ -65,7 +69,7 @@ T shuffle(T value, int lane, int source) {
     return value;
 }
 
-// The variable stands for a smaller device.
+// The environment variable sets the shared memory of a smaller device.
 inline int64_t shared_bytes() {
     const char* bytes = std::getenv("GROOTV_SHARED_BYTES");
     return bytes ? std::atoll(bytes) : SHARED_BYTES;
@@ -175,26 +179,26 @@ public:
     int processors() const { return 5; }
     int64_t shared_bytes() const { return emulation::shared_bytes(); }
 
-    template <class... Parameters, class... Arguments>
+    template <class... Parameters, class... Args>
     void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
-                Arguments... arguments) const {
-        emulation::run(function_, blocks, threads, shared_bytes, false, [=] { kernel(arguments...); });
+                Args... args) const {
+        emulation::run(function_, blocks, threads, shared_bytes, false, [=] { kernel(args...); });
     }
 
     template <class... Parameters>
-    int64_t resident_blocks(void (*)(Parameters...), int64_t items, int threads, int64_t) const {
-        return std::clamp<int64_t>((items + threads - 1) / threads, 1, processors());
+    int64_t resident_blocks(void (*)(Parameters...), int64_t work, int threads, int64_t) const {
+        return std::clamp<int64_t>((work + threads - 1) / threads, 1, processors());
     }
 
-    template <class... Parameters, class... Arguments>
+    template <class... Parameters, class... Args>
     void launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-                            Arguments... arguments) const {
+                            Args... args) const {
         check(blocks <= processors(), function_, ": ", blocks, " blocks that wait for each other cannot all run");
         emulation::run(function_, static_cast<unsigned>(blocks), threads, shared_bytes, true,
-                       [=] { kernel(arguments...); });
+                       [=] { kernel(args...); });
     }
 
-    // The variables stand for the capture of a CUDA graph, and for a caller who must not wait.
+    // The environment variables act as the capture of a CUDA graph, and as a caller who must not wait.
     bool read(const int32_t* from, int count, int32_t* to) const {
         check(!std::getenv("GROOTV_NO_WAIT"), function_, ": the device is waited for");
         if (std::getenv("GROOTV_CAPTURE")) return false;

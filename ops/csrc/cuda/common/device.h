@@ -34,8 +34,8 @@ namespace grootv {
 
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 4096;
-// Threads of a block: of those that work through an item, of scans, and of launches with a thread per element.
-constexpr int TEAM_THREADS = 1024, SCAN_THREADS = 256, ITEM_THREADS = 256;
+// Threads of a block: in thread groups, in scans, and in launches with a thread per element.
+constexpr int GROUP_THREADS = 1024, SCAN_THREADS = 256, ELEMENT_THREADS = 256;
 
 // Dynamic shared memory of the block, 16-byte aligned.
 __device__ inline std::byte* shared_memory() {
@@ -64,36 +64,34 @@ public:
 
     cudaStream_t stream() const { return stream_; }
     void check_call(cudaError_t status) const {
-        if (status != cudaSuccess) cudaGetLastError();  // so that later calls do not meet it again
+        if (status != cudaSuccess) cudaGetLastError();  // so that later calls do not see it again
         check(status == cudaSuccess, function_, ": CUDA reports ", cudaGetErrorString(status));
     }
     int processors() const { return attribute(cudaDevAttrMultiProcessorCount); }
     int64_t shared_bytes() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
-    template <class... Parameters, class... Arguments>
-    void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
-                Arguments... arguments) const {
+    template <class... Parameters, class... Args>
+    void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes, Args... args) const {
         prepare(kernel, shared_bytes);
-        start(false, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(arguments)...);
+        start(false, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(args)...);
     }
 
-    // How many blocks to start where all have to be resident; `items` is what there is to share out.
+    // How many blocks to start where all have to be resident, for `work` threads if possible.
     template <class... Parameters>
-    int64_t resident_blocks(void (*kernel)(Parameters...), int64_t items, int threads, int64_t shared_bytes) const {
+    int64_t resident_blocks(void (*kernel)(Parameters...), int64_t work, int threads, int64_t shared_bytes) const {
         prepare(kernel, shared_bytes);
         int resident = 0;
         check_call(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes));
         const int64_t most = std::max<int64_t>(1, int64_t{resident} * processors());
-        return std::clamp<int64_t>((items + threads - 1) / threads, 1, most);
+        return std::clamp<int64_t>((work + threads - 1) / threads, 1, most);
     }
 
     // For kernels that call sync_grid.
-    template <class... Parameters, class... Arguments>
+    template <class... Parameters, class... Args>
     void launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-                            Arguments... arguments) const {
+                            Args... args) const {
         prepare(kernel, shared_bytes);
-        start(true, kernel, dim3(static_cast<unsigned>(blocks)), threads, shared_bytes,
-              static_cast<Parameters>(arguments)...);
+        start(true, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(args)...);
     }
 
     // Copies a few values to the host and waits for them. False while a CUDA graph is captured, which cannot wait.
@@ -117,7 +115,7 @@ private:
     void prepare(Kernel* kernel, int64_t shared_bytes) const {
         constexpr int64_t ALWAYS_ALLOWED = 48 << 10;
         if (shared_bytes <= ALWAYS_ALLOWED) return;
-        // The same for every call, for threads of the host share it.
+        // The same in every call, because the threads of the host share it.
         const auto most = static_cast<int>(this->shared_bytes());
         check_call(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     }

@@ -10,17 +10,17 @@ struct alignas(8) Link {
     int32_t next, distance;
 };
 
-// Doubles every link until it spans a list of `longest` elements: then next is the last element and distance the way to
-// it. The elements are named first ... first + count - 1. Returns the array that holds the result, links or spare, and
-// leaves the team in step.
-template <class Team>
+// Doubles every link until it spans a list of `longest` elements: then next is the last element and distance the number
+// of links to it. The elements are named first ... first + count - 1. Returns the array that holds the result, links or
+// spare, and leaves the group synchronised.
+template <class Group>
 __device__ Link* rank_lists(Link* links, Link* spare, int64_t first, int64_t count, int64_t longest) {
     for (int64_t span = 1; span < longest; span *= 2) {
-        for_each<Team>(count, [=](int64_t i) {
+        for_each<Group>(count, [=](int64_t i) {
             const Link near = links[i], far = links[near.next - first];
             spare[i] = {far.next, near.distance + far.distance};
         });
-        Team::sync();
+        Group::sync();
         Link* swapped = links;
         links = spare;
         spare = swapped;

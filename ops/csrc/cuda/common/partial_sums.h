@@ -1,41 +1,37 @@
-// The partial sums of metric.h, by the threads of a vertex: thread t holds the lanes 4 t ... 4 t + 3.
+// The partial sums of metric.h, by the threads of a vertex or edge: thread t holds the sums 4 t ... 4 t + 3.
 #pragma once
 
-#include "cuda/common/device.h"
+#include "cuda/common/vector.h"
 #include "metric.h"
 
 namespace grootv {
 
-constexpr int SHARE = 4;                  // threads of one vertex
-constexpr int PART = SIMD_WIDTH / SHARE;  // lanes of one thread
+constexpr int SUM_THREADS = 4;                         // threads of one vertex or edge
+constexpr int THREAD_SUMS = SIMD_WIDTH / SUM_THREADS;  // partial sums of one thread
 
-template <class T>
-struct alignas(PART * sizeof(T)) Part {
-    T element[PART];
-};
+template <class Element>
+using SumVector = Vector<Element, THREAD_SUMS>;
+using FloatVector = SumVector<float>;
 
-struct Floats {
-    float element[PART];
-};
-
-// Elements c ... c + PART - 1 of a vector; those beyond its end are 0. ALIGNED: see in_parts.
-template <bool ALIGNED, class T>
-__device__ Floats load(const T* from, int64_t c, int64_t channels) {
-    Floats lanes;
+// Elements c ... c + THREAD_SUMS - 1 of a feature vector; those beyond its end are 0. ALIGNED: see is_aligned.
+template <bool ALIGNED, class scalar_t>
+__device__ FloatVector load(const scalar_t* from, int64_t c, int64_t channels) {
+    FloatVector loaded;
     if constexpr (ALIGNED) {
-        const Part<T> part = *reinterpret_cast<const Part<T>*>(from + c);
-        for (int i = 0; i < PART; ++i) lanes.element[i] = static_cast<float>(part.element[i]);
+        const auto vector = *reinterpret_cast<const SumVector<scalar_t>*>(from + c);
+        for (int i = 0; i < THREAD_SUMS; ++i) loaded.element[i] = static_cast<float>(vector.element[i]);
     } else {
-        for (int i = 0; i < PART; ++i) lanes.element[i] = c + i < channels ? static_cast<float>(from[c + i]) : 0.0f;
+        for (int i = 0; i < THREAD_SUMS; ++i)
+            loaded.element[i] = c + i < channels ? static_cast<float>(from[c + i]) : 0.0f;
     }
-    return lanes;
+    return loaded;
 }
 
-// Upper half onto lower half, down to one lane; every thread of the vertex gets the sum.
-__device__ inline float sum_lanes(Floats lanes) {
-    for (int other = SHARE / 2; other > 0; other /= 2)
-        for (int i = 0; i < PART; ++i) lanes.element[i] += __shfl_xor_sync(~0u, lanes.element[i], other);
-    return (lanes.element[0] + lanes.element[2]) + (lanes.element[1] + lanes.element[3]);
+// Upper half onto lower half, until one is left; every thread of the vertex gets the sum.
+__device__ inline float add_up(FloatVector sums) {
+    for (int other = SUM_THREADS / 2; other > 0; other /= 2)
+        for (int i = 0; i < THREAD_SUMS; ++i) sums.element[i] += __shfl_xor_sync(~0u, sums.element[i], other);
+    return (sums.element[0] + sums.element[2]) + (sums.element[1] + sums.element[3]);
 }
 
 __device__ inline float norm_of(float square) {
@@ -43,10 +39,10 @@ __device__ inline float norm_of(float square) {
     return root < MIN_NORM ? MIN_NORM : root;
 }
 
-// Whether vectors of this many channels may be read in parts.
-template <class T>
-bool in_parts(const T* vectors, int64_t channels) {
-    return channels % PART == 0 && reinterpret_cast<uintptr_t>(vectors) % sizeof(Part<T>) == 0;
+// Whether feature vectors of this many channels may be loaded as vectors.
+template <class scalar_t>
+bool is_aligned(const scalar_t* features, int64_t channels) {
+    return channels % THREAD_SUMS == 0 && reinterpret_cast<uintptr_t>(features) % sizeof(SumVector<scalar_t>) == 0;
 }
 
 }  // namespace grootv

@@ -1,5 +1,5 @@
-// Norm, multiply-add, norm and gate of a vertex by one warp. The gradients of the parameters sum over vertices: a
-// second kernel takes them column by column, from what the first has found out about each row.
+// Norm, multiply-add, norm and gate of a vertex by one warp. The gradients of the parameters are sums over vertices: a
+// second kernel adds them up column by column, with the norms of each row that the first has stored.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/common/device.h"
@@ -9,155 +9,161 @@
 namespace grootv {
 namespace {
 
-template <class A>
-__device__ A sum_of_warp(A value) {
+template <class acc_t>
+__device__ acc_t sum_of_warp(acc_t value) {
     for (int other = WARP / 2; other > 0; other /= 2) value += __shfl_xor_sync(~0u, value, other);
     return value;
 }
 
-template <class A>
-__device__ A sigmoid(A x) {
+template <class acc_t>
+__device__ acc_t sigmoid(acc_t x) {
     using std::exp;
     return 1 / (1 + exp(-x));
 }
 
 // What LayerNorm does to a row: (x - mean) * scale.
-template <class A>
+template <class acc_t>
 struct Norm {
-    A mean, scale;
+    acc_t mean, scale;
 
-    __device__ A operator()(A x) const { return (x - mean) * scale; }
+    __device__ acc_t operator()(acc_t x) const { return (x - mean) * scale; }
 };
 
-// The same for every lane of the warp, which share the channels of the row value(c) out.
-template <class A, class Value>
-__device__ Norm<A> norm_of(int64_t channels, A eps, Value value) {
+// The same for every lane of the warp; the lanes divide the channels of the row value(c) among them.
+template <class acc_t, class Value>
+__device__ Norm<acc_t> row_norm(int64_t channels, acc_t eps, Value value) {
     using std::sqrt;
     const int lane = threadIdx.x % WARP;
-    A sum = 0, square = 0;
+    acc_t sum = 0, square = 0;
     for (int64_t c = lane; c < channels; c += WARP) sum += value(c);
-    const A mean = sum_of_warp(sum) / channels;
+    const acc_t mean = sum_of_warp(sum) / channels;
     for (int64_t c = lane; c < channels; c += WARP) square += (value(c) - mean) * (value(c) - mean);
     return {mean, 1 / sqrt(sum_of_warp(square) / channels + eps)};
 }
 
-// What one vertex holds.
-template <class A, class Z>
-struct Row {
-    const ReadOutParameters<A>& in;
-    const A *h, *x;
-    const Z* z;
-    A C;
+// The row of one vertex.
+template <class acc_t, class scalar_t>
+struct ReadOutRow {
+    const ReadOutParameters<acc_t>& in;
+    const acc_t *h, *x;
+    const scalar_t* z;
+    acc_t C;
 
-    __device__ Row(const ReadOutParameters<A>& in, int64_t row, const A* h, const A* C, const A* x, const Z* z)
+    __device__ ReadOutRow(const ReadOutParameters<acc_t>& in, int64_t row, const acc_t* h, const acc_t* C,
+                          const acc_t* x, const scalar_t* z)
         : in(in), h(h + row * in.channels), x(x + row * in.channels), z(z + row * in.channels), C(C[row]) {}
 
-    __device__ A state(const Norm<A>& norm, int64_t c) const { return in.h_weight[c] * norm(h[c]) + in.h_bias[c]; }
-    __device__ A y(const Norm<A>& norm, int64_t c) const { return in.D[c] * x[c] + C * state(norm, c); }
-    __device__ A gate(int64_t c) const { return static_cast<A>(z[c]); }
-    __device__ A silu(int64_t c) const { return gate(c) * sigmoid(gate(c)); }
+    __device__ acc_t state(const Norm<acc_t>& norm, int64_t c) const {
+        return in.h_weight[c] * norm(h[c]) + in.h_bias[c];
+    }
+    __device__ acc_t y(const Norm<acc_t>& norm, int64_t c) const { return in.D[c] * x[c] + C * state(norm, c); }
+    __device__ acc_t gate(int64_t c) const { return static_cast<acc_t>(z[c]); }
+    __device__ acc_t silu(int64_t c) const { return gate(c) * sigmoid(gate(c)); }
 };
 
-template <class A, class Z>
-__global__ void read_out_kernel(ReadOutParameters<A> in, int64_t rows, const A* h, const A* C, const A* x, const Z* z,
-                                Z* output) {
+template <class acc_t, class scalar_t>
+__global__ void read_out_kernel(ReadOutParameters<acc_t> in, int64_t rows, const acc_t* h, const acc_t* C,
+                                const acc_t* x, const scalar_t* z, scalar_t* output) {
     const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / WARP;
     if (row >= rows) return;
-    const Row<A, Z> vertex(in, row, h, C, x, z);
-    const auto state = norm_of(in.channels, in.eps, [&](int64_t c) { return vertex.h[c]; });
-    const auto outer = norm_of(in.channels, in.eps, [&](int64_t c) { return vertex.y(state, c); });
+    const ReadOutRow<acc_t, scalar_t> vertex(in, row, h, C, x, z);
+    const auto state = row_norm(in.channels, in.eps, [&](int64_t c) { return vertex.h[c]; });
+    const auto outer = row_norm(in.channels, in.eps, [&](int64_t c) { return vertex.y(state, c); });
     for (int64_t c = threadIdx.x % WARP; c < in.channels; c += WARP) {
-        const A normed = in.y_weight[c] * outer(vertex.y(state, c)) + in.y_bias[c];
-        output[row * in.channels + c] = static_cast<Z>(normed * vertex.silu(c));
+        const acc_t normed = in.y_weight[c] * outer(vertex.y(state, c)) + in.y_bias[c];
+        output[row * in.channels + c] = static_cast<scalar_t>(normed * vertex.silu(c));
     }
 }
 
-// What the gradients of a row need of all its channels: both norms, and mean and slope of the gradient of the outer
-// norm's normalised row, which its own mean and scale take back.
-template <class A>
+// What the gradients of a row need of all its channels: both norms, and of the gradient of the outer norm's result the
+// mean and the slope, which are subtracted again because the norm removes mean and scale.
+template <class acc_t>
 struct RowSums {
-    Norm<A> state, outer;
-    A mean, slope;
+    Norm<acc_t> state, outer;
+    acc_t mean, slope;
 };
 
-template <class A, class Z>
-__device__ A grad_of_y(const Row<A, Z>& vertex, const RowSums<A>& sums, A grad, int64_t c) {
-    const A normed = sums.outer(vertex.y(sums.state, c));
+template <class acc_t, class scalar_t>
+__device__ acc_t grad_of_y(const ReadOutRow<acc_t, scalar_t>& vertex, const RowSums<acc_t>& sums, acc_t grad,
+                           int64_t c) {
+    const acc_t normed = sums.outer(vertex.y(sums.state, c));
     return sums.outer.scale * (grad * vertex.silu(c) * vertex.in.y_weight[c] - sums.mean - normed * sums.slope);
 }
 
-template <class A, class Z>
+template <class acc_t, class scalar_t>
 struct RowGradients {
-    A *h, *C, *x;
-    Z* z;
-    RowSums<A>* sums;
+    acc_t *h, *C, *x;
+    scalar_t* z;
+    RowSums<acc_t>* sums;
 };
 
-template <class A, class Z>
-__global__ void read_out_backward_kernel(ReadOutParameters<A> in, int64_t rows, const Z* grad, const A* h, const A* C,
-                                         const A* x, const Z* z, RowGradients<A, Z> gradients) {
+template <class acc_t, class scalar_t>
+__global__ void read_out_backward_kernel(ReadOutParameters<acc_t> in, int64_t rows, const scalar_t* grad,
+                                         const acc_t* h, const acc_t* C, const acc_t* x, const scalar_t* z,
+                                         RowGradients<acc_t, scalar_t> gradients) {
     const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / WARP, channels = in.channels;
     if (row >= rows) return;
     const int lane = threadIdx.x % WARP;
     const int64_t offset = row * channels;
-    const Row<A, Z> vertex(in, row, h, C, x, z);
-    RowSums<A> sums;
-    sums.state = norm_of(channels, in.eps, [&](int64_t c) { return vertex.h[c]; });
-    sums.outer = norm_of(channels, in.eps, [&](int64_t c) { return vertex.y(sums.state, c); });
+    const ReadOutRow<acc_t, scalar_t> vertex(in, row, h, C, x, z);
+    RowSums<acc_t> sums;
+    sums.state = row_norm(channels, in.eps, [&](int64_t c) { return vertex.h[c]; });
+    sums.outer = row_norm(channels, in.eps, [&](int64_t c) { return vertex.y(sums.state, c); });
     sums.mean = sums.slope = 0;
     for (int64_t c = lane; c < channels; c += WARP) {
-        const A from = static_cast<A>(grad[offset + c]), gate = vertex.gate(c), open = sigmoid(gate);
-        const A normed = sums.outer(vertex.y(sums.state, c)), from_normed = from * gate * open * in.y_weight[c];
-        const A output = in.y_weight[c] * normed + in.y_bias[c];
-        gradients.z[offset + c] = static_cast<Z>(from * output * (open * (1 + gate * (1 - open))));
+        const acc_t from = static_cast<acc_t>(grad[offset + c]), gate = vertex.gate(c), open = sigmoid(gate);
+        const acc_t normed = sums.outer(vertex.y(sums.state, c)), from_normed = from * gate * open * in.y_weight[c];
+        const acc_t output = in.y_weight[c] * normed + in.y_bias[c];
+        gradients.z[offset + c] = static_cast<scalar_t>(from * output * (open * (1 + gate * (1 - open))));
         sums.mean += from_normed;
         sums.slope += from_normed * normed;
     }
     sums.mean = sum_of_warp(sums.mean) / channels;
     sums.slope = sum_of_warp(sums.slope) / channels;
-    A read = 0, mean = 0, slope = 0;
+    acc_t grad_C = 0, mean = 0, slope = 0;
     for (int64_t c = lane; c < channels; c += WARP) {
-        const A from_y = grad_of_y(vertex, sums, static_cast<A>(grad[offset + c]), c);
-        const A from_normed = from_y * vertex.C * in.h_weight[c];
+        const acc_t from_y = grad_of_y(vertex, sums, static_cast<acc_t>(grad[offset + c]), c);
+        const acc_t from_normed = from_y * vertex.C * in.h_weight[c];
         gradients.x[offset + c] = from_y * in.D[c];
-        read += from_y * vertex.state(sums.state, c);
+        grad_C += from_y * vertex.state(sums.state, c);
         mean += from_normed;
         slope += from_normed * sums.state(vertex.h[c]);
     }
-    read = sum_of_warp(read), mean = sum_of_warp(mean) / channels, slope = sum_of_warp(slope) / channels;
+    grad_C = sum_of_warp(grad_C), mean = sum_of_warp(mean) / channels, slope = sum_of_warp(slope) / channels;
     for (int64_t c = lane; c < channels; c += WARP) {
-        const A from_y = grad_of_y(vertex, sums, static_cast<A>(grad[offset + c]), c);
-        const A from_normed = from_y * vertex.C * in.h_weight[c];
+        const acc_t from_y = grad_of_y(vertex, sums, static_cast<acc_t>(grad[offset + c]), c);
+        const acc_t from_normed = from_y * vertex.C * in.h_weight[c];
         gradients.h[offset + c] = sums.state.scale * (from_normed - mean - sums.state(vertex.h[c]) * slope);
     }
     if (lane == 0) {
-        gradients.C[row] = read;
+        gradients.C[row] = grad_C;
         gradients.sums[row] = sums;
     }
 }
 
-constexpr int ROWS = 256;      // vertices of one block of the second kernel
-constexpr int PARAMETERS = 5;  // D, h_weight, h_bias, y_weight, y_bias
+constexpr int BLOCK_ROWS = 256;  // vertices of one block of the second kernel
+constexpr int PARAMETERS = 5;    // D, h_weight, h_bias, y_weight, y_bias
 
-template <class A>
+template <class acc_t>
 struct ParameterParts {
-    A* parts[PARAMETERS];  // (blocks, channels) each
+    acc_t* parts[PARAMETERS];  // (blocks, channels) each
 };
 
-// One block adds up ROWS vertices of WARP channels; its warps take whole rows of them.
-template <class A, class Z>
-__global__ void parameter_kernel(ReadOutParameters<A> in, int64_t rows, const Z* grad, const A* h, const A* C,
-                                 const A* x, const Z* z, const RowSums<A>* row_sums, ParameterParts<A> out) {
-    auto* shared = reinterpret_cast<A*>(shared_memory());  // (PARAMETERS, threads)
+// One block adds up BLOCK_ROWS vertices of WARP channels; its warps take whole rows of them.
+template <class acc_t, class scalar_t>
+__global__ void parameter_kernel(ReadOutParameters<acc_t> in, int64_t rows, const scalar_t* grad, const acc_t* h,
+                                 const acc_t* C, const acc_t* x, const scalar_t* z, const RowSums<acc_t>* row_sums,
+                                 ParameterParts<acc_t> out) {
+    auto* shared = reinterpret_cast<acc_t*>(shared_memory());  // (PARAMETERS, threads)
     const int32_t thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP, warps = blockDim.x / WARP;
-    const int64_t begin = int64_t{blockIdx.x} * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
+    const int64_t begin = int64_t{blockIdx.x} * BLOCK_ROWS, end = begin + BLOCK_ROWS < rows ? begin + BLOCK_ROWS : rows;
     const int64_t c = int64_t{blockIdx.y} * WARP + lane;
-    A sums[PARAMETERS] = {};
+    acc_t sums[PARAMETERS] = {};
     for (int64_t row = begin + warp; row < end && c < in.channels; row += warps) {
-        const Row<A, Z> vertex(in, row, h, C, x, z);
-        const RowSums<A>& known = row_sums[row];
-        const A from = static_cast<A>(grad[row * in.channels + c]), from_output = from * vertex.silu(c);
-        const A from_y = grad_of_y(vertex, known, from, c);
+        const ReadOutRow<acc_t, scalar_t> vertex(in, row, h, C, x, z);
+        const RowSums<acc_t>& known = row_sums[row];
+        const acc_t from = static_cast<acc_t>(grad[row * in.channels + c]), from_output = from * vertex.silu(c);
+        const acc_t from_y = grad_of_y(vertex, known, from, c);
         sums[0] += from_y * vertex.x[c];
         sums[1] += from_y * vertex.C * known.state(vertex.h[c]);
         sums[2] += from_y * vertex.C;
@@ -168,14 +174,14 @@ __global__ void parameter_kernel(ReadOutParameters<A> in, int64_t rows, const Z*
     __syncthreads();
     if (c >= in.channels) return;
     for (int k = warp; k < PARAMETERS; k += warps) {
-        A sum = 0;
+        acc_t sum = 0;
         for (int other = 0; other < warps; ++other) sum += shared[k * blockDim.x + other * WARP + lane];
         out.parts[k][blockIdx.x * in.channels + c] = sum;
     }
 }
 
-dim3 blocks_for_rows(int64_t rows) {
-    return dim3(static_cast<unsigned>((rows * WARP + ITEM_THREADS - 1) / ITEM_THREADS));
+int64_t blocks_for_rows(int64_t rows) {
+    return (rows * WARP + ELEMENT_THREADS - 1) / ELEMENT_THREADS;
 }
 
 Tensor new_like(const Tensor& like) {
@@ -190,12 +196,13 @@ Tensor gated_read_out(const Tensor& h, const Tensor& C, const Tensor& x, const T
     Tensor output = new_like(in.z);
     if (output.numel() == 0) return output;
     const Device device(in.function, h);
-    in.dispatch([&](auto wide, auto zero) {
-        using A = decltype(wide);
-        using Z = decltype(zero);
-        device.launch(read_out_kernel<A, Z>, blocks_for_rows(in.rows()), ITEM_THREADS, 0, in.parameters<A>(), in.rows(),
-                      in.h.const_data_ptr<A>(), in.C.const_data_ptr<A>(), in.x.const_data_ptr<A>(),
-                      in.z.const_data_ptr<Z>(), output.mutable_data_ptr<Z>());
+    in.dispatch([&](auto acc_zero, auto zero) {
+        using acc_t = decltype(acc_zero);
+        using scalar_t = decltype(zero);
+        device.launch(read_out_kernel<acc_t, scalar_t>, blocks_for_rows(in.rows()), ELEMENT_THREADS, 0,
+                      in.parameters<acc_t>(), in.rows(), in.h.const_data_ptr<acc_t>(), in.C.const_data_ptr<acc_t>(),
+                      in.x.const_data_ptr<acc_t>(), in.z.const_data_ptr<scalar_t>(),
+                      output.mutable_data_ptr<scalar_t>());
     });
     return output;
 }
@@ -207,33 +214,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     check_batch(in.function, in.batch, in.vertices);
     Tensor g = in.check_grad(grad), grad_h = new_like(in.h), grad_x = new_like(in.x), grad_z = new_like(in.z);
     Tensor grad_C = torch::stable::new_zeros(C, {in.batch, in.vertices});
-    const int64_t blocks = (in.rows() + ROWS - 1) / ROWS;
+    const int64_t blocks = (in.rows() + BLOCK_ROWS - 1) / BLOCK_ROWS;
     auto new_parts = [&] { return torch::stable::new_empty(D, {blocks, in.channels}); };
     Tensor parts[PARAMETERS] = {new_parts(), new_parts(), new_parts(), new_parts(), new_parts()};
     if (grad_h.numel() > 0) {
         const Device device(in.function, h);
         Workspace workspace(h);
-        in.dispatch([&](auto wide, auto zero) {
-            using A = decltype(wide);
-            using Z = decltype(zero);
-            const auto parameters = in.parameters<A>();
-            const A *h_ptr = in.h.const_data_ptr<A>(), *C_ptr = in.C.const_data_ptr<A>();
-            const A* x_ptr = in.x.const_data_ptr<A>();
-            const Z *z_ptr = in.z.const_data_ptr<Z>(), *grad_ptr = g.const_data_ptr<Z>();
-            auto* sums = workspace.take<RowSums<A>>(in.rows());
-            RowGradients<A, Z> gradients{grad_h.mutable_data_ptr<A>(), grad_C.mutable_data_ptr<A>(),
-                                         grad_x.mutable_data_ptr<A>(), grad_z.mutable_data_ptr<Z>(), sums};
-            device.launch(read_out_backward_kernel<A, Z>, blocks_for_rows(in.rows()), ITEM_THREADS, 0, parameters,
-                          in.rows(), grad_ptr, h_ptr, C_ptr, x_ptr, z_ptr, gradients);
-            ParameterParts<A> to;
-            for (int k = 0; k < PARAMETERS; ++k) to.parts[k] = parts[k].mutable_data_ptr<A>();
-            const dim3 tiles(static_cast<unsigned>(blocks), static_cast<unsigned>((in.channels + WARP - 1) / WARP));
-            device.launch(parameter_kernel<A, Z>, tiles, ITEM_THREADS, PARAMETERS * ITEM_THREADS * sizeof(A),
-                          parameters, in.rows(), grad_ptr, h_ptr, C_ptr, x_ptr, z_ptr, sums, to);
+        in.dispatch([&](auto acc_zero, auto zero) {
+            using acc_t = decltype(acc_zero);
+            using scalar_t = decltype(zero);
+            const auto parameters = in.parameters<acc_t>();
+            const acc_t *h_ptr = in.h.const_data_ptr<acc_t>(), *C_ptr = in.C.const_data_ptr<acc_t>();
+            const acc_t* x_ptr = in.x.const_data_ptr<acc_t>();
+            const scalar_t *z_ptr = in.z.const_data_ptr<scalar_t>(), *grad_ptr = g.const_data_ptr<scalar_t>();
+            auto* sums = workspace.take<RowSums<acc_t>>(in.rows());
+            RowGradients<acc_t, scalar_t> gradients{grad_h.mutable_data_ptr<acc_t>(), grad_C.mutable_data_ptr<acc_t>(),
+                                                    grad_x.mutable_data_ptr<acc_t>(),
+                                                    grad_z.mutable_data_ptr<scalar_t>(), sums};
+            device.launch(read_out_backward_kernel<acc_t, scalar_t>, blocks_for_rows(in.rows()), ELEMENT_THREADS, 0,
+                          parameters, in.rows(), grad_ptr, h_ptr, C_ptr, x_ptr, z_ptr, gradients);
+            ParameterParts<acc_t> to;
+            for (int k = 0; k < PARAMETERS; ++k) to.parts[k] = parts[k].mutable_data_ptr<acc_t>();
+            const dim3 tiles(blocks, (in.channels + WARP - 1) / WARP);
+            device.launch(parameter_kernel<acc_t, scalar_t>, tiles, ELEMENT_THREADS,
+                          PARAMETERS * ELEMENT_THREADS * sizeof(acc_t), parameters, in.rows(), grad_ptr, h_ptr, C_ptr,
+                          x_ptr, z_ptr, sums, to);
         });
     }
-    const int64_t dim = 0;
-    auto sum = [&](int k) { return torch::stable::sum(parts[k], {{&dim, 1}}); };
+    auto sum = [&](int k) { return sum_parts(parts[k]); };
     return {grad_h, grad_C, grad_x, sum(0), grad_z, sum(1), sum(2), sum(3), sum(4)};
 }
 

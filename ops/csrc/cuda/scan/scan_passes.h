@@ -1,289 +1,299 @@
-// The two passes of the scan along the paths of a schedule, for one or two signals with the same decay.
+// The two passes of the scan along the heavy paths, for one or two signals with the same decay.
 //
-// A group of threads takes a chunk of the schedule, each thread a pack of channels. On a path every vertex depends on
-// the one before it through x <- b + a x alone. So the pieces of a long path are passed twice: first from 0, for what
-// they make of a carry, and again when the carries are known.
+// A few threads take a chunk of entries, each thread a vector of channels. On a path every vertex depends on the one
+// before it through the linear recurrence x <- b + a x alone, so the pieces of a long path are scanned like any chunked
+// recurrence: a local scan of each piece from 0, a scan of the carries between pieces, and a correction. The correction
+// scans the piece again from its carry, because the results of the local scan are not kept.
 #pragma once
 
 #include <cmath>
 #include <type_traits>
 
+#include "cuda/common/vector.h"
 #include "cuda/scan/heavy_light.h"
-#include "cuda/scan/vector.h"
 
 namespace grootv {
 
-// Steps whose inputs are read ahead of the recurrence: as many as registers hold.
+// Entries whose inputs are loaded ahead of the recurrence: as many as registers hold.
 template <int SIGNALS>
-constexpr int AHEAD = 8 / SIGNALS;
+constexpr int ENTRIES_AHEAD = 8 / SIGNALS;
 
-// A slice of the channels is what a group of threads takes at once: a pack each, of at most 32 channels together.
-struct Slices {
+// How a launch divides the channels: a tile is a vector for each of a few threads, at most 32 channels together.
+struct TileLayout {
     int32_t channels;
-    int32_t threads;       // of a group: a power of two
-    int32_t first, count;  // those of this launch
+    int32_t threads;       // of a tile: a power of two
+    int32_t first, count;  // the tiles of this launch
 };
 
-// A thread's share of a scan. The blocks of a grid team divide the chunks of a slice among them, a block team has one.
-// The threads of a warp keep in step: one that has nothing to do repeats another's work, but is not `live`: it leaves
-// alone what others write.
-template <class Team, class A>
-struct Worker {
-    __device__ explicit Worker(const Slices& slices)
-        : slice(slices.first + static_cast<int32_t>(blockIdx.x) % slices.count),
-          member(static_cast<int32_t>(blockIdx.x) / slices.count),
-          threads(slices.threads),
-          lane(static_cast<int32_t>(threadIdx.x) % threads),
-          channels(slices.channels),
-          channel((slice * threads + lane) * PACK<A>) {
-        const auto groups_of_block = static_cast<int32_t>(blockDim.x) / threads;
-        const auto group_of_block = static_cast<int32_t>(threadIdx.x) / threads;
-        group = Team::IS_BLOCK ? group_of_block : member * groups_of_block + group_of_block;
-        groups = Team::IS_BLOCK ? groups_of_block : static_cast<int32_t>(gridDim.x) / slices.count * groups_of_block;
+// A thread's channels, and the tasks it has in common with the other threads of its tile. The blocks of a grid group
+// divide the chunks of a tile among them, a block group has one block. The threads of a warp stay together: one that
+// has nothing to do repeats another's work, but is not `live` and does not store.
+template <class Group, class acc_t>
+struct ChannelTile {
+    __device__ explicit ChannelTile(const TileLayout& layout)
+        : index(layout.first + static_cast<int32_t>(blockIdx.x) % layout.count),
+          block(static_cast<int32_t>(blockIdx.x) / layout.count),
+          threads(layout.threads),
+          rank(static_cast<int32_t>(threadIdx.x) % threads),
+          channels(layout.channels),
+          channel((index * threads + rank) * VECTOR_SIZE<acc_t>) {
+        const auto tasks_of_block = static_cast<int32_t>(blockDim.x) / threads;
+        const auto task_of_block = static_cast<int32_t>(threadIdx.x) / threads;
+        task = Group::IS_BLOCK ? task_of_block : block * tasks_of_block + task_of_block;
+        tasks = Group::IS_BLOCK ? tasks_of_block : static_cast<int32_t>(gridDim.x) / layout.count * tasks_of_block;
         exists = channel < channels;
-        if (!exists) channel = channels - PACK<A>;
+        if (!exists) channel = channels - VECTOR_SIZE<acc_t>;
     }
 
-    // Calls task(i, live) for i = begin ... end - 1.
-    template <class Task>
-    __device__ void for_each(int64_t begin, int64_t end, Task task) const {
-        const int32_t in_warp = group % (WARP / threads);
-        for (int64_t first = begin + group - in_warp; first < end; first += groups) {
+    // Calls run(i, live) for this thread's share of i = begin ... end - 1.
+    template <class Run>
+    __device__ void for_each(int64_t begin, int64_t end, Run run) const {
+        const int32_t in_warp = task % (WARP / threads);
+        for (int64_t first = begin + task - in_warp; first < end; first += tasks) {
             const int64_t i = first + in_warp;
-            task(i < end ? i : end - 1, exists && i < end);
+            run(i < end ? i : end - 1, exists && i < end);
         }
     }
 
     __device__ int64_t at(int32_t row) const { return int64_t{row} * channels + channel; }
 
-    int32_t slice, member;  // member: the item of a block team, the block of a grid team
-    int32_t threads, lane, group, groups;
+    int32_t index, block;  // block: of those of the tile; of a block group the item
+    int32_t threads, rank, task, tasks;
     int32_t channels, channel;
     bool exists;
 };
 
-template <class A, int SIGNALS>
-struct Packs {
-    Pack<A> signal[SIGNALS];
+template <class acc_t, int SIGNALS>
+struct Vectors {
+    Vector<acc_t> signal[SIGNALS];
 };
 
-// Sums of all vertices, and what the pieces of long paths carry. A block keeps the sums in shared memory.
-template <class Team, class A, int SIGNALS>
+// Sums of all vertices, and the carries of the pieces of long paths. A block keeps the sums in shared memory.
+template <class Group, class acc_t, int SIGNALS>
 struct Totals {
-    A* rows[SIGNALS];  // (vertices of the batch, channels) each; of a grid
-    A* carry[SIGNALS];
-    A* product;
+    acc_t* rows[SIGNALS];  // (vertices of the batch, channels) each; of a grid
+    acc_t* carry[SIGNALS];
+    acc_t* product;
     int32_t vertices;  // of an item
 
     static int64_t shared_bytes(int64_t vertices, int64_t threads) {
-        return SIGNALS * vertices * threads * static_cast<int64_t>(sizeof(Pack<A>));
+        return SIGNALS * vertices * threads * static_cast<int64_t>(sizeof(Vector<acc_t>));
     }
 
-    __device__ Pack<A>& at(int k, int32_t row, const Worker<Team, A>& worker) const {
-        if constexpr (Team::IS_BLOCK) {
-            const int32_t place = (k - worker.member) * vertices + row;
-            return reinterpret_cast<Pack<A>*>(shared_memory())[place * worker.threads + worker.lane];
+    __device__ Vector<acc_t>& at(int k, int32_t row, const ChannelTile<Group, acc_t>& tile) const {
+        if constexpr (Group::IS_BLOCK) {
+            const int32_t local = (k - tile.block) * vertices + row;
+            return reinterpret_cast<Vector<acc_t>*>(shared_memory())[local * tile.threads + tile.rank];
         } else {
-            return as_pack(rows[k] + worker.at(row));
+            return as_vector(rows[k] + tile.at(row));
         }
     }
 
-    __device__ Packs<A, SIGNALS> load(int32_t row, const Worker<Team, A>& worker) const {
-        Packs<A, SIGNALS> packs;
-        for (int k = 0; k < SIGNALS; ++k) packs.signal[k] = at(k, row, worker);
-        return packs;
+    __device__ Vectors<acc_t, SIGNALS> load(int32_t row, const ChannelTile<Group, acc_t>& tile) const {
+        Vectors<acc_t, SIGNALS> vectors;
+        for (int k = 0; k < SIGNALS; ++k) vectors.signal[k] = at(k, row, tile);
+        return vectors;
     }
-    __device__ void store(int32_t row, const Worker<Team, A>& worker, const Packs<A, SIGNALS>& packs) const {
-        for (int k = 0; k < SIGNALS; ++k) at(k, row, worker) = packs.signal[k];
+    __device__ void store(int32_t row, const ChannelTile<Group, acc_t>& tile,
+                          const Vectors<acc_t, SIGNALS>& vectors) const {
+        for (int k = 0; k < SIGNALS; ++k) at(k, row, tile) = vectors.signal[k];
     }
 };
 
-// Calls use(step, input, in_chunk) for the steps of a chunk, from its end up or from its start down, with input =
-// read(step). The reads of COUNT steps come before the first use, so that none waits for another; beyond the end of the
-// chunk its last step is read again.
-template <bool UP, int COUNT, class Read, class Use>
-__device__ void walk(const Step* steps, const PathChunk& chunk, Read read, Use use) {
+// Calls use(entry, loaded, in_chunk) for the entries of a chunk, from its end up or from its start down, with loaded =
+// load(entry). The loads of COUNT entries come before the first use, so that none waits for another; beyond the end of
+// the chunk its last entry is loaded again.
+template <bool UP, int COUNT, class Load, class Use>
+__device__ void for_each_entry(const PathEntry* entries, const Chunk& chunk, Load load, Use use) {
     const int32_t length = chunk.end - chunk.first;
     for (int32_t begin = 0; __any_sync(~0u, begin < length); begin += COUNT) {
-        Step step[COUNT];
-        decltype(read(step[0])) input[COUNT];
+        PathEntry entry[COUNT];
+        decltype(load(entry[0])) loaded[COUNT];
 #pragma unroll
         for (int j = 0; j < COUNT; ++j) {
             const int32_t place = begin + j < length ? begin + j : length - 1;
-            step[j] = steps[UP ? chunk.end - 1 - place : chunk.first + place];
+            entry[j] = entries[UP ? chunk.end - 1 - place : chunk.first + place];
         }
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) input[j] = read(step[j]);
+        for (int j = 0; j < COUNT; ++j) loaded[j] = load(entry[j]);
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) use(step[j], input[j], begin + j < length);
+        for (int j = 0; j < COUNT; ++j) use(entry[j], loaded[j], begin + j < length);
     }
 }
 
-// What a walk knows of the vertex before it, and the product of the decays since its start.
-template <class A, int SIGNALS>
-struct Carry {
-    Packs<A, SIGNALS> x{};
-    Pack<A> product = filled(A{1});
+// The state of the recurrence within a chunk: x of the last vertex, and the product of the decays since its start.
+template <class acc_t, int SIGNALS>
+struct ChunkState {
+    Vectors<acc_t, SIGNALS> x{};
+    Vector<acc_t> product = filled(acc_t{1});
 };
 
-// Turns what the pieces of a round's long paths made of 0 into what is carried into them.
-template <bool UP, class Team, class A, int SIGNALS>
-__device__ void join_pieces(const PathSchedule::Lists& lists, int round, const Worker<Team, A>& worker,
-                            const Totals<Team, A, SIGNALS>& totals) {
-    constexpr int COUNT = AHEAD<SIGNALS>;
-    worker.for_each(lists.rounds->long_paths[round], lists.rounds->long_paths[round + 1], [&](int64_t i, bool live) {
+// Scan of carries: replaces the results of the local scans of a light depth's long paths by the carries into the
+// pieces.
+template <bool UP, class Group, class acc_t, int SIGNALS>
+__device__ void scan_carries(const HeavyLight::Lists& lists, int light_depth, const ChannelTile<Group, acc_t>& tile,
+                             const Totals<Group, acc_t, SIGNALS>& totals) {
+    constexpr int COUNT = ENTRIES_AHEAD<SIGNALS>;
+    const int32_t* begins = lists.begins->long_paths + light_depth;
+    tile.for_each(begins[0], begins[1], [&](int64_t i, bool live) {
         if (!live) return;
         const LongPath path = lists.long_paths[i];
-        Packs<A, SIGNALS> carry{};
+        Vectors<acc_t, SIGNALS> carry{};
         for (int32_t begin = 0; begin < path.count; begin += COUNT) {
-            Carry<A, SIGNALS> made[COUNT];
+            ChunkState<acc_t, SIGNALS> local[COUNT];
             int64_t at[COUNT];
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) {
                 const int32_t piece = begin + j < path.count ? begin + j : path.count - 1;
-                at[j] = worker.at(path.carry + (UP ? path.count - 1 - piece : piece));
-                for (int k = 0; k < SIGNALS; ++k) made[j].x.signal[k] = as_pack(totals.carry[k] + at[j]);
-                made[j].product = as_pack(totals.product + at[j]);
+                at[j] = tile.at(path.carry + (UP ? path.count - 1 - piece : piece));
+                for (int k = 0; k < SIGNALS; ++k) local[j].x.signal[k] = as_vector(totals.carry[k] + at[j]);
+                local[j].product = as_vector(totals.product + at[j]);
             }
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) {
                 for (int k = 0; k < SIGNALS; ++k) {
-                    if (begin + j < path.count) as_pack(totals.carry[k] + at[j]) = carry.signal[k];
-                    carry.signal[k] = map<A>([](A product, A carry, A x) { return std::fma(product, carry, x); },
-                                             made[j].product, carry.signal[k], made[j].x.signal[k]);
+                    if (begin + j < path.count) as_vector(totals.carry[k] + at[j]) = carry.signal[k];
+                    carry.signal[k] =
+                        map<acc_t>([](auto product, auto carry, auto x) { return std::fma(product, carry, x); },
+                                   local[j].product, carry.signal[k], local[j].x.signal[k]);
                 }
             }
         }
     });
 }
 
-// Passes the chunks of a round, in which pieces of long paths are joined first. pass(chunk, live, carry, is_final)
-template <bool UP, class Team, class A, int SIGNALS, class Pass>
-__device__ void pass_round(const PathSchedule::Lists& lists, int round, const Worker<Team, A>& worker,
-                           const Totals<Team, A, SIGNALS>& totals, Pass pass) {
-    const int32_t begin = lists.rounds->chunks[round], end = lists.rounds->chunks[round + 1];
-    const int32_t pieces_end = lists.rounds->whole_paths[round];
+// Scans the chunks of a light depth by scan_chunk(chunk, live, state, is_final).
+template <bool UP, class Group, class acc_t, int SIGNALS, class ScanChunk>
+__device__ void scan_light_depth(const HeavyLight::Lists& lists, int light_depth, const ChannelTile<Group, acc_t>& tile,
+                                 const Totals<Group, acc_t, SIGNALS>& totals, ScanChunk scan_chunk) {
+    const int32_t begin = lists.begins->chunks[light_depth], end = lists.begins->chunks[light_depth + 1];
+    const int32_t pieces_end = lists.begins->short_paths[light_depth];
     if (begin < pieces_end) {
-        worker.for_each(begin, pieces_end, [&](int64_t i, bool live) {
-            const PathChunk chunk = lists.chunks[i];
-            Carry<A, SIGNALS> carry;
-            pass(chunk, live, carry, std::false_type{});
+        tile.for_each(begin, pieces_end, [&](int64_t i, bool live) {
+            const Chunk chunk = lists.chunks[i];
+            ChunkState<acc_t, SIGNALS> state;
+            scan_chunk(chunk, live, state, std::false_type{});
             if (!live) return;
-            const int64_t at = worker.at(chunk.carry);
-            for (int k = 0; k < SIGNALS; ++k) as_pack(totals.carry[k] + at) = carry.x.signal[k];
-            as_pack(totals.product + at) = carry.product;
+            const int64_t at = tile.at(chunk.carry);
+            for (int k = 0; k < SIGNALS; ++k) as_vector(totals.carry[k] + at) = state.x.signal[k];
+            as_vector(totals.product + at) = state.product;
         });
-        Team::sync();
-        join_pieces<UP>(lists, round, worker, totals);
-        Team::sync();
+        Group::sync();
+        scan_carries<UP>(lists, light_depth, tile, totals);
+        Group::sync();
     }
-    worker.for_each(begin, end, [&](int64_t i, bool live) {
-        const PathChunk chunk = lists.chunks[i];
-        Carry<A, SIGNALS> carry;
+    tile.for_each(begin, end, [&](int64_t i, bool live) {
+        const Chunk chunk = lists.chunks[i];
+        ChunkState<acc_t, SIGNALS> state;
         if (chunk.carry >= 0)
-            for (int k = 0; k < SIGNALS; ++k) carry.x.signal[k] = as_pack(totals.carry[k] + worker.at(chunk.carry));
-        pass(chunk, live && chunk.first < chunk.end, carry, std::true_type{});
+            for (int k = 0; k < SIGNALS; ++k) state.x.signal[k] = as_vector(totals.carry[k] + tile.at(chunk.carry));
+        scan_chunk(chunk, live && chunk.first < chunk.end, state, std::true_type{});
     });
-    if (begin < end) Team::sync();
+    if (begin < end) Group::sync();
 }
 
-// From the leaves to the root: sum = signal + sum over children of decay * sum. signals.read(row) returns what
-// signals.decay(input) and signals.values(input) take; finish(row, sum, live) gets the results.
-template <class Team, class A, int SIGNALS, class Signals, class Finish>
-__device__ void up_pass(const PathSchedule::Lists& lists, const Worker<Team, A>& worker, const Signals& signals,
-                        const Totals<Team, A, SIGNALS>& totals, Finish finish) {
-    struct Input {
-        typename Signals::Input signals;
-        Packs<A, SIGNALS> row;  // what a light child has left there, or a light child's own sum
+// From the leaves to the root: sum = signal + sum over children of decay * sum. source.load(row) returns what
+// source.decay(loaded) and source.values(loaded) take; finish(row, sum, live) receives the results.
+template <class Group, class acc_t, int SIGNALS, class Source, class Finish>
+__device__ void up_pass(const HeavyLight::Lists& lists, const ChannelTile<Group, acc_t>& tile, const Source& source,
+                        const Totals<Group, acc_t, SIGNALS>& totals, Finish finish) {
+    struct Loaded {
+        typename Source::Loaded source;
+        Vectors<acc_t, SIGNALS> row;  // what a light child has left there, or a light child's own sum
     };
-    auto pass = [&](const PathChunk& chunk, bool live, Carry<A, SIGNALS>& carry, auto is_final) {
-        auto read = [&](Step step) {
-            Input input{signals.read(step.vertex()), {}};
-            if (live && (step.is_fed() || step.is_light_child())) input.row = totals.load(step.vertex(), worker);
-            return input;
+    auto scan_chunk = [&](const Chunk& chunk, bool live, ChunkState<acc_t, SIGNALS>& state, auto is_final) {
+        auto load = [&](PathEntry entry) {
+            Loaded loaded{source.load(entry.vertex()), {}};
+            if (live && (entry.has_light_child() || entry.is_light_edge()))
+                loaded.row = totals.load(entry.vertex(), tile);
+            return loaded;
         };
-        walk<true, AHEAD<SIGNALS>>(lists.steps, chunk, read, [&](Step step, const Input& input, bool in_chunk) {
-            const Pack<A> decay = signals.decay(input.signals);
-            const Packs<A, SIGNALS> own = signals.values(input.signals);
-            const bool is_vertex = !step.is_light_child();
-            Packs<A, SIGNALS> sum, next;
+        auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk) {
+            const Vector<acc_t> decay = source.decay(loaded.source);
+            const Vectors<acc_t, SIGNALS> own = source.values(loaded.source);
+            const bool is_vertex = !entry.is_light_edge();
+            Vectors<acc_t, SIGNALS> sum, next;
             for (int k = 0; k < SIGNALS; ++k) {
-                const Pack<A> below = step.is_bottom() ? Pack<A>{} : carry.x.signal[k];
-                sum.signal[k] = map<A>([](A own, A row, A below) { return own + row + below; }, own.signal[k],
-                                       input.row.signal[k], below);
-                next.signal[k] = map<A>([=](A decay, A sum, A row,
-                                            A below) { return is_vertex ? decay * sum : std::fma(decay, row, below); },
-                                        decay, sum.signal[k], input.row.signal[k], below);
+                const Vector<acc_t> below = entry.is_leaf() ? Vector<acc_t>{} : state.x.signal[k];
+                sum.signal[k] = map<acc_t>([](auto own, auto row, auto below) { return own + row + below; },
+                                           own.signal[k], loaded.row.signal[k], below);
+                next.signal[k] =
+                    map<acc_t>([=](auto decay, auto sum, auto row,
+                                   auto below) { return is_vertex ? decay * sum : std::fma(decay, row, below); },
+                               decay, sum.signal[k], loaded.row.signal[k], below);
             }
             if (in_chunk) {
-                carry.x = next;
-                if (is_vertex) carry.product = carry.product * decay;
+                state.x = next;
+                if (is_vertex) state.product = state.product * decay;
             }
             if constexpr (decltype(is_final)::value) {
                 const bool vertex_live = live && in_chunk && is_vertex;
-                if (vertex_live) totals.store(step.vertex(), worker, sum);
-                if (vertex_live && step.feeds()) totals.store(step.above(), worker, next);
-                finish(step.vertex(), sum, vertex_live);
+                if (vertex_live) totals.store(entry.vertex(), tile, sum);
+                if (vertex_live && entry.is_first_light_child()) totals.store(entry.parent(), tile, next);
+                finish(entry.vertex(), sum, vertex_live);
             }
-        });
+        };
+        for_each_entry<true, ENTRIES_AHEAD<SIGNALS>>(lists.entries, chunk, load, use);
     };
-    for (int round = PathSchedule::ROUNDS - 1; round >= 0; --round)
-        pass_round<true>(lists, round, worker, totals, pass);
+    for (int light_depth = HeavyLight::LIGHT_DEPTHS - 1; light_depth >= 0; --light_depth)
+        scan_light_depth<true>(lists, light_depth, tile, totals, scan_chunk);
 }
 
-// From the root to the leaves: x = part + decay * x above, with a decay of 0 at the root. parts.read(row, live) returns
-// what parts.decay(input) and parts.values(input, decay) take; it may read the totals, which get those results that
-// light children need. finish.read(row) is read with it; finish(step, both inputs, decay, x above, x, live) gets the
-// results.
-template <class Team, class A, int SIGNALS, class Parts, class Finish>
-__device__ void down_pass(const PathSchedule::Lists& lists, const Worker<Team, A>& worker, const Parts& parts,
-                          const Totals<Team, A, SIGNALS>& totals, Finish& finish) {
-    struct Input {
-        typename Parts::Input parts;
-        typename Finish::Input finish;
-        Packs<A, SIGNALS> above;  // of a top
+// From the root to the leaves: x = own + decay * x of the parent, with a decay of 0 at the root. source.load(row, live)
+// returns what source.decay(loaded) and source.values(loaded, decay) take; it may read the totals, which get those
+// results that light children need. finish.load(row) is loaded with it; finish(entry, both loaded, decay, x above, x,
+// live) receives the results.
+template <class Group, class acc_t, int SIGNALS, class Source, class Finish>
+__device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Group, acc_t>& tile, const Source& source,
+                          const Totals<Group, acc_t, SIGNALS>& totals, Finish& finish) {
+    struct Loaded {
+        typename Source::Loaded source;
+        typename Finish::Loaded finish;
+        Vectors<acc_t, SIGNALS> above;  // of a top
     };
-    auto pass = [&](const PathChunk& chunk, bool live, Carry<A, SIGNALS>& carry, auto is_final) {
-        auto read = [&](Step step) {
-            Input input{parts.read(step.vertex(), live), {}, {}};
-            if constexpr (decltype(is_final)::value) input.finish = finish.read(step.vertex());
-            if (live && step.is_top() && !step.is_root()) input.above = totals.load(step.above(), worker);
-            return input;
+    auto scan_chunk = [&](const Chunk& chunk, bool live, ChunkState<acc_t, SIGNALS>& state, auto is_final) {
+        auto load = [&](PathEntry entry) {
+            Loaded loaded{source.load(entry.vertex(), live), {}, {}};
+            if constexpr (decltype(is_final)::value) loaded.finish = finish.load(entry.vertex());
+            if (live && entry.is_top() && !entry.is_root()) loaded.above = totals.load(entry.parent(), tile);
+            return loaded;
         };
-        walk<false, AHEAD<SIGNALS>>(lists.steps, chunk, read, [&](Step step, const Input& input, bool in_chunk) {
-            const Pack<A> decay = step.is_root() ? Pack<A>{} : parts.decay(input.parts);
-            const Packs<A, SIGNALS> part = parts.values(input.parts, decay);
-            const bool is_vertex = !step.is_light_child();
-            Packs<A, SIGNALS> above, x;
+        auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk) {
+            const Vector<acc_t> decay = entry.is_root() ? Vector<acc_t>{} : source.decay(loaded.source);
+            const Vectors<acc_t, SIGNALS> own = source.values(loaded.source, decay);
+            const bool is_vertex = !entry.is_light_edge();
+            Vectors<acc_t, SIGNALS> above, x;
             for (int k = 0; k < SIGNALS; ++k) {
-                above.signal[k] = step.is_top() ? input.above.signal[k] : carry.x.signal[k];
-                x.signal[k] = map<A>([](A decay, A above, A part) { return std::fma(decay, above, part); }, decay,
-                                     above.signal[k], part.signal[k]);
+                above.signal[k] = entry.is_top() ? loaded.above.signal[k] : state.x.signal[k];
+                x.signal[k] = map<acc_t>([](auto decay, auto above, auto own) { return std::fma(decay, above, own); },
+                                         decay, above.signal[k], own.signal[k]);
             }
             if (in_chunk && is_vertex) {
-                carry.x = x;
-                carry.product = carry.product * decay;
+                state.x = x;
+                state.product = state.product * decay;
             }
             if constexpr (decltype(is_final)::value) {
                 const bool vertex_live = live && in_chunk && is_vertex;
-                if (vertex_live && step.is_fed()) totals.store(step.vertex(), worker, x);
-                finish(step, input.parts, input.finish, decay, above, x, vertex_live);
+                if (vertex_live && entry.has_light_child()) totals.store(entry.vertex(), tile, x);
+                finish(entry, loaded.source, loaded.finish, decay, above, x, vertex_live);
             }
-        });
+        };
+        for_each_entry<false, ENTRIES_AHEAD<SIGNALS>>(lists.entries, chunk, load, use);
     };
-    for (int round = 0; round < PathSchedule::ROUNDS; ++round) pass_round<false>(lists, round, worker, totals, pass);
+    for (int light_depth = 0; light_depth < HeavyLight::LIGHT_DEPTHS; ++light_depth)
+        scan_light_depth<false>(lists, light_depth, tile, totals, scan_chunk);
 }
 
-// Calls put(row, live) for the vertices of the items whose order and parents are no tree in breadth-first order: they
-// get NaN, for the device cannot raise an error.
-template <class Team, class A, class Put>
-__device__ void for_each_invalid(const PathSchedule& schedule, const PathSchedule::Lists& lists,
-                                 const Worker<Team, A>& worker, Put put) {
-    const int64_t vertices = schedule.vertices;
+// Calls put(row, live) for the vertices of the items whose order and parents are not a tree in breadth-first order:
+// they get NaN, because the device cannot raise an error.
+template <class Group, class acc_t, class Put>
+__device__ void for_each_invalid(const HeavyLight& decomposition, const HeavyLight::Lists& lists,
+                                 const ChannelTile<Group, acc_t>& tile, Put put) {
+    const int64_t vertices = decomposition.vertices;
     for (int64_t item = lists.first_item; item < lists.first_item + lists.items; ++item)
-        if (!schedule.valid[item])
-            worker.for_each(item * vertices, (item + 1) * vertices,
-                            [&](int64_t row, bool live) { put(static_cast<int32_t>(row), live); });
+        if (!decomposition.valid[item])
+            tile.for_each(item * vertices, (item + 1) * vertices,
+                          [&](int64_t row, bool live) { put(static_cast<int32_t>(row), live); });
 }
 
 }  // namespace grootv

@@ -1,5 +1,5 @@
-// The tree scan of decay exp(d A) and signal d B x, which are computed on the way, as are the gradients of x, delta, A,
-// B and the bias from those of signal and decay.
+// The tree scan of decay exp(step A) and signal step B x, which are computed on the way, as are the gradients of x,
+// delta, A, B and the bias from those of signal and decay.
 #include <optional>
 
 #include <torch/csrc/stable/library.h>
@@ -11,142 +11,142 @@ namespace grootv {
 namespace {
 
 template <class T>
-struct SelectedSignal {
-    using Element = T;
-    using A = acc_type<T>;
-    using DecayInput = Pack<T>;  // of delta
-    struct Input {
-        Pack<T> x, decay;
-        T write;
+struct SelectiveScanInputs {
+    using scalar_t = T;
+    using acc_t = acc_type<T>;
+    using LoadedDecay = Vector<scalar_t>;  // of delta
+    struct Loaded {
+        Vector<scalar_t> x, decay;
+        scalar_t B;
     };
 
-    const T *x, *delta, *write;  // write: B, one value per vertex
-    const A *rates, *biases;     // A and delta_bias, one value per channel
+    const scalar_t *x_ptr, *delta_ptr, *B_ptr;  // B: one value per vertex
+    const acc_t *A_ptr, *bias_ptr;              // one value per channel
     bool with_softplus;
-    Pack<A> rate, bias;  // of the channels
+    Vector<acc_t> A, bias;  // of the thread's channels
 
     __device__ void select(int64_t channel) {
-        rate = as_pack(rates + channel);
-        bias = biases ? as_pack(biases + channel) : Pack<A>{};
+        A = as_vector(A_ptr + channel);
+        bias = bias_ptr ? as_vector(bias_ptr + channel) : Vector<acc_t>{};
     }
-    __device__ Input read(int32_t row, int64_t at) const { return {as_pack(x + at), as_pack(delta + at), write[row]}; }
-    __device__ Pack<T> read_decay(int64_t at) const { return as_pack(delta + at); }
+    __device__ Loaded load(int32_t row, int64_t at) const {
+        return {as_vector(x_ptr + at), as_vector(delta_ptr + at), B_ptr[row]};
+    }
+    __device__ LoadedDecay load_decay(int64_t at) const { return as_vector(delta_ptr + at); }
 
-    __device__ Pack<A> shifted(const Pack<T>& delta) const {
-        return map<A>([](T delta, A bias) { return static_cast<A>(delta) + bias; }, delta, bias);
+    __device__ Vector<acc_t> shifted(const Vector<scalar_t>& delta) const {
+        return map<acc_t>([](auto delta, auto bias) { return static_cast<acc_t>(delta) + bias; }, delta, bias);
     }
-    __device__ Pack<A> step(const Pack<T>& delta) const {
-        const Pack<A> given = shifted(delta);
-        return with_softplus ? map<A>([](A x) { return softplus(x); }, given) : given;
+    __device__ Vector<acc_t> step(const Vector<scalar_t>& delta) const {
+        const Vector<acc_t> given = shifted(delta);
+        return with_softplus ? map<acc_t>([](auto x) { return softplus(x); }, given) : given;
     }
-    __device__ Pack<A> step_slope(const Pack<T>& delta) const {
-        return with_softplus ? map<A>([](A x) { return softplus_slope(x); }, shifted(delta)) : filled(A{1});
+    __device__ Vector<acc_t> step_slope(const Vector<scalar_t>& delta) const {
+        return with_softplus ? map<acc_t>([](auto x) { return softplus_slope(x); }, shifted(delta)) : filled(acc_t{1});
     }
-    __device__ Pack<A> signal(const Input& input) const {
-        const A write = static_cast<A>(input.write);
-        return map<A>([=](A step, T x) { return step * (write * static_cast<A>(x)); }, step(input.decay), input.x);
+    __device__ Vector<acc_t> signal(const Loaded& loaded) const {
+        const acc_t B = static_cast<acc_t>(loaded.B);
+        return map<acc_t>([=](auto step, auto x) { return step * (B * static_cast<acc_t>(x)); }, step(loaded.decay),
+                          loaded.x);
     }
-    __device__ Pack<A> decay(const Pack<T>& delta) const {
-        return map<A>([](A step, A rate) { return std::exp(step * rate); }, step(delta), rate);
+    __device__ Vector<acc_t> decay(const Vector<scalar_t>& delta) const {
+        return map<acc_t>([](auto step, auto A) { return std::exp(step * A); }, step(delta), A);
     }
 };
 
-template <class T>
-struct SelectedGradients {
-    static constexpr int SHARED_PACKS = 2;
-    using A = acc_type<T>;
-    struct Input {
-        Pack<T> x;
-        T write;
+template <class scalar_t>
+struct SelectiveScanGradients {
+    static constexpr int SHARED_VECTORS = 2;
+    using Inputs = SelectiveScanInputs<scalar_t>;
+    using acc_t = acc_type<scalar_t>;
+    struct Loaded {
+        Vector<scalar_t> x;
+        scalar_t B;
     };
 
-    T *x, *delta;
-    A* write_parts;              // (slices, vertices of the batch)
-    A *rate_parts, *bias_parts;  // (members, channels)
+    scalar_t *x, *delta;
+    acc_t* B_parts;               // (tiles, vertices of the batch)
+    acc_t *A_parts, *bias_parts;  // (blocks of a tile, channels)
     int64_t rows;
-    Pack<A> rate_sum, bias_sum;  // over the vertices of this thread, from 0
+    Vector<acc_t> A_sum, bias_sum;  // over the vertices of this thread, from 0
 
-    __device__ Input read(const SelectedSignal<T>& in, int32_t row, int64_t at) const {
-        return {as_pack(in.x + at), in.write[row]};
+    __device__ Loaded load(const Inputs& in, int32_t row, int64_t at) const {
+        return {as_vector(in.x_ptr + at), in.B_ptr[row]};
     }
 
-    template <class Team>
-    __device__ void put(const Worker<Team, A>& worker, const SelectedSignal<T>& in, int32_t row, const Input& input,
-                        const Pack<T>& delta_input, const Pack<A>& decay, const Pack<A>& grad_signal,
-                        const Pack<A>& grad_decay, bool live) {
-        const Pack<A> step = in.step(delta_input), slope = in.step_slope(delta_input);
-        const A write = static_cast<A>(input.write);
-        Pack<T> grad_x, grad_delta;
-        A share = 0;  // in the gradient of B
-        for (int i = 0; i < PACK<A>; ++i) {
-            const A d = step.element[i], from_signal = grad_signal.element[i];
-            const A from_exponent = grad_decay.element[i] * decay.element[i];
-            const A through_x = from_signal * static_cast<A>(input.x.element[i]);
-            const A shifted = std::fma(through_x, write, from_exponent * in.rate.element[i]) * slope.element[i];
-            grad_x.element[i] = static_cast<T>(from_signal * (d * write));
-            grad_delta.element[i] = static_cast<T>(shifted);
-            share = std::fma(through_x, d, share);
+    template <class Group>
+    __device__ void store(const ChannelTile<Group, acc_t>& tile, const Inputs& in, int32_t row, const Loaded& loaded,
+                          const Vector<scalar_t>& loaded_delta, const Vector<acc_t>& decay,
+                          const Vector<acc_t>& grad_signal, const Vector<acc_t>& grad_decay, bool live) {
+        const Vector<acc_t> step = in.step(loaded_delta), slope = in.step_slope(loaded_delta);
+        const acc_t B = static_cast<acc_t>(loaded.B);
+        Vector<scalar_t> grad_x, grad_delta;
+        acc_t grad_B = 0;  // of the tile's channels
+        for (int i = 0; i < VECTOR_SIZE<acc_t>; ++i) {
+            const acc_t d = step.element[i], from_signal = grad_signal.element[i];
+            const acc_t from_exponent = grad_decay.element[i] * decay.element[i];
+            const acc_t through_x = from_signal * static_cast<acc_t>(loaded.x.element[i]);
+            const acc_t shifted = std::fma(through_x, B, from_exponent * in.A.element[i]) * slope.element[i];
+            grad_x.element[i] = static_cast<scalar_t>(from_signal * (d * B));
+            grad_delta.element[i] = static_cast<scalar_t>(shifted);
+            grad_B = std::fma(through_x, d, grad_B);
             if (!live) continue;
-            rate_sum.element[i] = std::fma(from_exponent, d, rate_sum.element[i]);
+            A_sum.element[i] = std::fma(from_exponent, d, A_sum.element[i]);
             bias_sum.element[i] += shifted;
         }
         if (live) {
-            as_pack(x + worker.at(row)) = grad_x;
-            as_pack(delta + worker.at(row)) = grad_delta;
+            as_vector(x + tile.at(row)) = grad_x;
+            as_vector(delta + tile.at(row)) = grad_delta;
         } else {
-            share = 0;
+            grad_B = 0;
         }
-        for (int32_t other = worker.threads / 2; other > 0; other /= 2) share += __shfl_xor_sync(~0u, share, other);
-        if (live && worker.lane == 0) write_parts[worker.slice * rows + row] = share;
+        for (int32_t other = tile.threads / 2; other > 0; other /= 2) grad_B += __shfl_xor_sync(~0u, grad_B, other);
+        if (live && tile.rank == 0) B_parts[tile.index * rows + row] = grad_B;
     }
 
-    // Adds up the sums of all groups of the block.
-    template <class Team>
-    __device__ void end(const Worker<Team, A>& worker) const {
-        auto* sums = reinterpret_cast<Pack<A>*>(shared_memory());
+    // Adds up the sums of all threads of the block with the same channels.
+    template <class Group>
+    __device__ void end(const ChannelTile<Group, acc_t>& tile) const {
+        auto* sums = reinterpret_cast<Vector<acc_t>*>(shared_memory());
         const auto thread = static_cast<int32_t>(threadIdx.x), threads = static_cast<int32_t>(blockDim.x);
         __syncthreads();
-        sums[thread] = rate_sum;
+        sums[thread] = A_sum;
         sums[threads + thread] = bias_sum;
         __syncthreads();
-        if (thread >= worker.threads || !worker.exists) return;
-        auto add = [](A sum, A more) { return sum + more; };
-        Pack<A> rate{}, bias{};
-        for (int32_t other = thread; other < threads; other += worker.threads) {
-            rate = map<A>(add, rate, sums[other]);
-            bias = map<A>(add, bias, sums[threads + other]);
+        if (thread >= tile.threads || !tile.exists) return;
+        auto add = [](auto sum, auto more) { return sum + more; };
+        Vector<acc_t> A{}, bias{};
+        for (int32_t other = thread; other < threads; other += tile.threads) {
+            A = map<acc_t>(add, A, sums[other]);
+            bias = map<acc_t>(add, bias, sums[threads + other]);
         }
-        as_pack(rate_parts + worker.at(worker.member)) = rate;
-        as_pack(bias_parts + worker.at(worker.member)) = bias;
+        as_vector(A_parts + tile.at(tile.block)) = A;
+        as_vector(bias_parts + tile.at(tile.block)) = bias;
     }
 };
 
-// The arguments as the scan takes them.
-struct Arguments {
-    Arguments(const Scan& scan, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-              const std::optional<Tensor>& delta_bias, bool softplus)
-        : x(scan.packed(x)),
-          delta(scan.packed(delta)),
-          rate(scan.packed(A)),
-          write(as_contiguous(B)),
-          softplus(softplus) {
-        if (delta_bias) bias = scan.packed(*delta_bias);
+// The arguments with padded channels.
+struct PaddedArguments {
+    PaddedArguments(const Scan& scan, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
+                    const std::optional<Tensor>& delta_bias, bool softplus)
+        : x(scan.padded(x)), delta(scan.padded(delta)), A(scan.padded(A)), B(as_contiguous(B)), softplus(softplus) {
+        if (delta_bias) bias = scan.padded(*delta_bias);
     }
 
-    template <class T>
-    SelectedSignal<T> signal() const {
-        using A = acc_type<T>;
-        return {x.const_data_ptr<T>(),
-                delta.const_data_ptr<T>(),
-                write.const_data_ptr<T>(),
-                rate.const_data_ptr<A>(),
-                bias ? bias->const_data_ptr<A>() : nullptr,
+    template <class scalar_t>
+    SelectiveScanInputs<scalar_t> inputs() const {
+        using acc_t = acc_type<scalar_t>;
+        return {x.const_data_ptr<scalar_t>(),
+                delta.const_data_ptr<scalar_t>(),
+                B.const_data_ptr<scalar_t>(),
+                A.const_data_ptr<acc_t>(),
+                bias ? bias->const_data_ptr<acc_t>() : nullptr,
                 softplus,
                 {},
                 {}};
     }
 
-    Tensor x, delta, rate, write;
+    Tensor x, delta, A, B;
     std::optional<Tensor> bias;
     bool softplus;
 };
@@ -156,14 +156,14 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
                            bool delta_softplus) {
     SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, order, parent);
     Scan scan(sizes, x, order, parent);
-    Arguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
+    PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor output = scan.new_rows(x);
-    if (scan.empty()) return scan.unpacked(output);
+    if (scan.empty()) return scan.unpadded(output);
     dispatch_floating(x, [&](auto zero) {
-        using T = decltype(zero);
-        scan.forward(arguments.signal<T>(), true, output.mutable_data_ptr<T>());
+        using scalar_t = decltype(zero);
+        scan.forward(arguments.inputs<scalar_t>(), true, output.mutable_data_ptr<scalar_t>());
     });
-    return scan.unpacked(output);
+    return scan.unpadded(output);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
@@ -172,37 +172,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent);
     sizes.check_grad(grad, x);
     Scan scan(sizes, x, order, parent);
-    Arguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
-    Tensor g = scan.packed(grad), grad_x = scan.new_rows(x), grad_delta = scan.new_rows(x);
+    PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
+    Tensor g = scan.padded(grad), grad_x = scan.new_rows(x), grad_delta = scan.new_rows(x);
     Tensor grad_B = torch::stable::new_empty(B, {sizes.batch, sizes.vertices});
     // Empty sums are 0.
-    Tensor write_parts = torch::stable::new_empty(A, {0, sizes.batch, sizes.vertices});
-    Tensor rate_parts = scan.new_parts(A, 0), bias_parts = rate_parts;
+    Tensor B_parts = torch::stable::new_empty(A, {0, sizes.batch, sizes.vertices});
+    Tensor A_parts = scan.new_parts(A, 0), bias_parts = A_parts;
     if (!scan.empty()) {
         dispatch_floating(x, [&](auto zero) {
-            using T = decltype(zero);
-            using Accumulated = acc_type<T>;
-            const auto signal = arguments.signal<T>();
-            scan.backward<2>(signal, g.const_data_ptr<T>(), [&](int64_t slices, int64_t members) {
-                write_parts = torch::stable::new_empty(A, {slices, sizes.batch, sizes.vertices});
-                rate_parts = scan.new_parts(A, members);
-                bias_parts = scan.new_parts(A, members);
-                return SelectedGradients<T>{grad_x.mutable_data_ptr<T>(),
-                                            grad_delta.mutable_data_ptr<T>(),
-                                            write_parts.mutable_data_ptr<Accumulated>(),
-                                            rate_parts.mutable_data_ptr<Accumulated>(),
-                                            bias_parts.mutable_data_ptr<Accumulated>(),
-                                            sizes.batch * sizes.vertices,
-                                            {},
-                                            {}};
+            using scalar_t = decltype(zero);
+            using acc_t = acc_type<scalar_t>;
+            const auto inputs = arguments.inputs<scalar_t>();
+            scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), [&](int64_t tiles, int64_t blocks) {
+                B_parts = torch::stable::new_empty(A, {tiles, sizes.batch, sizes.vertices});
+                A_parts = scan.new_parts(A, blocks);
+                bias_parts = scan.new_parts(A, blocks);
+                return SelectiveScanGradients<scalar_t>{grad_x.mutable_data_ptr<scalar_t>(),
+                                                        grad_delta.mutable_data_ptr<scalar_t>(),
+                                                        B_parts.mutable_data_ptr<acc_t>(),
+                                                        A_parts.mutable_data_ptr<acc_t>(),
+                                                        bias_parts.mutable_data_ptr<acc_t>(),
+                                                        sizes.batch * sizes.vertices,
+                                                        {},
+                                                        {}};
             });
         });
     }
-    const int64_t dim = 0;
-    auto sum = [&](const Tensor& parts) { return torch::stable::sum(parts, {{&dim, 1}}); };
-    torch::stable::copy_(grad_B, sum(write_parts));
-    return {scan.unpacked(grad_x), scan.unpacked(grad_delta), scan.unpacked(sum(rate_parts)), grad_B,
-            scan.unpacked(sum(bias_parts))};
+    torch::stable::copy_(grad_B, sum_parts(B_parts));
+    return {scan.unpadded(grad_x), scan.unpadded(grad_delta), scan.unpadded(sum_parts(A_parts)), grad_B,
+            scan.unpadded(sum_parts(bias_parts))};
 }
 
 }  // namespace

@@ -9,55 +9,57 @@ namespace {
 
 // Signal and decay as they are given.
 template <class T>
-struct GivenSignal {
-    using Element = T;
-    using A = acc_type<T>;
-    using DecayInput = Pack<T>;
-    struct Input {
-        Pack<T> signal, decay;
+struct TreeScanInputs {
+    using scalar_t = T;
+    using acc_t = acc_type<T>;
+    using LoadedDecay = Vector<scalar_t>;
+    struct Loaded {
+        Vector<scalar_t> signal, decay;
     };
 
-    const T *signals, *decays;
+    const scalar_t *signals, *decays;
 
     __device__ void select(int64_t) {}
-    __device__ Input read(int32_t, int64_t at) const { return {as_pack(signals + at), as_pack(decays + at)}; }
-    __device__ Pack<T> read_decay(int64_t at) const { return as_pack(decays + at); }
-    __device__ Pack<A> signal(const Input& input) const { return cast<A>(input.signal); }
-    __device__ Pack<A> decay(const Pack<T>& input) const { return cast<A>(input); }
+    __device__ Loaded load(int32_t, int64_t at) const { return {as_vector(signals + at), as_vector(decays + at)}; }
+    __device__ LoadedDecay load_decay(int64_t at) const { return as_vector(decays + at); }
+    __device__ Vector<acc_t> signal(const Loaded& loaded) const { return cast<acc_t>(loaded.signal); }
+    __device__ Vector<acc_t> decay(const LoadedDecay& loaded) const { return cast<acc_t>(loaded); }
 };
 
-template <class T>
-struct GivenGradients {
-    static constexpr int SHARED_PACKS = 0;
-    using A = acc_type<T>;
-    struct Input {};
+template <class scalar_t>
+struct TreeScanGradients {
+    static constexpr int SHARED_VECTORS = 0;
+    using Inputs = TreeScanInputs<scalar_t>;
+    using acc_t = acc_type<scalar_t>;
+    struct Loaded {};
 
-    T *signal, *decay;
+    scalar_t *signal, *decay;
 
-    __device__ Input read(const GivenSignal<T>&, int32_t, int64_t) const { return {}; }
-    template <class Team>
-    __device__ void put(const Worker<Team, A>& worker, const GivenSignal<T>&, int32_t row, Input, const Pack<T>&,
-                        const Pack<A>&, const Pack<A>& grad_signal, const Pack<A>& grad_decay, bool live) const {
+    __device__ Loaded load(const Inputs&, int32_t, int64_t) const { return {}; }
+    template <class Group>
+    __device__ void store(const ChannelTile<Group, acc_t>& tile, const Inputs&, int32_t row, Loaded,
+                          const Vector<scalar_t>&, const Vector<acc_t>&, const Vector<acc_t>& grad_signal,
+                          const Vector<acc_t>& grad_decay, bool live) const {
         if (!live) return;
-        as_pack(signal + worker.at(row)) = cast<T>(grad_signal);
-        as_pack(decay + worker.at(row)) = cast<T>(grad_decay);
+        as_vector(signal + tile.at(row)) = cast<scalar_t>(grad_signal);
+        as_vector(decay + tile.at(row)) = cast<scalar_t>(grad_decay);
     }
-    template <class Team>
-    __device__ void end(const Worker<Team, A>&) const {}
+    template <class Group>
+    __device__ void end(const ChannelTile<Group, acc_t>&) const {}
 };
 
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
                  const std::string& direction) {
     ScanArguments arguments("tree_scan", input, decay, order, parent, direction);
     Scan scan(arguments, input, order, parent);
-    Tensor u = scan.packed(input), a = scan.packed(decay), output = scan.new_rows(u);
-    if (scan.empty()) return scan.unpacked(output);
+    Tensor u = scan.padded(input), a = scan.padded(decay), output = scan.new_rows(u);
+    if (scan.empty()) return scan.unpadded(output);
     dispatch_floating(u, [&](auto zero) {
-        using T = decltype(zero);
-        GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>()};
-        scan.forward(signal, arguments.both, output.mutable_data_ptr<T>());
+        using scalar_t = decltype(zero);
+        const TreeScanInputs<scalar_t> inputs{u.const_data_ptr<scalar_t>(), a.const_data_ptr<scalar_t>()};
+        scan.forward(inputs, arguments.both, output.mutable_data_ptr<scalar_t>());
     });
-    return scan.unpacked(output);
+    return scan.unpadded(output);
 }
 
 std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& input, const Tensor& decay,
@@ -65,20 +67,21 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     ScanArguments arguments("tree_scan_backward", input, decay, order, parent, direction);
     arguments.check_grad(grad, input);
     Scan scan(arguments, input, order, parent);
-    Tensor g = scan.packed(grad), u = scan.packed(input), a = scan.packed(decay);
+    Tensor g = scan.padded(grad), u = scan.padded(input), a = scan.padded(decay);
     Tensor grad_input = scan.new_rows(u), grad_decay = scan.new_rows(u);
-    if (scan.empty()) return {scan.unpacked(grad_input), scan.unpacked(grad_decay)};
+    if (scan.empty()) return {scan.unpadded(grad_input), scan.unpadded(grad_decay)};
     dispatch_floating(u, [&](auto zero) {
-        using T = decltype(zero);
-        GivenSignal<T> signal{u.const_data_ptr<T>(), a.const_data_ptr<T>()};
-        GivenGradients<T> gradients{grad_input.mutable_data_ptr<T>(), grad_decay.mutable_data_ptr<T>()};
+        using scalar_t = decltype(zero);
+        const TreeScanInputs<scalar_t> inputs{u.const_data_ptr<scalar_t>(), a.const_data_ptr<scalar_t>()};
+        const TreeScanGradients<scalar_t> gradients{grad_input.mutable_data_ptr<scalar_t>(),
+                                                    grad_decay.mutable_data_ptr<scalar_t>()};
         auto give = [&](int64_t, int64_t) { return gradients; };
         if (arguments.both)
-            scan.backward<2>(signal, g.const_data_ptr<T>(), give);
+            scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), give);
         else
-            scan.backward<1>(signal, g.const_data_ptr<T>(), give);
+            scan.backward<1>(inputs, g.const_data_ptr<scalar_t>(), give);
     });
-    return {scan.unpacked(grad_input), scan.unpacked(grad_decay)};
+    return {scan.unpadded(grad_input), scan.unpadded(grad_decay)};
 }
 
 }  // namespace

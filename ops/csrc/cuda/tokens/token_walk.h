@@ -1,5 +1,5 @@
-// In which order a scan over tokens takes them, from the leaves to the root: every subtree in one go, that of the
-// largest child before those of its siblings.
+// The order in which a scan over tokens takes them, from the leaves to the root: every subtree without interruption,
+// that of the heavy child before those of its siblings.
 //
 // So most tokens come right before their parent. The others leave what they send in a row that the children of one
 // parent share. While a row is in use the walk is in a subtree of at most half the parent's size, so as many rows as
@@ -13,16 +13,16 @@
 
 namespace grootv {
 
-struct alignas(8) Visit {
+struct alignas(8) TokenVisit {
     int32_t token;
-    int16_t row;        // of the parent
-    bool others_sent;   // the row holds what other children sent
-    bool parent_comes;  // the parent is next
+    int16_t row;         // of the parent
+    bool siblings_sent;  // the row holds what other children of the parent sent
+    bool parent_is_next;
 };
 
 // The walks of a batch of trees.
 struct TokenWalks {
-    const Visit* visits;   // (B, L)
+    const TokenVisit* visits;  // (B, L)
     const int32_t* valid;  // by item: whether order and parent are a tree in breadth-first order from the last token;
                            // otherwise its walk is the sequence
 

@@ -1,5 +1,5 @@
-// Four threads share a vertex: thread t sums the lanes 4 t ... 4 t + 3 of the vertex with itself and with its
-// neighbours below and beside, and of these with themselves, so that no other thread is needed for their norms.
+// Four threads share a vertex: thread t has the partial sums 4 t ... 4 t + 3 of the vertex with itself and with its
+// neighbours below and to the right, and of these with themselves, so that no other thread is needed for their norms.
 #include "edge_weight.h"
 
 #include <torch/csrc/stable/library.h>
@@ -11,11 +11,11 @@ namespace grootv {
 namespace {
 
 constexpr int TILE_HEIGHT = 4;  // a block's vertices: a tile, whose rows are read from the L1 cache again
-constexpr int TILE_WIDTH = ITEM_THREADS / SHARE / TILE_HEIGHT;
+constexpr int TILE_WIDTH = ELEMENT_THREADS / SUM_THREADS / TILE_HEIGHT;
 
 template <Metric metric>
-__device__ void add_term(Floats x, Floats y, Floats& sum) {
-    for (int i = 0; i < PART; ++i) {
+__device__ void add_term(FloatVector x, FloatVector y, FloatVector& sum) {
+    for (int i = 0; i < THREAD_SUMS; ++i) {
         const float difference = x.element[i] - y.element[i];
         if constexpr (metric == Metric::cosine)
             sum.element[i] += x.element[i] * y.element[i];
@@ -26,57 +26,57 @@ __device__ void add_term(Floats x, Floats y, Floats& sum) {
     }
 }
 
-template <Metric metric, bool ALIGNED, class T>
-__global__ void grid_edge_weight_kernel(const T* features, int32_t height, int32_t width, int64_t channels,
+template <Metric metric, bool ALIGNED, class scalar_t>
+__global__ void grid_edge_weight_kernel(const scalar_t* features, int32_t height, int32_t width, int64_t channels,
                                         float* weight) {
-    const int32_t tiles_beside = (width + TILE_WIDTH - 1) / TILE_WIDTH;
-    const int32_t tiles_below = (height + TILE_HEIGHT - 1) / TILE_HEIGHT;
-    const int32_t tile = static_cast<int32_t>(blockIdx.x), tile_row = tile / tiles_beside;
-    const int64_t image = tile_row / tiles_below;
-    const int32_t place = static_cast<int32_t>(threadIdx.x) / SHARE, share = threadIdx.x % SHARE;
-    const int32_t row = tile_row % tiles_below * TILE_HEIGHT + place / TILE_WIDTH;
-    const int32_t column = tile % tiles_beside * TILE_WIDTH + place % TILE_WIDTH;
-    const bool has_below = row + 1 < height && column < width, has_beside = row < height && column + 1 < width;
+    const int32_t tile_columns = (width + TILE_WIDTH - 1) / TILE_WIDTH;
+    const int32_t tile_rows = (height + TILE_HEIGHT - 1) / TILE_HEIGHT;
+    const int32_t tile = static_cast<int32_t>(blockIdx.x), tile_row = tile / tile_columns;
+    const int64_t image = tile_row / tile_rows;
+    const int32_t place = static_cast<int32_t>(threadIdx.x) / SUM_THREADS, rank = threadIdx.x % SUM_THREADS;
+    const int32_t row = tile_row % tile_rows * TILE_HEIGHT + place / TILE_WIDTH;
+    const int32_t column = tile % tile_columns * TILE_WIDTH + place % TILE_WIDTH;
+    const bool has_below = row + 1 < height && column < width, has_right = row < height && column + 1 < width;
 
     // Threads outside the grid take part in the shuffles with the first vertex.
     const int64_t vertex = row < height && column < width ? int64_t{row} * width + column : 0;
-    const T* own = features + (image * height * width + vertex) * channels;
-    const T* below = has_below ? own + width * channels : own;
-    const T* beside = has_beside ? own + channels : own;
-    Floats down{}, right{}, own_square{}, below_square{}, beside_square{};
-    for (int64_t c = PART * share; c < channels; c += SIMD_WIDTH) {
-        Floats x = load<ALIGNED>(own, c, channels), y = load<ALIGNED>(below, c, channels);
-        Floats z = load<ALIGNED>(beside, c, channels);
-        add_term<metric>(x, y, down);
-        add_term<metric>(x, z, right);
+    const scalar_t* own = features + (image * height * width + vertex) * channels;
+    const scalar_t* below = has_below ? own + width * channels : own;
+    const scalar_t* right = has_right ? own + channels : own;
+    FloatVector down_sum{}, right_sum{}, own_square{}, below_square{}, right_square{};
+    for (int64_t c = THREAD_SUMS * rank; c < channels; c += SIMD_WIDTH) {
+        FloatVector x = load<ALIGNED>(own, c, channels), y = load<ALIGNED>(below, c, channels);
+        FloatVector z = load<ALIGNED>(right, c, channels);
+        add_term<metric>(x, y, down_sum);
+        add_term<metric>(x, z, right_sum);
         if constexpr (metric == Metric::cosine) {
             add_term<metric>(x, x, own_square);
             add_term<metric>(y, y, below_square);
-            add_term<metric>(z, z, beside_square);
+            add_term<metric>(z, z, right_square);
         }
     }
 
-    float down_weight = sum_lanes(down), right_weight = sum_lanes(right);
+    float down_weight = add_up(down_sum), right_weight = add_up(right_sum);
     if constexpr (metric == Metric::cosine) {
-        const float norm = norm_of(sum_lanes(own_square));
-        down_weight = cosine_weight(down_weight, norm, norm_of(sum_lanes(below_square)));
-        right_weight = cosine_weight(right_weight, norm, norm_of(sum_lanes(beside_square)));
+        const float norm = norm_of(add_up(own_square));
+        down_weight = cosine_weight(down_weight, norm, norm_of(add_up(below_square)));
+        right_weight = cosine_weight(right_weight, norm, norm_of(add_up(right_square)));
     }
     const int64_t vertical = int64_t{height - 1} * width;
     float* to = weight + image * (vertical + int64_t{height} * (width - 1));
-    if (share == 0 && has_below) to[vertex] = down_weight;
-    if (share == 1 && has_beside) to[vertical + vertex - row] = right_weight;
+    if (rank == 0 && has_below) to[vertex] = down_weight;
+    if (rank == 1 && has_right) to[vertical + vertex - row] = right_weight;
 }
 
-template <Metric metric, class T>
+template <Metric metric, class scalar_t>
 void launch_kernel(const Device& device, const Tensor& features, const FeatureMap& map, float* weight) {
-    const T* from = features.const_data_ptr<T>();
-    const bool aligned = in_parts(from, map.channels);
+    const scalar_t* from = features.const_data_ptr<scalar_t>();
+    const bool aligned = is_aligned(from, map.channels);
     const int64_t tiles =
         map.batch * ((map.height + TILE_HEIGHT - 1) / TILE_HEIGHT) * ((map.width + TILE_WIDTH - 1) / TILE_WIDTH);
-    auto* kernel = aligned ? grid_edge_weight_kernel<metric, true, T> : grid_edge_weight_kernel<metric, false, T>;
-    device.launch(kernel, dim3(static_cast<unsigned>(tiles)), ITEM_THREADS, 0, from, map.height, map.width,
-                  map.channels, weight);
+    auto* kernel =
+        aligned ? grid_edge_weight_kernel<metric, true, scalar_t> : grid_edge_weight_kernel<metric, false, scalar_t>;
+    device.launch(kernel, tiles, ELEMENT_THREADS, 0, from, map.height, map.width, map.channels, weight);
 }
 
 Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) {
@@ -84,9 +84,9 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
     FeatureMap map(function, features, metric_name);
     check_batch(function, map.batch, map.vertices);
     Device device(function, features);
-    Tensor vectors = as_contiguous(features);
-    Tensor weight = torch::stable::new_empty(vectors, {map.batch, map.edges}, ScalarType::Float);
-    grid_edge_weight_cuda(device, vectors, map, weight.mutable_data_ptr<float>());
+    Tensor contiguous = as_contiguous(features);
+    Tensor weight = torch::stable::new_empty(contiguous, {map.batch, map.edges}, ScalarType::Float);
+    grid_edge_weight_cuda(device, contiguous, map, weight.mutable_data_ptr<float>());
     return weight;
 }
 
@@ -95,11 +95,11 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
 void grid_edge_weight_cuda(const Device& device, const Tensor& features, const FeatureMap& map, float* weight) {
     if (map.batch * map.edges == 0) return;
     dispatch_floating(features, [&](auto zero) {
-        using T = decltype(zero);
+        using scalar_t = decltype(zero);
         switch (map.metric) {
-            case Metric::cosine: return launch_kernel<Metric::cosine, T>(device, features, map, weight);
-            case Metric::euclidean: return launch_kernel<Metric::euclidean, T>(device, features, map, weight);
-            case Metric::manhattan: return launch_kernel<Metric::manhattan, T>(device, features, map, weight);
+            case Metric::cosine: return launch_kernel<Metric::cosine, scalar_t>(device, features, map, weight);
+            case Metric::euclidean: return launch_kernel<Metric::euclidean, scalar_t>(device, features, map, weight);
+            case Metric::manhattan: return launch_kernel<Metric::manhattan, scalar_t>(device, features, map, weight);
         }
     });
 }

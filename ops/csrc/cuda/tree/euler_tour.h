@@ -1,4 +1,4 @@
-// The breadth-first order in a number of steps that grows with the logarithm of the tree: its Euler tour, ranked.
+// The breadth-first order in O(log V) synchronised phases: the Euler tour of the tree, ranked by pointer jumping.
 #pragma once
 
 #include "cuda/common/list_ranking.h"
@@ -25,7 +25,7 @@ struct GridArcs {
     }
     __device__ bool exists(int64_t arc) const { return sides(static_cast<int32_t>(arc / 4)) >> arc % 4 & 1; }
     __device__ int32_t source(int64_t arc) const { return static_cast<int32_t>(arc / 4); }
-    __device__ int32_t target(int64_t arc) const { return source(arc) + side_step(arc % 4, width); }
+    __device__ int32_t target(int64_t arc) const { return source(arc) + neighbour_offset(arc % 4, width); }
     __device__ int64_t twin(int64_t arc) const { return 4 * int64_t{target(arc)} + 3 - arc % 4; }
     __device__ int64_t first_from(int32_t v) const { return after(v, -1); }
     __device__ int64_t successor(int64_t arc) const { return after(target(arc), 3 - static_cast<int>(arc % 4)); }
@@ -74,8 +74,8 @@ struct SortedArcs {
 struct Tour {
     Link *links, *spare;
     int32_t* parent_arc;  // by vertex: the arc to its parent
-    int64_t* step;        // by place in the tour, 2 (V - 1) of each item: see Sums
-    int64_t* sum;         // of all steps before, over the whole batch
+    int64_t* increment;   // by place in the tour, 2 (V - 1) of each item: see sums
+    int64_t* sum;         // of all increments before, over the whole batch
     uint64_t* depth_key;  // by preorder: item and depth
     int32_t* preorder;    // vertices
 };
@@ -110,18 +110,18 @@ struct Ranking {
 };
 
 template <class Arcs>
-__global__ void __launch_bounds__(TEAM_THREADS, 1)
+__global__ void __launch_bounds__(GROUP_THREADS, 1)
     euler_tour_kernel(Arcs arcs, int32_t root, Tour tour, Link** ranked, TreePointers trees, int32_t* status) {
     const int64_t slots = arcs.slots(), length = 2 * (int64_t{arcs.vertices()} - 1), count = slots * arcs.items;
-    for_each<GridTeam>(length * arcs.items, [=](int64_t i) { tour.step[i] = 0; });
-    for_each<GridTeam>(int64_t{arcs.vertices()} * arcs.items, [=](int64_t v) {
-        // What a graph that is no tree leaves as it is.
+    for_each<GridGroup>(length * arcs.items, [=](int64_t i) { tour.increment[i] = 0; });
+    for_each<GridGroup>(int64_t{arcs.vertices()} * arcs.items, [=](int64_t v) {
+        // The values that remain where the edges are not a tree.
         tour.parent_arc[v] = 0;
         tour.preorder[v] = trees.parent[v] = -1;
         tour.depth_key[v] = v / arcs.vertices() * arcs.vertices();
         if (arcs.isolated(static_cast<int32_t>(v))) report(status, v / arcs.vertices());
     });
-    for_each<GridTeam>(count, [=](int64_t i) {
+    for_each<GridGroup>(count, [=](int64_t i) {
         Link link{static_cast<int32_t>(i), 0};
         if (arcs.exists(i)) {
             const int32_t item = arcs.source(i) / arcs.vertices();
@@ -130,21 +130,21 @@ __global__ void __launch_bounds__(TEAM_THREADS, 1)
         }
         tour.links[i] = link;
     });
-    GridTeam::sync();
-    Link* links = rank_lists<GridTeam>(tour.links, tour.spare, 0, count, length);
-    if (GridTeam::rank() == 0) *ranked = links;
+    GridGroup::sync();
+    Link* links = rank_lists<GridGroup>(tour.links, tour.spare, 0, count, length);
+    if (GridGroup::rank() == 0) *ranked = links;
     const Ranking<Arcs> ranking{arcs, links, tour.parent_arc, root};
-    for_each<GridTeam>(count, [=](int64_t i) {
+    for_each<GridGroup>(count, [=](int64_t i) {
         if (arcs.exists(i) && ranking.goes_down(i))
             tour.parent_arc[arcs.target(i)] = static_cast<int32_t>(arcs.twin(i));
     });
-    GridTeam::sync();
-    for_each<GridTeam>(count, [=](int64_t i) {
+    GridGroup::sync();
+    for_each<GridGroup>(count, [=](int64_t i) {
         if (!arcs.exists(i)) return;
         const int64_t place = ranking.place(i);
         const bool ends = links[links[i].next].next == links[i].next;
         if (!ends || place < 0 || place >= length) return report(status, ranking.item(i));
-        tour.step[ranking.item(i) * length + place] =
+        tour.increment[ranking.item(i) * length + place] =
             ranking.goes_down(i) ? sums(1 + ranking.move(i), 1) : sums(-ranking.move(arcs.twin(i)), 0);
     });
 }
@@ -154,19 +154,19 @@ __global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const*
     const int32_t vertices = arcs.vertices();
     const Ranking<Arcs> ranking{arcs, *ranked, tour.parent_arc, root};
     const int64_t length = ranking.length();
-    for_each<GridTeam>(int64_t{arcs.items} * vertices, [=](int64_t i) {
+    for_each<GridGroup>(int64_t{arcs.items} * vertices, [=](int64_t i) {
         const int64_t item = i / vertices, v = i - item * vertices;
         if (v != root) return;
         trees.parent[i] = root;
         tour.preorder[item * vertices] = root;
         tour.depth_key[item * vertices] = item * vertices;
     });
-    for_each<GridTeam>(arcs.slots() * arcs.items, [=](int64_t i) {
+    for_each<GridGroup>(arcs.slots() * arcs.items, [=](int64_t i) {
         if (!arcs.exists(i) || !ranking.goes_down(i)) return;
         const int64_t item = ranking.item(i), place = ranking.place(i);
         if (place < 0 || place >= length) return;
         const int64_t sum =
-            tour.sum[item * length + place] + tour.step[item * length + place] - tour.sum[item * length];
+            tour.sum[item * length + place] + tour.increment[item * length + place] - tour.sum[item * length];
         // Of the place + 1 arcs up to this one, `down` go down; each of the others takes one of them back.
         const int64_t index = sum >> 32, down = sum & 0xFFFFFFFF, depth = 2 * down - place - 1;
         if (index < 1 || index >= vertices || depth < 1 || depth >= vertices) return;
@@ -177,7 +177,7 @@ __global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const*
 }
 
 static __global__ void order_kernel(SortedPairs sorted, int64_t count, TreePointers trees) {
-    for_each<GridTeam>(count, [=](int64_t i) { trees.order[i] = sorted.values[i]; });
+    for_each<GridGroup>(count, [=](int64_t i) { trees.order[i] = sorted.values[i]; });
 }
 
 inline int bits_of(int64_t largest) {
@@ -198,12 +198,12 @@ void order_by_tour(const Device& device, Workspace& workspace, Arcs arcs, int64_
               workspace.take<uint64_t>(items * vertices),
               workspace.take<int32_t>(items * vertices)};
     auto** ranked = workspace.take<Link*>(1);
-    launch_grid_team(device, euler_tour_kernel<Arcs>, count, arcs, root, tour, ranked, trees, status);
-    exclusive_sum(device, workspace, tour.step, tour.sum, length);
-    device.launch(preorder_kernel<Arcs>, blocks_for(count), ITEM_THREADS, 0, arcs, root, tour, ranked, trees);
+    launch_grid_group(device, euler_tour_kernel<Arcs>, count, arcs, root, tour, ranked, trees, status);
+    exclusive_sum(device, workspace, tour.increment, tour.sum, length);
+    device.launch(preorder_kernel<Arcs>, blocks_for(count), ELEMENT_THREADS, 0, arcs, root, tour, ranked, trees);
     SortedPairs sorted =
         sort_pairs(device, workspace, tour.depth_key, tour.preorder, items * vertices, bits_of(items * vertices - 1));
-    device.launch(order_kernel, blocks_for(items * vertices), ITEM_THREADS, 0, sorted, items * vertices, trees);
+    device.launch(order_kernel, blocks_for(items * vertices), ELEMENT_THREADS, 0, sorted, items * vertices, trees);
 }
 
 }  // namespace grootv

@@ -1,7 +1,7 @@
 // Boruvka's algorithm: every component joins the neighbour at the other end of its lightest edge, until no component
 // has a neighbour. The total order on the edges excludes cycles other than two components that choose the same edge.
 //
-// One block works on each graph if it is small or there are many, else the whole grid of threads on all of them.
+// A block is the thread group of one graph if it is small or there are many, else the whole grid is that of all.
 #include "spanning_tree.h"
 
 #include <array>
@@ -44,17 +44,17 @@ struct Grids {
             weight + graph * (vertical + size - height), down + graph * size, right + graph * size, 1, height, width};
     }
 
-    template <class Team>
+    template <class Group>
     __device__ void clear() const {
-        for_each<Team>(vertices(), [this](int64_t v) { down[v] = right[v] = 0; });
+        for_each<Group>(vertices(), [this](int64_t v) { down[v] = right[v] = 0; });
     }
 
     // Every vertex proposes the lightest of its edges that leave its component.
-    template <class Team>
+    template <class Group>
     __device__ void propose(const int32_t* component, Candidate* lightest) const {
         const int32_t size = height * width;
         const int64_t vertical = size - width, edges = vertical + size - height;
-        for_each<Team>(vertices(), [=, this](int64_t i) {
+        for_each<Group>(vertices(), [=, this](int64_t i) {
             const int32_t v = static_cast<int32_t>(i), graph = v / size, place = v - graph * size;
             const int32_t row = place / width, column = place - row * width, own = component[v];
             const float *down_weight = weight + graph * edges, *right_weight = down_weight + vertical;
@@ -86,7 +86,7 @@ struct EdgeLists {
     const int32_t* pairs;
     int64_t pair_stride;
     uint8_t* chosen;
-    int32_t* status;  // see Status
+    int32_t* status;  // see GraphStatus
     int32_t graphs, size;
     int64_t count;
 
@@ -96,14 +96,14 @@ struct EdgeLists {
         return {weight + graph * count, pairs + graph * pair_stride, 0, chosen + graph * count, status, 1, size, count};
     }
 
-    template <class Team>
+    template <class Group>
     __device__ void clear() const {
-        for_each<Team>(graphs * count, [this](int64_t i) { chosen[i] = 0; });
+        for_each<Group>(graphs * count, [this](int64_t i) { chosen[i] = 0; });
     }
 
-    template <class Team>
+    template <class Group>
     __device__ void propose(const int32_t* component, Candidate* lightest) const {
-        for_each<Team>(graphs * count, [=, this](int64_t i) {
+        for_each<Group>(graphs * count, [=, this](int64_t i) {
             const int32_t graph = static_cast<int32_t>(i / count), edge = static_cast<int32_t>(i - graph * count);
             const int32_t* pair = pairs + graph * pair_stride + 2 * int64_t{edge};
             for (int side = 0; side < 2; ++side) {
@@ -148,33 +148,33 @@ struct Forest {
     int32_t *component, *next, *spare, *flags;
 };
 
-// Where following the pointers from c leads in a few steps. True if it is a root.
+// Follows the pointers from c a few times. True if that ends at a root.
 __device__ bool follow(const int32_t* next, int32_t c, int32_t* to) {
-    constexpr int STEPS = 8;
+    constexpr int JUMPS = 8;
     int32_t found = next[c];
-    for (int step = 0; step < STEPS; ++step) found = next[found];
+    for (int jump = 0; jump < JUMPS; ++jump) found = next[found];
     *to = found;
     return next[found] == found;
 }
 
-template <class Team, class Graph>
+template <class Group, class Graph>
 __device__ void boruvka(Graph graph, Forest forest) {
     const int32_t vertices = graph.vertices();
     int32_t* component = forest.component;
     Candidate* lightest = forest.lightest;
     Flags flags(forest.flags);
-    flags.clear<Team>();
-    graph.template clear<Team>();
-    for_each<Team>(vertices, [=](int64_t v) {
+    flags.clear<Group>();
+    graph.template clear<Group>();
+    for_each<Group>(vertices, [=](int64_t v) {
         component[v] = static_cast<int32_t>(v);
         lightest[v] = NO_CANDIDATE;
     });
-    Team::sync();
+    Group::sync();
     for (;;) {
-        graph.template propose<Team>(component, lightest);
-        Team::sync();
+        graph.template propose<Group>(component, lightest);
+        Group::sync();
         int32_t *next = forest.next, *spare = forest.spare;
-        for_each<Team>(vertices, [=](int64_t i) {
+        for_each<Group>(vertices, [=](int64_t i) {
             const int32_t c = static_cast<int32_t>(i);
             if (component[c] != c) return;
             next[c] = c;
@@ -188,36 +188,36 @@ __device__ void boruvka(Graph graph, Forest forest) {
             graph.choose(edge, c);
             flags.raise();
         });
-        Team::sync();
+        Group::sync();
         if (!flags.take()) return;
         do {
-            for_each<Team>(vertices, [=](int64_t i) {
+            for_each<Group>(vertices, [=](int64_t i) {
                 const int32_t c = static_cast<int32_t>(i);
                 if (component[c] == c && !follow(next, c, spare + c)) flags.raise();
             });
-            Team::sync();
+            Group::sync();
             int32_t* swapped = next;
             next = spare;
             spare = swapped;
         } while (flags.take());
-        for_each<Team>(vertices, [=](int64_t v) {
+        for_each<Group>(vertices, [=](int64_t v) {
             component[v] = next[component[v]];
             lightest[v] = NO_CANDIDATE;
         });
-        Team::sync();
+        Group::sync();
     }
 }
 
 template <class Graph>
-__global__ void __launch_bounds__(TEAM_THREADS, 1)
+__global__ void __launch_bounds__(GROUP_THREADS, 1)
     spanning_tree_block_kernel(Graph graphs, std::byte* memory, int64_t bytes) {
     Graph graph = graphs.select(blockIdx.x);
-    boruvka<BlockTeam>(graph, Forest(memory ? memory + blockIdx.x * bytes : shared_memory(), graph.vertices()));
+    boruvka<BlockGroup>(graph, Forest(memory ? memory + blockIdx.x * bytes : shared_memory(), graph.vertices()));
 }
 
 template <class Graph>
-__global__ void __launch_bounds__(TEAM_THREADS, 1) spanning_tree_grid_kernel(Graph graphs, std::byte* memory) {
-    boruvka<GridTeam>(graphs, Forest(memory, graphs.vertices()));
+__global__ void __launch_bounds__(GROUP_THREADS, 1) spanning_tree_grid_kernel(Graph graphs, std::byte* memory) {
+    boruvka<GridGroup>(graphs, Forest(memory, graphs.vertices()));
 }
 
 template <class Graph>
@@ -226,11 +226,11 @@ void launch_boruvka(const Device& device, Workspace& workspace, Graph graphs, in
     if (one_block_each(device, graphs.graphs, vertices_of_one)) {
         const bool fits = bytes <= device.shared_bytes();
         auto* memory = fits ? nullptr : workspace.take<std::byte>(bytes * graphs.graphs);
-        device.launch(spanning_tree_block_kernel<Graph>, dim3(graphs.graphs), TEAM_THREADS, fits ? bytes : 0, graphs,
+        device.launch(spanning_tree_block_kernel<Graph>, dim3(graphs.graphs), GROUP_THREADS, fits ? bytes : 0, graphs,
                       memory, bytes);
     } else {
-        launch_grid_team(device, spanning_tree_grid_kernel<Graph>, vertices, graphs,
-                         workspace.take<std::byte>(Forest::bytes(vertices)));
+        launch_grid_group(device, spanning_tree_grid_kernel<Graph>, vertices, graphs,
+                          workspace.take<std::byte>(Forest::bytes(vertices)));
     }
 }
 
@@ -238,38 +238,39 @@ void launch_boruvka(const Device& device, Workspace& workspace, Graph graphs, in
 __global__ void edge_flags_kernel(const uint8_t* down, const uint8_t* right, int32_t height, int32_t width,
                                   int64_t count, uint8_t* chosen) {
     const int64_t size = int64_t{height} * width, vertical = size - width, edges = vertical + size - height;
-    for_each<GridTeam>(count, [=](int64_t i) {
-        const int64_t graph = i / edges, edge = i - graph * edges, beside = edge - vertical;
-        chosen[i] = beside < 0 ? down[graph * size + edge] : right[graph * size + beside + beside / (width - 1)];
+    for_each<GridGroup>(count, [=](int64_t i) {
+        const int64_t graph = i / edges, edge = i - graph * edges, horizontal = edge - vertical;
+        chosen[i] =
+            horizontal < 0 ? down[graph * size + edge] : right[graph * size + horizontal + horizontal / (width - 1)];
     });
 }
 
 __global__ void tree_edges_kernel(const uint8_t* chosen, const int32_t* position, int64_t count, int64_t edges,
                                   int64_t vertices, int32_t* tree) {
-    for_each<GridTeam>(count, [=](int64_t i) {
+    for_each<GridGroup>(count, [=](int64_t i) {
         const int64_t graph = i / edges, first = graph * edges;
         if (chosen[i]) tree[graph * (vertices - 1) + position[i] - position[first]] = static_cast<int32_t>(i - first);
     });
 }
 
-// The indices of the chosen edges of each graph. `tree` is left as it is where edges are missing.
+// The indices of the chosen edges of each graph. `tree` is not written where edges are missing.
 void write_tree_edges(const Device& device, Workspace& workspace, const uint8_t* chosen, int64_t count, int64_t edges,
                       int64_t vertices, int32_t* tree) {
     auto* position = workspace.take<int32_t>(count);
     exclusive_sum(device, workspace, chosen, position, count);
-    device.launch(tree_edges_kernel, blocks_for(count), ITEM_THREADS, 0, chosen, position, count, edges, vertices,
+    device.launch(tree_edges_kernel, blocks_for(count), ELEMENT_THREADS, 0, chosen, position, count, edges, vertices,
                   tree);
 }
 
-// What is wrong with an edge list: a vertex that is none (flag, vertex), a graph in several parts (flag, graph).
-using Status = std::array<int32_t, 4>;
+// What is wrong with an edge list: an invalid vertex (flag, vertex), a graph in several parts (flag, graph).
+using GraphStatus = std::array<int32_t, 4>;
 
 __global__ void check_connected_kernel(const uint8_t* chosen, int64_t count, int32_t vertices, int32_t* status) {
     const uint8_t* mine = chosen + blockIdx.x * count;
     auto* sum = reinterpret_cast<int32_t*>(shared_memory());
     if (threadIdx.x == 0) *sum = 0;
     __syncthreads();
-    for_each<BlockTeam>(count, [=](int64_t e) {
+    for_each<BlockGroup>(count, [=](int64_t e) {
         if (mine[e]) atomicAdd(sum, 1);
     });
     __syncthreads();
@@ -292,7 +293,7 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     auto *down = workspace.take<uint8_t>(vertices), *right = workspace.take<uint8_t>(vertices);
     grid_spanning_tree_cuda(device, workspace, weight.const_data_ptr<float>(), grid.batch, height, width, down, right);
     auto* chosen = workspace.take<uint8_t>(edges);
-    device.launch(edge_flags_kernel, blocks_for(edges), ITEM_THREADS, 0, down, right, height, width, edges, chosen);
+    device.launch(edge_flags_kernel, blocks_for(edges), ELEMENT_THREADS, 0, down, right, height, width, edges, chosen);
     write_tree_edges(device, workspace, chosen, edges, grid.edges, grid.vertices, tree.mutable_data_ptr<int32_t>());
     return tree;
 }
@@ -310,7 +311,7 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     torch::stable::fill_(tree, -1);
     Workspace workspace(weight);
     auto* chosen = workspace.take<uint8_t>(count);
-    Tensor status = torch::stable::new_zeros(weight, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
+    Tensor status = torch::stable::new_zeros(weight, {static_cast<int64_t>(GraphStatus{}.size())}, ScalarType::Int);
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
     EdgeLists graphs{weight.const_data_ptr<float>(),
                      pairs.const_data_ptr<int32_t>(),
@@ -321,10 +322,10 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
                      static_cast<int32_t>(num_vertices),
                      sizes.count};
     launch_boruvka(device, workspace, graphs, num_vertices);
-    device.launch(check_connected_kernel, dim3(graphs.graphs), TEAM_THREADS, sizeof(int32_t), chosen, sizes.count,
+    device.launch(check_connected_kernel, dim3(graphs.graphs), GROUP_THREADS, sizeof(int32_t), chosen, sizes.count,
                   graphs.size, status_ptr);
     write_tree_edges(device, workspace, chosen, count, sizes.count, num_vertices, tree.mutable_data_ptr<int32_t>());
-    Status found{};
+    GraphStatus found{};
     if (wait && device.read(status_ptr, found.size(), found.data())) {
         GraphWeights::check_vertex(function, found[0] == 0, num_vertices, found[1]);
         GraphWeights::check_connected(function, found[2] == 0, found[3]);

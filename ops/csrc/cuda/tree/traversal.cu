@@ -1,9 +1,8 @@
 // The breadth-first order, in one of two ways.
 //
-// Small grids are walked level by level, each by one warp. Larger grids and other graphs take a number of steps that
-// grows with the logarithm of their size: the Euler tour of the tree runs along every edge down and up again; its
-// ranking tells parents, depths and the preorder, and a stable sort of the preorder by depth is the breadth-first
-// order.
+// One warp walks a small grid level by level. Larger grids and other graphs take O(log V) synchronised phases: the
+// Euler tour of the tree runs along every edge down and up again; its ranking gives parents, depths and the preorder,
+// and a stable sort of the preorder by depth is the breadth-first order.
 #include "traversal.h"
 
 #include <torch/csrc/stable/library.h>
@@ -35,7 +34,7 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
     const int32_t vertices = height * width, thread = static_cast<int32_t>(threadIdx.x);
     const int64_t first = int64_t{blockIdx.x} * vertices;
     WalkMemory memory(shared_memory(), vertices);
-    for_each<BlockTeam>(vertices, [=](int64_t v) {
+    for_each<BlockGroup>(vertices, [=](int64_t v) {
         const int32_t row = static_cast<int32_t>(v) / width, column = static_cast<int32_t>(v) - row * width;
         memory.sides[v] = static_cast<uint8_t>(
             joined_sides(down + first, right + first, static_cast<int32_t>(v), row, column, width));
@@ -57,7 +56,7 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
                     v = memory.queue[place];
                     for (int side = 0; side < 4; ++side) {
                         const bool child = (memory.sides[v] >> side & 1) &&
-                                           (place == 0 || v + side_step(side, width) != memory.parent[place]);
+                                           (place == 0 || v + neighbour_offset(side, width) != memory.parent[place]);
                         children |= (child ? 1u : 0u) << side;
                     }
                 }
@@ -66,7 +65,7 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
                 for (int side = 0; side < 4; ++side) {
                     if (!(children >> side & 1)) continue;
                     if (to < vertices) {
-                        memory.queue[to] = static_cast<int16_t>(v + side_step(side, width));
+                        memory.queue[to] = static_cast<int16_t>(v + neighbour_offset(side, width));
                         memory.parent[to] = static_cast<int16_t>(v);
                     }
                     ++to;
@@ -83,7 +82,7 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
 
     const bool fine = *found == vertices;
     if (!fine && thread == 0) report(status, blockIdx.x);
-    for_each<BlockTeam>(vertices, [=](int64_t p) {
+    for_each<BlockGroup>(vertices, [=](int64_t p) {
         trees.order[first + p] = fine ? memory.queue[p] : -1;
         if (fine)
             trees.parent[first + memory.queue[p]] = memory.parent[p];
@@ -98,8 +97,8 @@ void grid_breadth_first_order_cuda(const Device& device, Workspace& workspace, c
     const int64_t vertices = height * width;
     if (vertices <= BLOCK_VERTICES) {
         const int64_t bytes = WalkMemory::bytes(vertices) / 4 * 4 + 4 + sizeof(int32_t);
-        device.launch(level_walk_kernel, dim3(static_cast<unsigned>(batch)), ITEM_THREADS, bytes, down, right, height,
-                      width, root, trees, status);
+        device.launch(level_walk_kernel, batch, ELEMENT_THREADS, bytes, down, right, height, width, root, trees,
+                      status);
         return;
     }
     GridArcs arcs{down, right, static_cast<int32_t>(batch), static_cast<int32_t>(height), static_cast<int32_t>(width)};
@@ -110,12 +109,12 @@ void grid_breadth_first_order_cuda(const Device& device, Workspace& workspace, c
 __global__ void grid_flags_kernel(const int32_t* tree_edges, int64_t items, int32_t height, int32_t width,
                                   uint8_t* down, uint8_t* right, int32_t* seen, int32_t* status) {
     const int64_t vertices = int64_t{height} * width, vertical = vertices - width;
-    for_each<GridTeam>(items * (vertices - 1), [=](int64_t i) {
-        const int64_t item = i / (vertices - 1), edge = tree_edges[i], beside = edge - vertical;
-        if (edge < 0 || beside >= vertices - height) return report(status, item);
+    for_each<GridGroup>(items * (vertices - 1), [=](int64_t i) {
+        const int64_t item = i / (vertices - 1), edge = tree_edges[i], horizontal = edge - vertical;
+        if (edge < 0 || horizontal >= vertices - height) return report(status, item);
         if (atomicExch(seen + item * (vertical + vertices - height) + edge, 1)) return report(status, item);
-        uint8_t* flag =
-            beside < 0 ? down + item * vertices + edge : right + item * vertices + beside + beside / (width - 1);
+        uint8_t* flag = horizontal < 0 ? down + item * vertices + edge
+                                       : right + item * vertices + horizontal + horizontal / (width - 1);
         *flag = 1;
     });
 }
@@ -123,7 +122,7 @@ __global__ void grid_flags_kernel(const int32_t* tree_edges, int64_t items, int3
 // Source and target of both arcs of every tree edge.
 __global__ void arc_ends_kernel(const int32_t* pairs, int64_t pair_stride, int64_t count, const int32_t* tree_edges,
                                 int64_t items, int32_t vertices, uint64_t* ends, int32_t* arc, int32_t* status) {
-    for_each<GridTeam>(items * (vertices - 1), [=](int64_t i) {
+    for_each<GridGroup>(items * (vertices - 1), [=](int64_t i) {
         const int64_t item = i / (vertices - 1), edge = tree_edges[i];
         const int32_t* pair = pairs + item * pair_stride + 2 * edge;
         const bool fine =
@@ -139,7 +138,7 @@ __global__ void arc_ends_kernel(const int32_t* pairs, int64_t pair_stride, int64
 }
 
 __global__ void arc_places_kernel(SortedPairs sorted, int64_t count, int32_t* place, int32_t* first) {
-    for_each<GridTeam>(count, [=](int64_t i) {
+    for_each<GridGroup>(count, [=](int64_t i) {
         place[sorted.values[i]] = static_cast<int32_t>(i);
         if (sorted.keys[i] == SortedArcs::NO_ARC) return;
         const uint64_t source = sorted.keys[i] >> 32;
@@ -162,7 +161,7 @@ std::tuple<Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t
     Tensor status = torch::stable::new_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
     auto *down = flags.mutable_data_ptr<uint8_t>(), *right = down + size;
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
-    device.launch(grid_flags_kernel, blocks_for(size), ITEM_THREADS, 0, chosen.const_data_ptr<int32_t>(), grid.batch,
+    device.launch(grid_flags_kernel, blocks_for(size), ELEMENT_THREADS, 0, chosen.const_data_ptr<int32_t>(), grid.batch,
                   height, width, down, right, seen.mutable_data_ptr<int32_t>(), status_ptr);
     grid_breadth_first_order_cuda(device, workspace, down, right, grid.batch, height, width, root, tree.first,
                                   status_ptr);
@@ -194,11 +193,11 @@ std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, c
     torch::stable::fill_(tree.order, -1);
     Tensor status = torch::stable::new_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
-    device.launch(arc_ends_kernel, blocks_for(count), ITEM_THREADS, 0, pairs.const_data_ptr<int32_t>(),
+    device.launch(arc_ends_kernel, blocks_for(count), ELEMENT_THREADS, 0, pairs.const_data_ptr<int32_t>(),
                   sizes.graphs == 1 ? 0 : 2 * sizes.count, sizes.count, chosen.const_data_ptr<int32_t>(), sizes.batch,
                   num_vertices, ends, arc, status_ptr);
     SortedPairs sorted = sort_pairs(device, workspace, ends, arc, count, 32 + bits_of(sizes.batch * num_vertices));
-    device.launch(arc_places_kernel, blocks_for(count), ITEM_THREADS, 0, sorted, count, place,
+    device.launch(arc_places_kernel, blocks_for(count), ELEMENT_THREADS, 0, sorted, count, place,
                   first.mutable_data_ptr<int32_t>());
     SortedArcs arcs{sorted.keys,
                     sorted.values,

@@ -1,4 +1,5 @@
-// What both ways to order a tree share: the sides on which a grid's vertices are joined, and reports of wrong trees.
+// What both ways to order a tree share: the sides on which the vertices of a grid are joined, and reports of invalid
+// trees.
 #pragma once
 
 #include <array>
@@ -24,7 +25,7 @@ __device__ inline unsigned joined_sides(const uint8_t* down, const uint8_t* righ
     return sides | (down[v] ? 1u : 0u) << 3;
 }
 
-__device__ inline int32_t side_step(int side, int32_t width) {
+__device__ inline int32_t neighbour_offset(int side, int32_t width) {
     const int32_t distance = side == 0 || side == 3 ? width : 1;
     return side < 2 ? -distance : distance;
 }

@@ -1,0 +1,199 @@
+// The kernels of a scan and of its gradient, made of the two passes.
+//
+// Inputs give the signal and the decay of the channels that select(channel) names: load(row, at) returns the Loaded
+// that signal takes, load_decay(at) the LoadedDecay, also part of Loaded, that decay takes; `at` counts elements.
+#pragma once
+
+#include <cmath>
+
+#include "cuda/scan/scan_passes.h"
+
+namespace grootv {
+
+// What the pass up sums: the signal and, as a second one, the gradient of the result.
+template <class Group, class Inputs, int SIGNALS>
+struct GivenSignals {
+    using acc_t = typename Inputs::acc_t;
+    using scalar_t = typename Inputs::scalar_t;
+    struct Loaded {
+        typename Inputs::Loaded inputs;
+        Vector<scalar_t> grad;
+    };
+    const ChannelTile<Group, acc_t>& tile;
+    const Inputs& inputs;
+    const scalar_t* grad;
+
+    __device__ Loaded load(int32_t row) const {
+        const int64_t at = tile.at(row);
+        Loaded loaded{inputs.load(row, at), {}};
+        if constexpr (SIGNALS == 2) loaded.grad = as_vector(grad + at);
+        return loaded;
+    }
+    __device__ Vector<acc_t> decay(const Loaded& loaded) const { return inputs.decay(loaded.inputs.decay); }
+    __device__ Vectors<acc_t, SIGNALS> values(const Loaded& loaded) const {
+        Vectors<acc_t, SIGNALS> values{{inputs.signal(loaded.inputs)}};
+        if constexpr (SIGNALS == 2) values.signal[1] = cast<acc_t>(loaded.grad);
+        return values;
+    }
+};
+
+// What a vertex adds to what comes from above. Its own sum already flowed into the parent's: that share is taken out
+// before the parent's total flows back.
+template <class acc_t>
+__device__ Vector<acc_t> without_own_share(const Vector<acc_t>& sum, const Vector<acc_t>& decay) {
+    return map<acc_t>([](auto sum, auto decay) { return std::fma(-decay, decay * sum, sum); }, sum, decay);
+}
+
+template <class Group, class Inputs, int SIGNALS>
+struct OwnSums {
+    using acc_t = typename Inputs::acc_t;
+    struct Loaded {
+        typename Inputs::LoadedDecay decay;
+        Vectors<acc_t, SIGNALS> sums;
+    };
+    const ChannelTile<Group, acc_t>& tile;
+    const Inputs& inputs;
+    const Totals<Group, acc_t, SIGNALS>& sums;
+
+    __device__ Loaded load(int32_t row, bool live) const {
+        Loaded loaded{inputs.load_decay(tile.at(row)), {}};
+        if (live) loaded.sums = sums.load(row, tile);
+        return loaded;
+    }
+    __device__ Vector<acc_t> decay(const Loaded& loaded) const { return inputs.decay(loaded.decay); }
+    __device__ Vectors<acc_t, SIGNALS> values(const Loaded& loaded, const Vector<acc_t>& decay) const {
+        Vectors<acc_t, SIGNALS> own;
+        for (int k = 0; k < SIGNALS; ++k) own.signal[k] = without_own_share(loaded.sums.signal[k], decay);
+        return own;
+    }
+};
+
+template <class Group, class Inputs>
+struct StoreOutput {
+    using acc_t = typename Inputs::acc_t;
+    using scalar_t = typename Inputs::scalar_t;
+    struct Loaded {};
+    const ChannelTile<Group, acc_t>& tile;
+    scalar_t* output;
+
+    __device__ Loaded load(int32_t) const { return {}; }
+    __device__ void store(int32_t row, const Vector<acc_t>& value, bool live) const {
+        if (live) as_vector(output + tile.at(row)) = cast<scalar_t>(value);
+    }
+    template <class Source>
+    __device__ void operator()(PathEntry entry, const Source&, Loaded, const Vector<acc_t>&, const Vectors<acc_t, 1>&,
+                               const Vectors<acc_t, 1>& x, bool live) const {
+        store(entry.vertex(), x.signal[0], live);
+    }
+};
+
+template <class Group, class Inputs>
+__global__ void __launch_bounds__(SCAN_THREADS, 1)
+    scan_kernel(TileLayout layout, Inputs inputs, HeavyLight decomposition, bool both,
+                Totals<Group, typename Inputs::acc_t, 1> totals, typename Inputs::scalar_t* to) {
+    using acc_t = typename Inputs::acc_t;
+    const ChannelTile<Group, acc_t> tile(layout);
+    const HeavyLight::Lists lists = decomposition.lists(tile.block);
+    StoreOutput<Group, Inputs> output{tile, to};
+    inputs.select(tile.channel);
+    auto store = [&](int32_t row, const Vectors<acc_t, 1>& sum, bool live) {
+        output.store(row, sum.signal[0], live && !both);
+    };
+    up_pass(lists, tile, GivenSignals<Group, Inputs, 1>{tile, inputs, nullptr}, totals, store);
+    if (both) down_pass(lists, tile, OwnSums<Group, Inputs, 1>{tile, inputs, totals}, totals, output);
+    for_each_invalid(decomposition, lists, tile,
+                     [&](int32_t row, bool live) { output.store(row, filled(acc_t(NAN)), live); });
+}
+
+// ---- its gradient. Gradients take those of signal and decay: load(inputs, row, at) returns a Loaded for store(tile,
+// inputs, row, loaded, loaded decay, decay, gradients of signal and decay, live); end(tile) comes last, with
+// SHARED_VECTORS vectors of shared memory for each thread.
+
+// For direction `up`, where a vertex receives its own subtree only: its gradient comes from above only.
+template <class Group, class Inputs>
+struct GradFromAbove {
+    using acc_t = typename Inputs::acc_t;
+    using scalar_t = typename Inputs::scalar_t;
+    struct Loaded {
+        typename Inputs::LoadedDecay decay;
+        Vector<scalar_t> grad;
+        Vectors<acc_t, 1> sums;
+    };
+    const ChannelTile<Group, acc_t>& tile;
+    const Inputs& inputs;
+    const scalar_t* grad;
+    const Totals<Group, acc_t, 1>& sums;
+
+    __device__ Loaded load(int32_t row, bool live) const {
+        const int64_t at = tile.at(row);
+        Loaded loaded{inputs.load_decay(at), as_vector(grad + at), {}};
+        if (live) loaded.sums = sums.load(row, tile);
+        return loaded;
+    }
+    __device__ Vector<acc_t> decay(const Loaded& loaded) const { return inputs.decay(loaded.decay); }
+    __device__ Vectors<acc_t, 1> values(const Loaded& loaded, const Vector<acc_t>&) const {
+        return {{cast<acc_t>(loaded.grad)}};
+    }
+};
+
+// The gradient of a decay: what goes up its edge times what comes down.
+template <class acc_t>
+__device__ Vector<acc_t> grad_of_decay(const Vectors<acc_t, 1>& sums, const Vector<acc_t>&,
+                                       const Vectors<acc_t, 1>& above) {
+    return sums.signal[0] * above.signal[0];
+}
+
+// For signal and gradient in turn, and of what comes down, without what went up before.
+template <class acc_t>
+__device__ Vector<acc_t> grad_of_decay(const Vectors<acc_t, 2>& sums, const Vector<acc_t>& decay,
+                                       const Vectors<acc_t, 2>& above) {
+    return map<acc_t>(
+        [](auto sum, auto grad_sum, auto decay, auto above, auto grad_above) {
+            return std::fma(grad_sum, std::fma(-decay, sum, above), sum * std::fma(-decay, grad_sum, grad_above));
+        },
+        sums.signal[0], sums.signal[1], decay, above.signal[0], above.signal[1]);
+}
+
+template <class Group, class Inputs, class Gradients>
+struct StoreGradients {
+    using acc_t = typename Inputs::acc_t;
+    using Loaded = typename Gradients::Loaded;
+    const ChannelTile<Group, acc_t>& tile;
+    const Inputs& inputs;
+    Gradients& gradients;
+
+    __device__ Loaded load(int32_t row) const { return gradients.load(inputs, row, tile.at(row)); }
+    template <class Source, int SIGNALS>
+    __device__ void operator()(PathEntry entry, const Source& source, const Loaded& loaded, const Vector<acc_t>& decay,
+                               const Vectors<acc_t, SIGNALS>& above, const Vectors<acc_t, SIGNALS>& x, bool live) {
+        const Vector<acc_t> grad_decay = entry.is_root() ? Vector<acc_t>{} : grad_of_decay(source.sums, decay, above);
+        gradients.store(tile, inputs, entry.vertex(), loaded, source.decay, decay, x.signal[SIGNALS - 1], grad_decay,
+                        live);
+    }
+};
+
+// For direction `both` with two signals, because the gradient of the signal is then the scan of the gradient: P(i, j)
+// is symmetric.
+template <class Group, int SIGNALS, class Inputs, class Gradients>
+__global__ void __launch_bounds__(SCAN_THREADS, 1)
+    scan_backward_kernel(TileLayout layout, Inputs inputs, const typename Inputs::scalar_t* grad,
+                         HeavyLight decomposition, Totals<Group, typename Inputs::acc_t, SIGNALS> totals,
+                         Gradients gradients) {
+    using acc_t = typename Inputs::acc_t;
+    const ChannelTile<Group, acc_t> tile(layout);
+    const HeavyLight::Lists lists = decomposition.lists(tile.block);
+    inputs.select(tile.channel);
+    StoreGradients<Group, Inputs, Gradients> store{tile, inputs, gradients};
+    up_pass(lists, tile, GivenSignals<Group, Inputs, SIGNALS>{tile, inputs, grad}, totals, [](auto...) {});
+    if constexpr (SIGNALS == 2)
+        down_pass(lists, tile, OwnSums<Group, Inputs, 2>{tile, inputs, totals}, totals, store);
+    else
+        down_pass(lists, tile, GradFromAbove<Group, Inputs>{tile, inputs, grad, totals}, totals, store);
+    for_each_invalid(decomposition, lists, tile, [&](int32_t row, bool live) {
+        const Vector<acc_t> nan = filled(acc_t(NAN));
+        gradients.store(tile, inputs, row, store.load(row), inputs.load_decay(tile.at(row)), nan, nan, nan, live);
+    });
+    gradients.end(tile);
+}
+
+}  // namespace grootv
