@@ -1,4 +1,4 @@
-"""The CUDA kernels as host code: see emulation.h."""
+"""The CUDA kernels as host code that runs without a GPU: see emulation.h."""
 
 import os
 from functools import cache
@@ -10,7 +10,12 @@ from .build import build, namespace
 
 @cache
 def load(kind: str = 'small'):
-    """The emulated operators; the variable GROOTV_SANITIZER makes the small ones an instrumented build."""
-    chosen = os.environ.get('GROOTV_SANITIZER', kind) if kind == 'small' else kind
+    """The emulated operators.
+
+    In place of the small ones the environment variable GROOTV_SANITIZER chooses an instrumented build, and
+    GROOTV_DEBUG=1 the one for a debugger.
+    """
+    variant = 'debug' if os.environ.get('GROOTV_DEBUG') == '1' else kind
+    chosen = os.environ.get('GROOTV_SANITIZER', variant) if kind == 'small' else kind
     torch.ops.load_library(build(chosen))
     return getattr(torch.ops, namespace(chosen))

@@ -1,6 +1,10 @@
-"""Build the CUDA operators as host code, ``torch.ops.grootv_emulated`` on CPU tensors.
+"""Build the CUDA operators as host code (see emulation.h), ``torch.ops.grootv_emulated`` on CPU tensors.
 
-'small' has small blocks, 'full_size', ``torch.ops.grootv_emulated_full_size``, those of an H200.
+Each kind has a folder of its own, build/emulation-KIND:
+    small: small blocks, so that small inputs run every variant of a kernel.
+    full_size: the blocks of an H200, as ``torch.ops.grootv_emulated_full_size``.
+    address, thread: small, instrumented by a sanitizer; see sanitize.py.
+    debug: small, for a debugger; the tests load it with GROOTV_DEBUG=1.
 """
 
 import argparse
@@ -20,6 +24,7 @@ FLAGS = {
     'full_size': ['-DGROOTV_FULL_SIZE'],
     'address': ['-fsanitize=address,undefined', '-fno-sanitize=vptr', '-fno-sanitize-recover=all'],
     'thread': ['-fsanitize=thread'],
+    'debug': ['-O0', '-g', '-DGROOTV_DEBUG'],
 }
 
 
@@ -77,12 +82,13 @@ def _compiler(source: Path, kind: str) -> list:
     flags += ['-DGROOTV_EMULATED', f'-Dgrootv={namespace(kind)}']
     flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000']
     flags += [f'-I{path}' for path in (CSRC, HERE)] + [f'-isystem{p}' for p in cpp_extension.include_paths()]
-    uninstrumented = source.stem == 'emulation' and kind in ('address', 'thread')
-    flags += [f'-DGROOTV_{kind.upper()}_SANITIZER'] if uninstrumented else FLAGS[kind]
+    # The scheduler jumps between stacks: sanitizers must not instrument it, and nobody wants to step through it.
+    scheduler = source.stem == 'emulation' and kind in ('address', 'thread', 'debug')
+    flags += [f'-DGROOTV_{kind.upper()}_SANITIZER'] if scheduler else FLAGS[kind]
     return ['g++', *flags, '-x', 'c++']
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('kind', nargs='?', default='small', choices=FLAGS)
     print(build(parser.parse_args().kind))
