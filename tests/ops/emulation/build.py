@@ -82,13 +82,13 @@ def _compiler(source: Path, kind: str) -> list:
     flags += ['-DGROOTV_EMULATED', f'-Dgrootv={namespace(kind)}']
     flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000']
     flags += [f'-I{path}' for path in (CSRC, HERE)] + [f'-isystem{p}' for p in cpp_extension.include_paths()]
-    # The scheduler jumps between stacks: sanitizers must not instrument it, and nobody wants to step through it.
+    # The scheduler jumps between stacks: sanitizers must not instrument it, debuggers need not step into it.
     scheduler = source.stem == 'emulation' and kind in ('address', 'thread', 'debug')
     flags += [f'-DGROOTV_{kind.upper()}_SANITIZER'] if scheduler else FLAGS[kind]
     return ['g++', *flags, '-x', 'c++']
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('kind', nargs='?', default='small', choices=FLAGS)
     print(build(parser.parse_args().kind))

@@ -144,8 +144,8 @@ void prepare(Fiber& fiber, size_t number) {
     fiber.state = State::ready;
 }
 
-// Lets the threads of [begin, end) continue if all of them wait at this barrier; those of a warp do not wait for threads
-// that have returned.
+// Lets the threads of [begin, end) continue if all of them wait at this barrier; those of a warp do not wait for
+// threads that have returned.
 bool pass(Fiber* begin, Fiber* end, Barrier barrier) {
     bool any = false;
     for (Fiber* fiber = begin; fiber < end; ++fiber) {

@@ -1,10 +1,10 @@
 // The part of CUDA that the kernels use, as host code, so that they run, and can be debugged, without a GPU.
 //
-// The sources in ops/csrc/cuda are compiled as they are; device.h includes this file in place of CUDA's headers, and the
-// operators take CPU tensors. Every CUDA thread is a fiber: a function call with a stack of its own that runs until it
-// waits at a barrier or in a shuffle, then the next one runs (emulation.cpp). A launch runs a few blocks at a time, or
-// all together if they may wait for each other. All of it is one thread of the host, so order and results are the same
-// in every run. A barrier that only some of its threads reach ends the launch with an error.
+// The sources in ops/csrc/cuda are compiled as they are; device.h includes this file in place of CUDA's headers, and
+// the operators take CPU tensors. Every CUDA thread is a fiber: a function call with a stack of its own that runs until
+// it waits at a barrier or in a shuffle, then the next one runs (emulation.cpp). A launch runs a few blocks at a time,
+// or all together if they may wait for each other. All of it is one thread of the host, so order and results are the
+// same in every run. A barrier that only some of its threads reach ends the launch with an error.
 #pragma once
 
 #include <bit>
@@ -180,8 +180,7 @@ public:
     int64_t shared_bytes() const { return emulation::shared_bytes(); }
 
     template <class... Parameters, class... Args>
-    void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
-                Args... args) const {
+    void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes, Args... args) const {
         emulation::run(function_, blocks, threads, shared_bytes, false, [=] { kernel(args...); });
     }
 
@@ -194,8 +193,7 @@ public:
     void launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
                             Args... args) const {
         check(blocks <= processors(), function_, ": ", blocks, " blocks that wait for each other cannot all run");
-        emulation::run(function_, static_cast<unsigned>(blocks), threads, shared_bytes, true,
-                       [=] { kernel(args...); });
+        emulation::run(function_, static_cast<unsigned>(blocks), threads, shared_bytes, true, [=] { kernel(args...); });
     }
 
     // The environment variables act as the capture of a CUDA graph, and as a caller who must not wait.
