@@ -21,7 +21,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, include_paths
 
 ROOT = Path(__file__).parent
-# ninja is installed beside the interpreter, which may be called without its folder in PATH.
+# ninja is installed next to the interpreter, which may be called without its folder in PATH.
 os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', os.defpath)])
 TORCH_TARGET_VERSION = '0x020a000000000000'  # the oldest torch whose stable ABI the library needs: 2.10
 
@@ -59,6 +59,7 @@ HOST_FLAGS = [
     '-Wall',
     '-Wextra',
     '-Wno-unused-parameter',  # torch's headers have some
+    '-Wno-psabi',  # SIMD vectors are passed to inlined functions only
     *(['-Werror'] if WERROR else []),
 ]
 NVCC_FLAGS = [
@@ -78,7 +79,7 @@ def extension(name: str, files: list[str], macros: tuple = (), libraries=(), **o
         define_macros=[('TORCH_TARGET_VERSION', TORCH_TARGET_VERSION), *macros],
         extra_compile_args={'cxx': HOST_FLAGS, 'nvcc': NVCC_FLAGS},
         py_limited_api=True,  # leaves libtorch_python out of the link
-        # First, for torch exports parts of a newer libstdc++ that it was built with.
+        # First, because torch exports parts of the newer libstdc++ that it was built with.
         libraries=['stdc++', *libraries],
         **options,
     )
@@ -105,8 +106,8 @@ def onnxruntime_library() -> Extension:
     return Extension(
         'grootv.ops._onnxruntime',
         sources('onnxruntime/*.cpp') + [path for path in sources('cpu/*.cpp') if '/token_' not in path],
-        # Of torch only what is header-only; the rest of its names are those of csrc/onnxruntime/torch.
-        include_dirs=[str(ROOT / 'ops/csrc/onnxruntime'), str(ROOT / 'ops/csrc'), *include_paths()],
+        include_dirs=[str(ROOT / 'ops/csrc'), *include_paths()],  # of torch, what is header-only
+        define_macros=[('GROOTV_ONNXRUNTIME', None)],
         extra_compile_args={'cxx': HOST_FLAGS},
         extra_link_args=[f'-Wl,--version-script={ROOT / "ops/csrc/onnxruntime/exports.map"}', '-Wl,-z,defs'],
     )
@@ -127,10 +128,10 @@ def libraries() -> list[Extension]:
         '_cuda',
         sources('cuda/**/*.cu'),
         macros=(('USE_CUDA', None),),  # declares the current stream of torch's C interface
-        # CUDA's runtime goes in, for torch may be built with another one, or with none here.
+        # CUDA's runtime is linked in, because torch may be built with another one, or with none here.
         library_dirs=[str(path) for path in (toolkit / 'lib64', toolkit / 'lib') if path.is_dir()],
         libraries=['cudart_static', 'rt', 'dl', 'pthread'],
-        # libtorch stands for libtorch_cuda, which a CPU build of torch does not have.
+        # libtorch in place of libtorch_cuda, which a CPU build of torch does not have.
         extra_link_args=['-Wl,--no-as-needed', '-ltorch', '-Wl,--as-needed', '-Wl,--exclude-libs,ALL'],
     )
     return [*built, cuda]

@@ -7,14 +7,9 @@
 #include <stdexcept>
 #include <string>
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
+#include "tensor.h"
 
 namespace grootv {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <class... Parts>
 void check(bool holds, const Parts&... message) {
@@ -80,6 +75,14 @@ inline void check_same_device(const char* function, const char* name, const Tens
     bool same = tensor.is_cpu() == first.is_cpu() && tensor.is_cuda() == first.is_cuda() &&
                 (tensor.is_cpu() || tensor.get_device_index() == first.get_device_index());
     check(same, function, ": all tensors must be on one device, but ", name, " is on another than the first");
+}
+
+// dtype, shape by a rule, and the device of the first tensor.
+inline void check_tensor(const char* function, const char* name, const char* rule, const Tensor& tensor,
+                         ScalarType dtype, std::initializer_list<int64_t> shape, const Tensor& first) {
+    check_dtype(function, name, tensor, dtype);
+    check_shape(function, name, rule, tensor, shape);
+    check_same_device(function, name, tensor, first);
 }
 
 // The tensor itself if it is contiguous already: a call through the dispatcher costs as much as a small tree.

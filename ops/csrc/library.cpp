@@ -1,6 +1,6 @@
 // Every operator's schema. Kernels register themselves in cpu/ and cuda/; fake kernels, autograd and
 // autocast are registered in Python, in the module of the same name.
-#include <torch/csrc/stable/library.h>
+#include "tensor.h"
 
 STABLE_TORCH_LIBRARY(grootv, m) {
     m.def("grid_edge_weight(Tensor features, str metric) -> Tensor");

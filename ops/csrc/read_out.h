@@ -32,8 +32,7 @@ struct ReadOutArguments : ScanSizes {
           eps(eps) {}
 
     Tensor check_grad(const Tensor& grad) const {
-        check_like("grad", grad, z);
-        check_same_device(function, "grad", grad, h);
+        check_per_element("grad", grad, z);
         return as_contiguous(grad);
     }
 
@@ -67,20 +66,17 @@ private:
     }
 
     Tensor per_element(const char* name, const Tensor& tensor) const {
-        check_like(name, tensor, h);
-        check_same_device(function, name, tensor, h);
+        check_per_element(name, tensor, h);
         return as_contiguous(tensor);
     }
 
     Tensor per_vertex(const char* name, const Tensor& tensor) const {
         check_per_vertex(name, tensor, h);
-        check_same_device(function, name, tensor, h);
         return as_contiguous(tensor);
     }
 
     Tensor per_channel(const char* name, const Tensor& tensor) const {
         check_per_channel(name, tensor, h);
-        check_same_device(function, name, tensor, h);
         return as_contiguous(tensor);
     }
 
@@ -89,8 +85,8 @@ private:
         check(acc_dtype_of(gate.scalar_type()) == h.scalar_type(), function, ": z must be ",
               h.scalar_type() == ScalarType::Double ? "float64" : "float32, float16 or bfloat16", ", got ",
               dtype_name(gate.scalar_type()));
-        check_shape(function, "z", "one value per vertex and channel", gate, {batch, vertices, channels});
-        check_same_device(function, "z", gate, h);
+        check_tensor(function, "z", "one value per vertex and channel", gate, gate.scalar_type(),
+                     {batch, vertices, channels}, h);
         return as_contiguous(gate);
     }
 };

@@ -21,20 +21,21 @@ struct TokenScanArguments {
         batch = x.size(0), length = x.size(1), channels = x.size(2), states = A.size(1);
         check(length >= 1, function, ": x must have at least one token, got shape ", format_shape(x.sizes()));
         check_num_vertices(function, length);
-        check_tensor("delta", "one value per token and channel", delta, dtype, {batch, length, channels}, x);
-        check_tensor("A", "one row per channel", A, acc_dtype, {channels, states}, x);
-        check_tensor("B", "one value per token and state", B, dtype, {batch, length, states}, x);
-        check_tensor("C", "one value per token and state", C, dtype, {batch, length, states}, x);
-        if (delta_bias) check_tensor("delta_bias", "one value per channel", *delta_bias, acc_dtype, {channels}, x);
+        check_tensor(function, "delta", "one value per token and channel", delta, dtype, {batch, length, channels}, x);
+        check_tensor(function, "A", "one row per channel", A, acc_dtype, {channels, states}, x);
+        check_tensor(function, "B", "one value per token and state", B, dtype, {batch, length, states}, x);
+        check_tensor(function, "C", "one value per token and state", C, dtype, {batch, length, states}, x);
+        if (delta_bias)
+            check_tensor(function, "delta_bias", "one value per channel", *delta_bias, acc_dtype, {channels}, x);
         const char* rule = "one entry per token of each sequence";
-        check_tensor("order", rule, order, ScalarType::Int, {batch, length}, x);
-        check_tensor("parent", rule, parent, ScalarType::Int, {batch, length}, x);
+        check_tensor(function, "order", rule, order, ScalarType::Int, {batch, length}, x);
+        check_tensor(function, "parent", rule, parent, ScalarType::Int, {batch, length}, x);
     }
 
     void check_grads(const Tensor& grad, const Tensor& grad_state, const Tensor& x) const {
-        check_tensor("grad", "one value per token and channel", grad, dtype, {batch, length, channels}, x);
-        check_tensor("grad_state", "one value per channel and state", grad_state, acc_dtype, {batch, channels, states},
-                     x);
+        check_tensor(function, "grad", "one value per token and channel", grad, dtype, {batch, length, channels}, x);
+        check_tensor(function, "grad_state", "one value per channel and state", grad_state, acc_dtype,
+                     {batch, channels, states}, x);
     }
 
     // What is wrong with the data itself.
@@ -47,14 +48,6 @@ struct TokenScanArguments {
     const char* function;
     ScalarType dtype, acc_dtype;
     int64_t batch, length, channels, states;
-
-private:
-    void check_tensor(const char* name, const char* rule, const Tensor& tensor, ScalarType expected,
-                      std::initializer_list<int64_t> shape, const Tensor& first) const {
-        check_dtype(function, name, tensor, expected);
-        check_shape(function, name, rule, tensor, shape);
-        check_same_device(function, name, tensor, first);
-    }
 };
 
 }  // namespace grootv

@@ -17,17 +17,13 @@ struct TokenEdges {
         check_floating(function, "x", x);
         check_dim(function, "x", x, 3, "(B, L, C)");
         check_dim(function, "B", B, 3, "(B, L, N)");
-        check_dtype(function, "B", B, x.scalar_type());
-        check_dtype(function, "context", context, ScalarType::Int);
         batch = x.size(0), length = x.size(1), channels = x.size(2), states = B.size(2);
         check(length >= 1, function, ": x must have at least one token, got shape ", format_shape(x.sizes()));
         check(reach >= 1, function, ": reach must be at least 1, got ", reach);
         check(length <= std::numeric_limits<int32_t>::max() / reach, function,
               ": a sequence must have less than 2^31 edges, got ", length, " tokens of ", reach);
-        check_shape(function, "B", "one row per token", B, {batch, length, states});
-        check_shape(function, "context", "two bounds per sequence", context, {batch, 2});
-        check_same_device(function, "B", B, x);
-        check_same_device(function, "context", context, x);
+        check_tensor(function, "B", "one row per token", B, x.scalar_type(), {batch, length, states}, x);
+        check_tensor(function, "context", "two bounds per sequence", context, ScalarType::Int, {batch, 2}, x);
         count = (length - 1) * reach;
     }
 

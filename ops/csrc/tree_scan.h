@@ -6,9 +6,6 @@
 #include <string>
 #include <type_traits>
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include "checks.h"
 
 namespace grootv {
@@ -24,12 +21,16 @@ inline ScalarType acc_dtype_of(ScalarType dtype) {
 // Calls function(scalar_t{}) for the element type of a checked floating tensor.
 template <class Function>
 void dispatch_floating(const Tensor& tensor, Function function) {
+#ifdef GROOTV_ONNXRUNTIME  // its operators have float32 inputs only
+    function(float{});
+#else
     switch (tensor.scalar_type()) {
         case ScalarType::Float: return function(float{});
         case ScalarType::Double: return function(double{});
         case ScalarType::Half: return function(torch::headeronly::Half{});
         default: return function(torch::headeronly::BFloat16{});
     }
+#endif
 }
 
 // Sizes of a scan, and the checks that every scan shares.
@@ -42,38 +43,27 @@ struct ScanSizes {
               format_shape(signal.sizes()));
     }
 
-    void check_like(const char* name, const Tensor& tensor, const Tensor& signal) const {
-        check_dtype(function, name, tensor, signal.scalar_type());
-        check_shape(function, name, "one value per vertex and channel", tensor, {batch, vertices, channels});
+    void check_per_element(const char* name, const Tensor& tensor, const Tensor& signal) const {
+        check_tensor(function, name, "one value per vertex and channel", tensor, signal.scalar_type(),
+                     {batch, vertices, channels}, signal);
     }
 
     void check_per_channel(const char* name, const Tensor& tensor, const Tensor& signal) const {
-        check_dtype(function, name, tensor, acc_dtype_of(signal.scalar_type()));
-        check_shape(function, name, "one value per channel", tensor, {channels});
+        check_tensor(function, name, "one value per channel", tensor, acc_dtype_of(signal.scalar_type()), {channels},
+                     signal);
     }
 
     void check_per_vertex(const char* name, const Tensor& tensor, const Tensor& signal) const {
-        check_dtype(function, name, tensor, signal.scalar_type());
-        check_shape(function, name, "one value per vertex", tensor, {batch, vertices});
+        check_tensor(function, name, "one value per vertex", tensor, signal.scalar_type(), {batch, vertices}, signal);
     }
 
-    void check_tree(const Tensor& order, const Tensor& parent) const {
+    void check_tree(const Tensor& order, const Tensor& parent, const Tensor& signal) const {
         const char* rule = "one entry per vertex of each item";
-        check_shape(function, "order", rule, order, {batch, vertices});
-        check_shape(function, "parent", rule, parent, {batch, vertices});
-        check_dtype(function, "order", order, ScalarType::Int);
-        check_dtype(function, "parent", parent, ScalarType::Int);
+        check_tensor(function, "order", rule, order, ScalarType::Int, {batch, vertices}, signal);
+        check_tensor(function, "parent", rule, parent, ScalarType::Int, {batch, vertices}, signal);
     }
 
-    void check_tree_device(const Tensor& order, const Tensor& parent, const Tensor& signal) const {
-        check_same_device(function, "order", order, signal);
-        check_same_device(function, "parent", parent, signal);
-    }
-
-    void check_grad(const Tensor& grad, const Tensor& signal) const {
-        check_like("grad", grad, signal);
-        check_same_device(function, "grad", grad, signal);
-    }
+    void check_grad(const Tensor& grad, const Tensor& signal) const { check_per_element("grad", grad, signal); }
 
     const char* function;
     int64_t batch, vertices, channels;
@@ -84,10 +74,8 @@ struct ScanArguments : ScanSizes {
     ScanArguments(const char* function, const Tensor& input, const Tensor& decay, const Tensor& order,
                   const Tensor& parent, const std::string& direction)
         : ScanSizes(check_direction(function, direction), "input", input), both(direction == "both") {
-        check_like("decay", decay, input);
-        check_tree(order, parent);
-        check_same_device(function, "decay", decay, input);
-        check_tree_device(order, parent, input);
+        check_per_element("decay", decay, input);
+        check_tree(order, parent, input);
     }
 
     static const char* check_direction(const char* function, const std::string& direction) {
@@ -105,16 +93,11 @@ struct SelectiveScanArguments : ScanSizes {
     SelectiveScanArguments(const char* function, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
                            const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent)
         : ScanSizes(function, "x", x) {
-        check_like("delta", delta, x);
+        check_per_element("delta", delta, x);
         check_per_channel("A", A, x);
         check_per_vertex("B", B, x);
         if (delta_bias) check_per_channel("delta_bias", *delta_bias, x);
-        check_tree(order, parent);
-        check_same_device(function, "delta", delta, x);
-        check_same_device(function, "A", A, x);
-        check_same_device(function, "B", B, x);
-        if (delta_bias) check_same_device(function, "delta_bias", *delta_bias, x);
-        check_tree_device(order, parent, x);
+        check_tree(order, parent, x);
     }
 };
 

@@ -4,80 +4,57 @@
 #include <cmath>
 #include <cstring>
 
-#include <torch/csrc/stable/library.h>
-
-#include "checks.h"
-#include "cpu/lanes.h"
 #include "cpu/parallel.h"
+#include "cpu/simd.h"
 #include "cpu/workspace.h"
 
 namespace grootv {
 namespace {
 
 template <Metric metric>
-GROOTV_INLINE Lanes<float> term(Lanes<float> x, Lanes<float> y) {
+GROOTV_INLINE Simd<float> term(Simd<float> x, Simd<float> y) {
     if constexpr (metric == Metric::cosine) return x * y;
-    Lanes<float> difference = x - y;
+    Simd<float> difference = x - y;
     if constexpr (metric == Metric::euclidean) return difference * difference;
     return difference < 0 ? -difference : difference;
 }
 
-struct VertexSums {
-    float own, down, right;
-};
-
-// Terms of vertex x with itself and its two neighbours, each vector read once.
-template <Metric metric>
-GROOTV_INLINE VertexSums vertex_sums(const float* x, const float* down, const float* right, int64_t channels) {
-    Lanes<float> own_sum{}, down_sum{}, right_sum{};
-    int64_t c = 0;
-    for (; c + SIMD_WIDTH <= channels; c += SIMD_WIDTH) {
-        Lanes<float> lanes = load(x + c);
-        if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
-        down_sum += term<metric>(lanes, load(down + c));
-        right_sum += term<metric>(lanes, load(right + c));
-    }
-    if (int64_t rest = channels - c) {
-        Lanes<float> lanes = load_tail(x + c, rest);
-        if constexpr (metric == Metric::cosine) own_sum += lanes * lanes;
-        down_sum += term<metric>(lanes, load_tail(down + c, rest));
-        right_sum += term<metric>(lanes, load_tail(right + c, rest));
-    }
-    return {sum<float>(own_sum), sum<float>(down_sum), sum<float>(right_sum)};
-}
-
 constexpr int64_t STRIP_BYTES = 12 << 10;
 
-// down, right: (vertices), an entry without a neighbour is meaningless. own: squared norms.
 template <Metric metric>
-GROOTV_INLINE void sum_terms(const float* features, int32_t height, int32_t width, int64_t channels, float* own,
-                             float* down, float* right) {
+GROOTV_INLINE void add_terms(Simd<float> x, Simd<float> below, Simd<float> right, Simd<float>& own_sum,
+                             Simd<float>& down_sum, Simd<float>& right_sum) {
+    if constexpr (metric == Metric::cosine) own_sum += x * x;
+    down_sum += term<metric>(x, below);
+    right_sum += term<metric>(x, right);
+}
+
+// Sums over channels of the terms of every vertex with itself and with its two neighbours, each vector read once.
+// Entries without a neighbour are meaningless.
+template <Metric metric>
+GROOTV_VECTORIZE void sum_terms(const float* features, int32_t height, int32_t width, int64_t channels, float* own,
+                                float* down, float* right) {
     // In strips narrow enough that a row is still in the L1 cache when it is read as the row above.
     const int32_t strip = static_cast<int32_t>(std::max<int64_t>(1, STRIP_BYTES / sizeof(float) / (channels + 1)));
     for (int32_t left = 0; left < width; left += strip) {
         for (int32_t row = 0; row < height; ++row) {
             for (int32_t column = left; column < std::min(width, left + strip); ++column) {
-                int64_t vertex = int64_t{row} * width + column;
+                const int64_t vertex = int64_t{row} * width + column;
                 const float* x = features + vertex * channels;
                 const float* below = row + 1 < height ? x + width * channels : x;
-                const float* beside = column + 1 < width ? x + channels : x;
-                VertexSums sums = vertex_sums<metric>(x, below, beside, channels);
-                own[vertex] = sums.own;
-                down[vertex] = sums.down;
-                right[vertex] = sums.right;
+                const float* next = column + 1 < width ? x + channels : x;
+                Simd<float> own_sum{}, down_sum{}, right_sum{};
+                int64_t c = 0;
+                for (; c + SIMD_WIDTH <= channels; c += SIMD_WIDTH)
+                    add_terms<metric>(load(x + c), load(below + c), load(next + c), own_sum, down_sum, right_sum);
+                if (int64_t rest = channels - c)
+                    add_terms<metric>(load_tail(x + c, rest), load_tail(below + c, rest), load_tail(next + c, rest),
+                                      own_sum, down_sum, right_sum);
+                own[vertex] = sum<float>(own_sum);
+                down[vertex] = sum<float>(down_sum);
+                right[vertex] = sum<float>(right_sum);
             }
         }
-    }
-}
-
-GROOTV_VECTORIZE void sum_terms(const float* features, int32_t height, int32_t width, int64_t channels, Metric metric,
-                                float* own, float* down, float* right) {
-    switch (metric) {
-        case Metric::cosine: return sum_terms<Metric::cosine>(features, height, width, channels, own, down, right);
-        case Metric::euclidean:
-            return sum_terms<Metric::euclidean>(features, height, width, channels, own, down, right);
-        case Metric::manhattan:
-            return sum_terms<Metric::manhattan>(features, height, width, channels, own, down, right);
     }
 }
 
@@ -101,7 +78,10 @@ void grid_edge_weight_cpu(const float* features, int32_t height, int32_t width, 
     Workspace workspace;
     auto* norm = workspace.take<float>(vertices);
     auto *down = workspace.take<float>(vertices), *right = workspace.take<float>(vertices);
-    sum_terms(features, height, width, channels, metric, norm, down, right);
+    auto* sum = metric == Metric::cosine      ? sum_terms<Metric::cosine>
+                : metric == Metric::euclidean ? sum_terms<Metric::euclidean>
+                                              : sum_terms<Metric::manhattan>;
+    sum(features, height, width, channels, norm, down, right);
 
     int64_t vertical = vertices - width;
     float* horizontal = weight + vertical;

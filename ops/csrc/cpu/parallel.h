@@ -5,14 +5,12 @@
 #include <cstdint>
 #include <new>
 
-#include <torch/csrc/stable/ops.h>
-
 #include "checks.h"
 
 namespace grootv {
 
 // Calls task(i) for i = 0 ... count - 1, in parallel. An exception must not cross torch's C interface; running out
-// of memory is the only one that a task meets, and is told afterwards.
+// of memory is the only one that a task throws, and is reported at the end.
 template <class Task>
 void parallel_for_each(const char* function, int64_t count, const Task& task) {
     std::atomic<bool> exhausted{false};

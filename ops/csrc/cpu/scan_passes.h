@@ -29,40 +29,68 @@ struct TreeSchedule {
     }
 };
 
-// The trees of a batch, and its division into tasks: a block of channels of one item.
+// The rows that a channel tile has of a map: one per vertex.
+template <class T>
+struct TileRows {
+    T* first;
+    int64_t stride;
+
+    GROOTV_INLINE T* operator[](int64_t vertex) const { return first + vertex * stride; }
+};
+
+// A task: a tile of channels of one item.
+struct ChannelTile {
+    TreeSchedule tree;
+    int64_t item, channel, channels;
+
+    // Of a contiguous map (B, L, C).
+    template <class T>
+    TileRows<T> rows(const Tensor& map) const {
+        const int64_t stride = map.size(2), offset = item * tree.vertices * stride + channel;
+        if constexpr (std::is_const_v<T>)
+            return {map.const_data_ptr<std::remove_const_t<T>>() + offset, stride};
+        else
+            return {map.mutable_data_ptr<T>() + offset, stride};
+    }
+
+    template <class T>
+    TileRows<T> take_rows(Workspace& workspace, int64_t count) const {
+        return {workspace.take<T>(count * channels), channels};
+    }
+};
+
+// The trees of a batch, and its division into tasks.
 class ScanTasks {
 public:
-    // Channels of a task, at most: few enough that its rows stay near the core, enough to be worth a walk over the
+    // Channels of a tile, at most: few enough that its rows stay near the core, enough to be worth a walk over the
     // tree.
-    static constexpr int64_t BLOCK = 256;
-    static constexpr int64_t LINE = 16;  // blocks start at multiples of this, for no two to share a cache line
+    static constexpr int64_t MAX_CHANNELS = 256;
+    // Tiles start at multiples of this many channels, so that no two share a cache line.
+    static constexpr int64_t ALIGNMENT = 16;
 
     // Throws if order and parent are not trees in breadth-first order.
     ScanTasks(const ScanSizes& sizes, const Tensor& order, const Tensor& parent);
 
-    // Calls task(tree, item, channel, channels) for every block of channels of every item, in parallel. Blocks start
-    // at multiples of `multiple`, itself one of LINE.
+    // Calls task(tile) for every tile of every item, in parallel. Tiles start at multiples of `multiple`, itself one of
+    // ALIGNMENT.
     template <class Task>
-    void for_each_block(int64_t multiple, Task task) const {
+    void for_each_tile(int64_t multiple, Task task) const {
         if (sizes_.batch == 0 || sizes_.channels == 0) return;
-        // Blocks of about equal size, and as many for every thread if there are fewer items than threads.
-        int64_t blocks = (sizes_.channels + BLOCK - 1) / BLOCK;
+        // Tiles of about equal size, and as many for every thread if there are fewer items than threads.
+        int64_t tiles = (sizes_.channels + MAX_CHANNELS - 1) / MAX_CHANNELS;
         if (int64_t threads = torch::stable::get_num_threads(); sizes_.batch < threads) {
             const int64_t even = threads / std::gcd(sizes_.batch, threads);
-            blocks = (blocks + even - 1) / even * even;
+            tiles = (tiles + even - 1) / even * even;
         }
-        int64_t size = ((sizes_.channels + blocks - 1) / blocks + multiple - 1) / multiple * multiple;
-        blocks = (sizes_.channels + size - 1) / size;
-        parallel_for_each(sizes_.function, sizes_.batch * blocks, [&](int64_t i) {
-            int64_t item = i / blocks, channel = i % blocks * size;
+        int64_t size = ((sizes_.channels + tiles - 1) / tiles + multiple - 1) / multiple * multiple;
+        tiles = (sizes_.channels + size - 1) / size;
+        parallel_for_each(sizes_.function, sizes_.batch * tiles, [&](int64_t i) {
+            int64_t item = i / tiles, channel = i % tiles * size;
             TreeSchedule tree{order_.const_data_ptr<int32_t>() + item * sizes_.vertices,
                               parent_position_.data() + item * sizes_.vertices, sizes_.vertices};
-            task(tree, item, channel, std::min(size, sizes_.channels - channel));
+            task(ChannelTile{tree, item, channel, std::min(size, sizes_.channels - channel)});
         });
     }
-
-    // A result of shape (B, L, C).
-    Tensor new_signal(const Tensor& like) const;
 
 private:
     ScanSizes sizes_;
@@ -70,73 +98,64 @@ private:
     std::vector<int32_t> parent_position_;
 };
 
-// Rows of a signal, one per vertex, of a block of channels.
 template <class T>
-struct Rows {
-    T* first;
-    int64_t stride;
-
-    GROOTV_INLINE T* operator[](int64_t vertex) const { return first + vertex * stride; }
-};
-
-template <class T>
-GROOTV_INLINE void prefetch(Rows<T> rows, int64_t vertex, int64_t channels) {
-    constexpr int64_t LINE = 64 / sizeof(T);
-    for (int64_t c = 0; c < channels; c += LINE) __builtin_prefetch(rows[vertex] + c, !std::is_const_v<T>);
+GROOTV_INLINE void prefetch(TileRows<T> rows, int64_t vertex, int64_t channels) {
+    constexpr int64_t CACHE_LINE = 64 / sizeof(T);
+    for (int64_t c = 0; c < channels; c += CACHE_LINE) __builtin_prefetch(rows[vertex] + c, !std::is_const_v<T>);
 }
 
 constexpr int64_t AHEAD = 4;  // positions to prefetch ahead: the vertices of a level lie scattered
 
 // Where sums are kept: in the result itself if it has their type, else in scratch memory.
-template <class T, class A>
+template <class scalar_t, class acc_t = acc_type<scalar_t>>
 class Sums {
 public:
-    Sums(Workspace& workspace, Rows<T> result, int64_t vertices, int64_t channels)
-        : result_(result), vertices_(vertices), channels_(channels) {
-        if constexpr (std::is_same_v<T, A>)
+    Sums(Workspace& workspace, const ChannelTile& tile, TileRows<scalar_t> result)
+        : result_(result), vertices_(tile.tree.vertices), channels_(tile.channels) {
+        if constexpr (std::is_same_v<scalar_t, acc_t>)
             rows = result;
         else
-            rows = {workspace.take<A>(vertices * channels), channels};
+            rows = tile.take_rows<acc_t>(workspace, vertices_);
     }
 
     GROOTV_INLINE void store() const {
-        if constexpr (!std::is_same_v<T, A>)
+        if constexpr (!std::is_same_v<scalar_t, acc_t>)
             for (int64_t v = 0; v < vertices_; ++v)
-                for (int64_t c = 0; c < channels_; ++c) result_[v][c] = static_cast<T>(rows[v][c]);
+                for (int64_t c = 0; c < channels_; ++c) result_[v][c] = static_cast<scalar_t>(rows[v][c]);
     }
 
-    Rows<A> rows;
+    TileRows<acc_t> rows;
 
 private:
-    Rows<T> result_;
+    TileRows<scalar_t> result_;
     int64_t vertices_, channels_;
 };
 
-// What the up pass sums: rows that are there already.
-template <class T>
-struct GivenSignal {
-    Rows<const T> rows;
+// What the up pass sums: the rows of a map.
+template <class scalar_t>
+struct TreeScanSignal {
+    TileRows<const scalar_t> rows;
     int64_t channels;
 
     GROOTV_INLINE void prefetch(int64_t vertex) const { grootv::prefetch(rows, vertex, channels); }
-    GROOTV_INLINE const T* row(int64_t vertex) const { return rows[vertex]; }
+    GROOTV_INLINE const scalar_t* row(int64_t vertex) const { return rows[vertex]; }
 };
 
 // sum = own + decay[0] child[0] + ... + decay[K - 1] child[K - 1], in this order.
-template <int K, class T, class A, class Own>
-GROOTV_INLINE void add_children(int64_t channels, const Own* own, const T* const* decay, const A* const* child,
-                                A* sum) {
+template <int K, class scalar_t, class acc_t, class Own>
+GROOTV_INLINE void add_children(int64_t channels, const Own* own, const scalar_t* const* decay,
+                                const acc_t* const* child, acc_t* sum) {
     GROOTV_IVDEP  // own may be sum itself
         for (int64_t c = 0; c < channels; ++c) {
-        A total = static_cast<A>(own[c]);
-        for (int k = 0; k < K; ++k) total += static_cast<A>(decay[k][c]) * child[k][c];
+        acc_t total = static_cast<acc_t>(own[c]);
+        for (int k = 0; k < K; ++k) total += static_cast<acc_t>(decay[k][c]) * child[k][c];
         sum[c] = total;
     }
 }
 
-template <class T, class A, class Own>
-GROOTV_INLINE void add_children(int count, int64_t channels, const Own* own, const T* const* decay,
-                                const A* const* child, A* sum) {
+template <class scalar_t, class acc_t, class Own>
+GROOTV_INLINE void add_children(int count, int64_t channels, const Own* own, const scalar_t* const* decay,
+                                const acc_t* const* child, acc_t* sum) {
     switch (count) {
         case 0: return add_children<0>(channels, own, decay, child, sum);
         case 1: return add_children<1>(channels, own, decay, child, sum);
@@ -145,18 +164,19 @@ GROOTV_INLINE void add_children(int count, int64_t channels, const Own* own, con
     }
 }
 
-// up[v] = signal[v] + sum over children c of decay[c] up[c], the last child first. signal.row(v) is asked for after
-// the rows of v's children, and may write decay[v] and up[v].
-template <class Signal, class T, class A>
-GROOTV_INLINE void up_pass(TreeSchedule tree, int64_t channels, const Signal& signal, Rows<const T> decay, Rows<A> up) {
+// up[v] = signal[v] + sum over children c of decay[c] up[c], the last child first. signal.row(v) is called after v's
+// children are done, and may write decay[v] and up[v].
+template <class Signal, class scalar_t, class acc_t>
+GROOTV_INLINE void up_pass(TreeSchedule tree, int64_t channels, const Signal& signal, TileRows<const scalar_t> decay,
+                           TileRows<acc_t> up) {
     int64_t q = tree.vertices - 1;
     for (int64_t p = tree.vertices - 1; p >= 0; --p) {
         if (p >= AHEAD) signal.prefetch(tree.order[p - AHEAD]);
         auto own = signal.row(tree.order[p]);
-        A* sum = up[tree.order[p]];
+        acc_t* sum = up[tree.order[p]];
         for (bool first = true; first || (q > p && tree.parent_position[q] == p); first = false) {
-            const T* decay_rows[3];
-            const A* child_rows[3];
+            const scalar_t* decay_rows[3];
+            const acc_t* child_rows[3];
             int count = 0;
             for (; count < 3 && q > p && tree.parent_position[q] == p; ++count, --q) {
                 if (q >= AHEAD) prefetch(decay, tree.order[q - AHEAD], channels);
@@ -172,44 +192,44 @@ GROOTV_INLINE void up_pass(TreeSchedule tree, int64_t channels, const Signal& si
 }
 
 // total[v] = up[v] + decay[v] (total[parent] - decay[v] up[v]), in place of up.
-template <class T, class A>
-GROOTV_INLINE void down_pass(TreeSchedule tree, int64_t channels, Rows<const T> decay, Rows<A> sum) {
+template <class scalar_t, class acc_t>
+GROOTV_INLINE void down_pass(TreeSchedule tree, int64_t channels, TileRows<const scalar_t> decay, TileRows<acc_t> sum) {
     for (int64_t p = 1; p < tree.vertices; ++p) {
         if (p + AHEAD < tree.vertices) {
             prefetch(decay, tree.order[p + AHEAD], channels);
             prefetch(sum, tree.order[p + AHEAD], channels);
         }
-        const T* __restrict decay_row = decay[tree.order[p]];
-        const A* __restrict above = sum[tree.order[tree.parent_position[p]]];
-        A* __restrict total = sum[tree.order[p]];
+        const scalar_t* __restrict decay_row = decay[tree.order[p]];
+        const acc_t* __restrict above = sum[tree.order[tree.parent_position[p]]];
+        acc_t* __restrict total = sum[tree.order[p]];
         for (int64_t c = 0; c < channels; ++c) {
             // up[v] already flowed into its parent: take that share out before the parent's total flows back, or
-            // the vertex would hear its own subtree twice.
-            A a = static_cast<A>(decay_row[c]);
+            // the vertex would receive its own subtree twice.
+            acc_t a = static_cast<acc_t>(decay_row[c]);
             total[c] = total[c] + a * (above[c] - a * total[c]);
         }
     }
 }
 
-// For down_pass_backward: leaves the gradients of signal and decay as they are.
+// A consumer for down_pass_backward that leaves the gradients of signal and decay as they are.
 struct KeepGradients {
     GROOTV_INLINE void prefetch(int64_t vertex) const {}
     GROOTV_INLINE void finish(int64_t vertex) const {}
 };
 
-// The gradient of the signal is the scan of the gradient, for P(i, j) is symmetric. That of a decay pairs what
-// comes down its edge with what goes up, for signal and gradient in turn.
+// The gradient of the signal is the scan of the gradient, because P(i, j) is symmetric. That of a decay multiplies what
+// comes down its edge by what goes up, for signal and gradient in turn.
 // On entry sum and grad_sum hold the up passes; on return grad_sum holds the gradient of the signal. `window` keeps
 // the totals of the last vertices until their children have read them, since grad_decay may lie in sum's place.
-// consumer.finish(v) is called when both gradients of v are there, and may overwrite grad_decay[v].
-template <class T, class A, class Consumer>
-GROOTV_INLINE void down_pass_backward(TreeSchedule tree, int64_t channels, Rows<const T> decay, Rows<A> sum,
-                                      Rows<A> grad_sum, Rows<A> window, int64_t window_size, Rows<T> grad_decay,
-                                      Consumer consumer) {
+// consumer.finish(v) is called once both gradients of v are known, and may overwrite grad_decay[v].
+template <class scalar_t, class acc_t, class Consumer>
+GROOTV_INLINE void down_pass_backward(TreeSchedule tree, int64_t channels, TileRows<const scalar_t> decay,
+                                      TileRows<acc_t> sum, TileRows<acc_t> grad_sum, TileRows<acc_t> window,
+                                      int64_t window_size, TileRows<scalar_t> grad_decay, Consumer consumer) {
     const int32_t root = tree.order[0];
     for (int64_t c = 0; c < channels; ++c) {
         window[0][c] = sum[root][c];
-        grad_decay[root][c] = static_cast<T>(A{0});
+        grad_decay[root][c] = static_cast<scalar_t>(acc_t{0});
     }
     consumer.finish(root);
     for (int64_t p = 1; p < tree.vertices; ++p) {
@@ -220,22 +240,22 @@ GROOTV_INLINE void down_pass_backward(TreeSchedule tree, int64_t channels, Rows<
             prefetch(grad_sum, tree.order[p + AHEAD], channels);
             consumer.prefetch(tree.order[p + AHEAD]);
         }
-        const T* __restrict decay_row = decay[vertex];
-        const A* __restrict total_above = window[tree.parent_position[p] & (window_size - 1)];
-        const A* __restrict grad_above = grad_sum[tree.order[tree.parent_position[p]]];
-        const A* up = sum[vertex];
-        A* __restrict total = window[p & (window_size - 1)];
-        A* __restrict grad_total = grad_sum[vertex];
-        T* to_decay = grad_decay[vertex];
+        const scalar_t* __restrict decay_row = decay[vertex];
+        const acc_t* __restrict total_above = window[tree.parent_position[p] & (window_size - 1)];
+        const acc_t* __restrict grad_above = grad_sum[tree.order[tree.parent_position[p]]];
+        const acc_t* up = sum[vertex];
+        acc_t* __restrict total = window[p & (window_size - 1)];
+        acc_t* __restrict grad_total = grad_sum[vertex];
+        scalar_t* to_decay = grad_decay[vertex];
         GROOTV_IVDEP  // to_decay may be up itself
             for (int64_t c = 0; c < channels; ++c) {
-            A a = static_cast<A>(decay_row[c]);
-            A elsewhere = total_above[c] - a * up[c];
-            A grad_elsewhere = grad_above[c] - a * grad_total[c];
-            A product = grad_total[c] * elsewhere + up[c] * grad_elsewhere;
+            acc_t a = static_cast<acc_t>(decay_row[c]);
+            acc_t elsewhere = total_above[c] - a * up[c];
+            acc_t grad_elsewhere = grad_above[c] - a * grad_total[c];
+            acc_t product = grad_total[c] * elsewhere + up[c] * grad_elsewhere;
             total[c] = up[c] + a * elsewhere;
             grad_total[c] = grad_total[c] + a * grad_elsewhere;
-            to_decay[c] = static_cast<T>(product);
+            to_decay[c] = static_cast<scalar_t>(product);
         }
         consumer.finish(vertex);
     }

@@ -1,7 +1,7 @@
 // Boruvka's algorithm: every component joins the neighbour at the other end of its lightest edge, until one is
 // left. The total order on the edges excludes cycles other than two components that choose the same edge.
 //
-// A grid decides most edges in two vector passes before that: the lightest edge of a vertex is in the tree (cut
+// On a grid, two vectorised passes decide most edges before that: the lightest edge of a vertex is in the tree (cut
 // property), the heaviest edge of a 2 x 2 cell is not (cycle property). About 0.6 L of 2 L edges stay open.
 #include "spanning_tree.h"
 
@@ -10,9 +10,6 @@
 #include <limits>
 #include <utility>
 
-#include <torch/csrc/stable/library.h>
-
-#include "checks.h"
 #include "cpu/parallel.h"
 #include "cpu/vectorize.h"
 #include "cpu/workspace.h"
@@ -20,7 +17,7 @@
 namespace grootv {
 namespace {
 
-// An edge still to be decided, between components a and b. `edge` is the caller's name for it.
+// An edge still to be decided, between components a and b. `edge` is the caller's number of it.
 struct OpenEdge {
     uint32_t key;
     uint32_t edge;
@@ -36,7 +33,7 @@ GROOTV_VECTORIZE bool jump(const int32_t* from, int64_t count, int32_t* to) {
     return changed != 0;
 }
 
-// Replaces the pointers of a forest, whose roots point at themselves, by the index of their root among all roots.
+// Replaces the pointers of a forest, whose roots point to themselves, by the index of their root among all roots.
 // Returns the number of roots. `spare` and `index` have the size of `next`.
 int32_t number_components(int32_t* next, int64_t count, int32_t* spare, int32_t* index) {
     int32_t *from = next, *to = spare;
@@ -51,16 +48,16 @@ int32_t number_components(int32_t* next, int64_t count, int32_t* spare, int32_t*
 }
 
 // Calls choose(edge) for the edges that join all components. `open` is in the order of the edge indices, which
-// decides ties, and is used up. Returns the number of components that are left: 1 for a connected graph.
+// decides ties, and is overwritten. Returns the number of components that remain: 1 for a connected graph.
 template <class Choose>
 int32_t boruvka(OpenEdge* open, int64_t count, int32_t components, Workspace& workspace, Choose choose) {
-    constexpr uint64_t NONE = std::numeric_limits<uint64_t>::max();
+    constexpr uint64_t NO_KEY = std::numeric_limits<uint64_t>::max();
     auto* lightest = workspace.take<uint64_t>(components);  // key and position in `open`
     auto* next = workspace.take<int32_t>(components);
     auto* spare = workspace.take<int32_t>(components);
     auto* index = workspace.take<int32_t>(components);
     while (components > 1 && count > 0) {
-        std::fill_n(lightest, components, NONE);
+        std::fill_n(lightest, components, NO_KEY);
         for (int64_t i = 0; i < count; ++i) {
             uint64_t key = uint64_t{open[i].key} << 32 | static_cast<uint64_t>(i);
             uint64_t &a = lightest[open[i].a], &b = lightest[open[i].b];
@@ -69,7 +66,7 @@ int32_t boruvka(OpenEdge* open, int64_t count, int32_t components, Workspace& wo
         }
         for (int32_t c = 0; c < components; ++c) {
             uint64_t key = lightest[c];
-            if (key == NONE) {
+            if (key == NO_KEY) {
                 next[c] = c;
                 continue;
             }
@@ -136,7 +133,7 @@ GROOTV_VECTORIZE void lightest_edges(const uint32_t* down, const uint32_t* right
     }
 }
 
-// Side of each cell's heaviest edge; a cell is named by its upper left vertex. Edge indices grow from left to
+// Side of each cell's heaviest edge; a cell has the index of its upper left vertex. Edge indices grow from left to
 // right side to top to bottom, so the last of equals wins.
 GROOTV_VECTORIZE void heaviest_edges(const uint32_t* down, const uint32_t* right, int64_t vertices, int32_t width,
                                      uint8_t* heaviest) {
@@ -174,15 +171,15 @@ GROOTV_VECTORIZE void decide_edges(const uint8_t* lightest, const uint8_t* heavi
 // The forest of lightest edges: of two vertices that chose each other, the smaller one is the root.
 GROOTV_VECTORIZE void point_to_neighbours(const uint8_t* lightest, int32_t vertices, int32_t width, int32_t* next) {
     for (int32_t v = 0; v < vertices; ++v) {
-        int32_t direction = lightest[v], below = lightest[v + width], beside = lightest[v + 1];
-        int32_t root = ((direction == DOWN) & (below == UP)) | ((direction == RIGHT) & (beside == LEFT));
+        int32_t direction = lightest[v], below = lightest[v + width], next_right = lightest[v + 1];
+        int32_t root = ((direction == DOWN) & (below == UP)) | ((direction == RIGHT) & (next_right == LEFT));
         int32_t rows = (direction == DOWN) - (direction == UP), columns = (direction == RIGHT) - (direction == LEFT);
         next[v] = v + (rows * width + columns) * (1 - root);
     }
 }
 
-// Appends the open edges between different components. `step` leads from v to the edge's other end, and the edge is
-// named 2 v + side: side 0 for the one below v, 1 for the one to its right.
+// Appends the open edges between different components. `step` leads from v to the edge's other end, and the edge has
+// the number 2 v + side: side 0 for the one below v, 1 for the one to its right.
 OpenEdge* collect(const uint8_t* is_open, const uint32_t* key, const int32_t* component, int64_t vertices, int32_t step,
                   uint32_t side, OpenEdge* next) {
     for (int64_t v = 0; v < vertices - step; ++v) {

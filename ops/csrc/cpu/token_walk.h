@@ -1,4 +1,5 @@
-// How the pass over a tree of tokens goes from the leaves to the root, and in which rows it keeps states.
+// In which order the pass over a tree of tokens takes them, from the leaves to the root, and in which rows it keeps
+// states.
 #pragma once
 
 #include <algorithm>
@@ -12,23 +13,23 @@
 
 namespace grootv {
 
-// A step of the pass to the root: the state of a token, then its share of the parent's.
-struct Visit {
+// One token of the pass to the root: its state, then its share of the parent's.
+struct TokenVisit {
     int32_t token, parent;  // the root's is -1
     int32_t row, parent_row;
-    bool heard;         // the row holds what the children sent
-    bool parent_heard;  // the parent's row holds what other children sent
+    bool received;         // the row holds what the children sent
+    bool parent_received;  // the parent's row holds what other children sent
 };
 
-struct Walk {
-    const Visit* visits;
+struct TokenWalk {
+    const TokenVisit* visits;
     int64_t length, rows;
 };
 
 // The walks of a batch of trees.
-class Walks {
+class TokenWalks {
 public:
-    Walks(const TokenScanArguments& scan, const Tensor& order, const Tensor& parent)
+    TokenWalks(const TokenScanArguments& scan, const Tensor& order, const Tensor& parent)
         : length_(scan.length), visits_(scan.batch * scan.length), rows_(scan.batch) {
         Tensor orders = as_contiguous(order), parents = as_contiguous(parent);
         std::atomic<int64_t> wrong{-1};
@@ -40,7 +41,7 @@ public:
         TokenScanArguments::check_tree(scan.function, wrong < 0, wrong);
     }
 
-    Walk operator[](int64_t item) const { return {visits_.data() + item * length_, length_, rows_[item]}; }
+    TokenWalk operator[](int64_t item) const { return {visits_.data() + item * length_, length_, rows_[item]}; }
 
 private:
     bool plan(const int32_t* order, const int32_t* parent, int64_t item) {
@@ -59,11 +60,11 @@ private:
         std::vector<int32_t> free;
         int32_t rows = 0;
         std::fill_n(row, length, -1);
-        Visit* visit = visits_.data() + item * length_;
+        TokenVisit* visit = visits_.data() + item * length_;
         for (int32_t p = length - 1; p >= 0; --p, ++visit) {
             const int32_t token = order[p];
-            visit->heard = row[token] >= 0;
-            if (!visit->heard) {
+            visit->received = row[token] >= 0;
+            if (!visit->received) {
                 if (free.empty()) free.push_back(rows++);
                 row[token] = free.back();
                 free.pop_back();
@@ -71,8 +72,8 @@ private:
             visit->token = token, visit->row = visit->parent_row = row[token], visit->parent = -1;
             if (p == 0) break;
             const int32_t above = visit->parent = parent[token];
-            visit->parent_heard = row[above] >= 0;
-            if (visit->parent_heard)
+            visit->parent_received = row[above] >= 0;
+            if (visit->parent_received)
                 free.push_back(row[token]);
             else
                 row[above] = row[token];
@@ -83,7 +84,7 @@ private:
     }
 
     int64_t length_;
-    std::vector<Visit> visits_;
+    std::vector<TokenVisit> visits_;
     std::vector<int64_t> rows_;
 };
 

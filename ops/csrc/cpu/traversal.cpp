@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include <torch/csrc/stable/library.h>
-
-#include "checks.h"
 #include "cpu/parallel.h"
 #include "cpu/vectorize.h"
 #include "cpu/workspace.h"
@@ -15,19 +12,19 @@
 namespace grootv {
 namespace {
 
-// Breadth-first search. visit(vertex, its parent, queue, parents, tail) appends the other neighbours of a vertex by
-// index, with the vertex as their parent, and returns the new tail. A search that meets more vertices than there are,
-// or fewer, has not walked a spanning tree: false.
-template <class Visit>
-bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Visit visit) {
-    // Four entries to spare: a vertex of a grid is stored before it is known to exist.
+// Breadth-first search. append(vertex, its parent, queue, parents, tail) appends the other neighbours of a vertex by
+// index, with the vertex as their parent, and returns the new tail. False if the
+// search finds more vertices than there are, or fewer: then the edges are not a spanning tree.
+template <class Append>
+bool breadth_first(int32_t vertices, int32_t root, TreePointers tree, Append append) {
+    // Four more entries than vertices: a vertex of a grid is stored before it is known to exist.
     Workspace workspace;
     auto* queue = workspace.take<int32_t>(int64_t{vertices} + 4);
     auto* parent = workspace.take<int32_t>(int64_t{vertices} + 4);
     int32_t tail = 1;
     queue[0] = parent[0] = root;
     for (int32_t head = 0; head < tail; ++head) {
-        tail = visit(queue[head], parent[head], queue, parent, tail);
+        tail = append(queue[head], parent[head], queue, parent, tail);
         if (tail > vertices) return false;
     }
     if (tail != vertices) return false;
@@ -151,7 +148,7 @@ std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, c
             std::sort(begin, end);
             fine = fine && std::adjacent_find(begin, end) == end;
         }
-        auto visit = [&](int32_t v, int32_t parent_of_v, int32_t* queue, int32_t* parent, int32_t tail) {
+        auto append = [&](int32_t v, int32_t parent_of_v, int32_t* queue, int32_t* parent, int32_t tail) {
             for (int32_t i = start[v]; i < start[v + 1]; ++i) {
                 if (neighbour[i] == parent_of_v) continue;
                 if (tail == vertices) return tail + 1;
@@ -160,7 +157,7 @@ std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, c
             }
             return tail;
         };
-        fine = fine && breadth_first(static_cast<int32_t>(vertices), root, tree[graph], visit);
+        fine = fine && breadth_first(static_cast<int32_t>(vertices), root, tree[graph], append);
         if (!fine) wrong = graph;
     });
     GraphTreeEdges::check_tree(function, wrong < 0, wrong);

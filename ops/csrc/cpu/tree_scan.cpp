@@ -2,67 +2,59 @@
 
 #include <atomic>
 
-#include <torch/csrc/stable/library.h>
-
-#include "cpu/huge_pages.h"
-
 namespace grootv {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-// down_pass_backward for direction `up`, where a vertex hears its own subtree only: its gradient comes from above only.
-template <class T, class A>
-GROOTV_INLINE void down_pass_backward_up(TreeSchedule tree, int64_t channels, Rows<const T> grad, Rows<const T> decay,
-                                         Rows<A> sum, Rows<A> grad_sum, Rows<T> grad_decay) {
+// down_pass_backward for direction `up`, where a vertex receives its own subtree only: its gradient comes from above
+// only.
+template <class scalar_t, class acc_t>
+GROOTV_INLINE void down_pass_backward_up(TreeSchedule tree, int64_t channels, TileRows<const scalar_t> grad,
+                                         TileRows<const scalar_t> decay, TileRows<acc_t> sum, TileRows<acc_t> grad_sum,
+                                         TileRows<scalar_t> grad_decay) {
     const int32_t root = tree.order[0];
     for (int64_t c = 0; c < channels; ++c) {
-        grad_sum[root][c] = static_cast<A>(grad[root][c]);
-        grad_decay[root][c] = static_cast<T>(A{0});
+        grad_sum[root][c] = static_cast<acc_t>(grad[root][c]);
+        grad_decay[root][c] = static_cast<scalar_t>(acc_t{0});
     }
     for (int64_t p = 1; p < tree.vertices; ++p) {
         const int32_t vertex = tree.order[p];
-        const T* __restrict own = grad[vertex];
-        const T* __restrict decay_row = decay[vertex];
-        const A* __restrict grad_above = grad_sum[tree.order[tree.parent_position[p]]];
-        const A* up = sum[vertex];
-        A* __restrict grad_total = grad_sum[vertex];
-        T* to_decay = grad_decay[vertex];
+        const scalar_t* __restrict own = grad[vertex];
+        const scalar_t* __restrict decay_row = decay[vertex];
+        const acc_t* __restrict grad_above = grad_sum[tree.order[tree.parent_position[p]]];
+        const acc_t* up = sum[vertex];
+        acc_t* __restrict grad_total = grad_sum[vertex];
+        scalar_t* to_decay = grad_decay[vertex];
         GROOTV_IVDEP  // to_decay may be up itself
             for (int64_t c = 0; c < channels; ++c) {
-            grad_total[c] = static_cast<A>(own[c]) + static_cast<A>(decay_row[c]) * grad_above[c];
-            to_decay[c] = static_cast<T>(up[c] * grad_above[c]);
+            grad_total[c] = static_cast<acc_t>(own[c]) + static_cast<acc_t>(decay_row[c]) * grad_above[c];
+            to_decay[c] = static_cast<scalar_t>(up[c] * grad_above[c]);
         }
     }
 }
 
-#define GROOTV_INSTANTIATE(T)                                                                                      \
-    GROOTV_VECTORIZE void scan_block(TreeSchedule tree, int64_t channels, bool both, Rows<const T> input,          \
-                                     Rows<const T> decay, Sums<T, acc_type<T>>& output) {                          \
-        up_pass(tree, channels, GivenSignal<T>{input, channels}, decay, output.rows);                              \
-        if (both) down_pass(tree, channels, decay, output.rows);                                                   \
-        output.store();                                                                                            \
-    }                                                                                                              \
-    GROOTV_VECTORIZE void scan_block_backward(TreeSchedule tree, int64_t channels, bool both, Rows<const T> grad,  \
-                                              Rows<const T> input, Rows<const T> decay, Sums<T, acc_type<T>>& sum, \
-                                              Sums<T, acc_type<T>>& grad_sum, Rows<acc_type<T>> window,            \
-                                              int64_t window_size, Rows<T> grad_decay) {                           \
-        up_pass(tree, channels, GivenSignal<T>{input, channels}, decay, sum.rows);                                 \
-        if (both) {                                                                                                \
-            up_pass(tree, channels, GivenSignal<T>{grad, channels}, decay, grad_sum.rows);                         \
-            down_pass_backward(tree, channels, decay, sum.rows, grad_sum.rows, window, window_size, grad_decay,    \
-                               KeepGradients{});                                                                   \
-        } else {                                                                                                   \
-            down_pass_backward_up(tree, channels, grad, decay, sum.rows, grad_sum.rows, grad_decay);               \
-        }                                                                                                          \
-        grad_sum.store();                                                                                          \
+template <class scalar_t, class acc_t>
+GROOTV_VECTORIZE void scan_tile(TreeSchedule tree, int64_t channels, bool both, TileRows<const scalar_t> input,
+                                TileRows<const scalar_t> decay, Sums<scalar_t, acc_t>& output) {
+    up_pass(tree, channels, TreeScanSignal<scalar_t>{input, channels}, decay, output.rows);
+    if (both) down_pass(tree, channels, decay, output.rows);
+    output.store();
+}
+
+template <class scalar_t, class acc_t>
+GROOTV_VECTORIZE void scan_tile_backward(TreeSchedule tree, int64_t channels, bool both, TileRows<const scalar_t> grad,
+                                         TileRows<const scalar_t> input, TileRows<const scalar_t> decay,
+                                         Sums<scalar_t, acc_t>& sum, Sums<scalar_t, acc_t>& grad_sum,
+                                         TileRows<acc_t> window, int64_t window_size, TileRows<scalar_t> grad_decay) {
+    up_pass(tree, channels, TreeScanSignal<scalar_t>{input, channels}, decay, sum.rows);
+    if (both) {
+        up_pass(tree, channels, TreeScanSignal<scalar_t>{grad, channels}, decay, grad_sum.rows);
+        down_pass_backward(tree, channels, decay, sum.rows, grad_sum.rows, window, window_size, grad_decay,
+                           KeepGradients{});
+    } else {
+        down_pass_backward_up(tree, channels, grad, decay, sum.rows, grad_sum.rows, grad_decay);
     }
-GROOTV_INSTANTIATE(float)
-GROOTV_INSTANTIATE(double)
-GROOTV_INSTANTIATE(Half)
-GROOTV_INSTANTIATE(BFloat16)
-#undef GROOTV_INSTANTIATE
+    grad_sum.store();
+}
 
 // False if `order` is no permutation or not the breadth-first order of the tree that `parent` describes.
 bool find_parent_positions(const int32_t* order, const int32_t* parent, int64_t vertices, int32_t* parent_position) {
@@ -76,7 +68,7 @@ bool find_parent_positions(const int32_t* order, const int32_t* parent, int64_t 
     for (int64_t p = 0, previous = 0; p < vertices; ++p) {
         const int32_t vertex = order[p], above = parent[vertex];
         if (above < 0 || above >= vertices) return false;
-        // A vertex that stands twice in the order has lost its first position.
+        // Of a vertex that is twice in the order, only the last position was kept.
         const int64_t found = position[above];
         fine &= (position[vertex] == p) & (found >= previous) & (found < p || p == 0);
         parent_position[p] = static_cast<int32_t>(found);
@@ -102,12 +94,6 @@ ScanTasks::ScanTasks(const ScanSizes& sizes, const Tensor& order, const Tensor& 
           wrong.load(), " are not");
 }
 
-Tensor ScanTasks::new_signal(const Tensor& like) const {
-    Tensor signal = torch::stable::new_empty(like, {sizes_.batch, sizes_.vertices, sizes_.channels});
-    advise_huge_pages(signal.mutable_data_ptr(), signal.numel() * signal.element_size());
-    return signal;
-}
-
 namespace {
 
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
@@ -115,18 +101,13 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
     ScanArguments scan("tree_scan", input, decay, order, parent, direction);
     ScanTasks tasks(scan, order, parent);
     Tensor u = as_contiguous(input), a = as_contiguous(decay);
-    Tensor output = tasks.new_signal(u);
-    dispatch_floating(u, [&](auto zero) {
-        using T = decltype(zero);
-        using A = acc_type<T>;
-        const T *input_ptr = u.const_data_ptr<T>(), *decay_ptr = a.const_data_ptr<T>();
-        T* output_ptr = output.mutable_data_ptr<T>();
-        tasks.for_each_block(ScanTasks::LINE, [&](TreeSchedule tree, int64_t item, int64_t channel, int64_t channels) {
+    Tensor output = empty_map(u);
+    dispatch_floating(u, [&]<class scalar_t>(scalar_t) {
+        tasks.for_each_tile(ScanTasks::ALIGNMENT, [&](const ChannelTile& tile) {
             Workspace workspace;
-            int64_t stride = scan.channels, offset = item * scan.vertices * stride + channel;
-            Sums<T, A> sum(workspace, {output_ptr + offset, stride}, tree.vertices, channels);
-            scan_block(tree, channels, scan.both, Rows<const T>{input_ptr + offset, stride},
-                       Rows<const T>{decay_ptr + offset, stride}, sum);
+            Sums sum(workspace, tile, tile.rows<scalar_t>(output));
+            scan_tile(tile.tree, tile.channels, scan.both, tile.rows<const scalar_t>(u), tile.rows<const scalar_t>(a),
+                      sum);
         });
     });
     return output;
@@ -138,24 +119,17 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     scan.check_grad(grad, input);
     ScanTasks tasks(scan, order, parent);
     Tensor g = as_contiguous(grad), u = as_contiguous(input), a = as_contiguous(decay);
-    Tensor grad_input = tasks.new_signal(u), grad_decay = tasks.new_signal(u);
-    dispatch_floating(u, [&](auto zero) {
-        using T = decltype(zero);
-        using A = acc_type<T>;
-        const T *input_ptr = u.const_data_ptr<T>(), *decay_ptr = a.const_data_ptr<T>();
-        const T* grad_ptr = g.const_data_ptr<T>();
-        T *grad_input_ptr = grad_input.mutable_data_ptr<T>(), *grad_decay_ptr = grad_decay.mutable_data_ptr<T>();
-        tasks.for_each_block(ScanTasks::LINE, [&](TreeSchedule tree, int64_t item, int64_t channel, int64_t channels) {
+    Tensor grad_input = empty_map(u), grad_decay = empty_map(u);
+    dispatch_floating(u, [&]<class scalar_t>(scalar_t) {
+        tasks.for_each_tile(ScanTasks::ALIGNMENT, [&](const ChannelTile& tile) {
             Workspace workspace;
-            int64_t stride = scan.channels, offset = item * scan.vertices * stride + channel;
-            Rows<T> to_input{grad_input_ptr + offset, stride}, to_decay{grad_decay_ptr + offset, stride};
-            Sums<T, A> sum(workspace, to_decay, tree.vertices, channels);
-            Sums<T, A> grad_sum(workspace, to_input, tree.vertices, channels);
-            int64_t window_size = tree.window_size();
-            Rows<A> window{workspace.take<A>(window_size * channels), channels};
-            scan_block_backward(tree, channels, scan.both, Rows<const T>{grad_ptr + offset, stride},
-                                Rows<const T>{input_ptr + offset, stride}, Rows<const T>{decay_ptr + offset, stride},
-                                sum, grad_sum, window, window_size, to_decay);
+            const auto to_decay = tile.rows<scalar_t>(grad_decay);
+            Sums sum(workspace, tile, to_decay), grad_sum(workspace, tile, tile.rows<scalar_t>(grad_input));
+            const int64_t window_size = tile.tree.window_size();
+            const auto window = tile.take_rows<acc_type<scalar_t>>(workspace, window_size);
+            scan_tile_backward(tile.tree, tile.channels, scan.both, tile.rows<const scalar_t>(g),
+                               tile.rows<const scalar_t>(u), tile.rows<const scalar_t>(a), sum, grad_sum, window,
+                               window_size, to_decay);
         });
     });
     return {grad_input, grad_decay};

@@ -3,14 +3,11 @@
 
 #include "inline.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(GROOTV_DEBUG)
-#if __GNUC__ >= 12
-#define GROOTV_AVX512 "arch=x86-64-v4"  // with vectors of 16-bit numbers
-#else
-#define GROOTV_AVX512 "avx512f"
-#endif
-#define GROOTV_VECTORIZE __attribute__((target_clones("default", "avx2", GROOTV_AVX512)))
+// Of compilers, only GCC makes clones of function templates.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__) && !defined(GROOTV_DEBUG)
+// x86-64-v4 is AVX-512 with vectors of 16-bit numbers.
+#define GROOTV_VECTORIZE __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
 #else
 #define GROOTV_VECTORIZE
 #endif

@@ -1,4 +1,5 @@
-// Scratch memory that a thread keeps between calls: fresh pages would cost a small tree more than its work.
+// Memory for kernels: a thread keeps its scratch memory between calls, because fresh pages would cost a small tree more
+// than its work; huge pages make large results cheap.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +7,12 @@
 #include <cstdint>
 #include <memory>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "checks.h"
 
 namespace grootv {
 
@@ -76,5 +83,22 @@ private:
     Pool& pool_;
     size_t block_, used_;
 };
+
+// Fresh large arrays are mapped page by page as they are written, which can cost more than the scan itself.
+inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef __linux__
+    constexpr uintptr_t PAGE = uintptr_t{1} << 21;
+    uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + PAGE - 1) & ~(PAGE - 1);
+    uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(PAGE - 1);
+    if (end > begin + 4 * PAGE) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// A result of the shape (B, L, C) and dtype of `like`.
+inline Tensor empty_map(const Tensor& like) {
+    Tensor map = torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)});
+    advise_huge_pages(map.mutable_data_ptr(), map.numel() * map.element_size());
+    return map;
+}
 
 }  // namespace grootv

@@ -1,5 +1,5 @@
 // The part of ONNX Runtime's C interface that a library of operators needs: ONNX Runtime's Python package comes without
-// a header. The interface only ever grows at its end, so what version 17 has stands at the same places in all later
+// a header. The interface only ever grows at its end, so members of version 17 have the same places in all later
 // ones; names and places are those of onnxruntime_c_api.h.
 #pragma once
 
@@ -67,7 +67,7 @@ struct OrtApiBase {
 };
 
 // An operator as of version 16, the first one whose kernels return a status. ONNX Runtime calls the functions that the
-// version has; null stands for those it does not call then.
+// version has; those it does not call are null.
 struct OrtCustomOp {
     uint32_t version;
     void* CreateKernel;

@@ -1,10 +1,9 @@
-// The kernels' entry functions behind one signature.
+// Registration of kernels as torch's stable C++ interface has it, in a list that library.cpp makes operators of.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <span>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -12,25 +11,17 @@
 #include <variant>
 #include <vector>
 
-#include "torch/csrc/stable/tensor.h"
+#include "onnxruntime/stable.h"
 
 namespace grootv::onnxruntime {
 
-using torch::stable::Tensor;
-
-using Attribute = std::variant<int64_t, double, std::string>;
-
-// The arguments of a call: inputs and attributes apart, each in the order of the function's arguments.
-struct Arguments {
-    std::vector<std::optional<Tensor>> inputs;
-    std::span<const Attribute> attributes;
-};
-
+// An input, or an attribute.
+using Argument = std::variant<std::optional<Tensor>, int64_t, double, std::string>;
 enum class Kind { input, optional_input, integer, real, text };
 
 struct Kernel {
     std::vector<Kind> arguments;
-    std::vector<Tensor> (*call)(const Arguments&);
+    std::vector<Tensor> (*call)(const std::vector<Argument>&);
 };
 
 template <class T>
@@ -42,29 +33,20 @@ constexpr Kind kind_of() {
     return Kind::integer;
 }
 
-class ArgumentReader {
-public:
-    explicit ArgumentReader(const Arguments& arguments) : arguments_(arguments) {}
-
-    template <class T>
-    T next() {
-        if constexpr (kind_of<T>() == Kind::input) return *arguments_.inputs[input_++];
-        if constexpr (kind_of<T>() == Kind::optional_input) return arguments_.inputs[input_++];
-        if constexpr (kind_of<T>() == Kind::text) return std::get<std::string>(arguments_.attributes[attribute_++]);
-        if constexpr (kind_of<T>() == Kind::real) return std::get<double>(arguments_.attributes[attribute_++]);
-        if constexpr (kind_of<T>() == Kind::integer)
-            return static_cast<T>(std::get<int64_t>(arguments_.attributes[attribute_++]));
-    }
-
-private:
-    const Arguments& arguments_;
-    size_t input_ = 0, attribute_ = 0;
-};
+template <class T>
+T value(const Argument& argument) {
+    if constexpr (kind_of<T>() == Kind::input)
+        return *std::get<std::optional<Tensor>>(argument);
+    else if constexpr (kind_of<T>() == Kind::integer)
+        return static_cast<T>(std::get<int64_t>(argument));
+    else
+        return std::get<T>(argument);
+}
 
 template <auto function, class Result, class... Types>
-std::vector<Tensor> call(const Arguments& arguments) {
-    ArgumentReader reader(arguments);
-    std::tuple<std::decay_t<Types>...> values{reader.next<std::decay_t<Types>>()...};  // braces keep the order
+std::vector<Tensor> call(const std::vector<Argument>& arguments) {
+    auto next = arguments.begin();
+    std::tuple<std::decay_t<Types>...> values{value<std::decay_t<Types>>(*next++)...};  // braces keep the order
     Result result = std::apply(function, values);
     if constexpr (std::is_same_v<Result, Tensor>)
         return {result};
@@ -80,18 +62,22 @@ Kernel box() {
 }
 
 // Every registered kernel by name.
-class Kernels {
-public:
+struct Kernels {
     static Kernels& all() {
         static Kernels kernels;
         return kernels;
     }
 
-    void impl(const char* name, Kernel kernel) { by_name_[name] = std::move(kernel); }
-    const Kernel& at(const std::string& name) const { return by_name_.at(name); }
+    void impl(const char* name, Kernel kernel) { by_name[name] = std::move(kernel); }
 
-private:
-    std::map<std::string, Kernel> by_name_;
+    std::map<std::string, Kernel> by_name;
 };
 
 }  // namespace grootv::onnxruntime
+
+#define TORCH_BOX(function) (grootv::onnxruntime::box<(function)>())
+
+#define STABLE_TORCH_LIBRARY_IMPL(domain, device, m)                                                               \
+    static void register_kernels(grootv::onnxruntime::Kernels&);                                                   \
+    [[maybe_unused]] static const bool registered = (register_kernels(grootv::onnxruntime::Kernels::all()), true); \
+    static void register_kernels(grootv::onnxruntime::Kernels& m)

@@ -7,10 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "call.h"
 #include "checks.h"
-#include "interface.h"
-#include "kernels.h"
 
 namespace grootv::onnxruntime {
 
@@ -18,7 +15,7 @@ thread_local Call* Call::current_ = nullptr;
 
 namespace {
 
-torch::headeronly::ScalarType scalar_type(ElementType type) {
+ScalarType scalar_type(ElementType type) {
     return type == FLOAT32 ? ScalarType::Float : ScalarType::Int;
 }
 
@@ -83,15 +80,12 @@ const std::vector<Definition>& definitions() {
     return all;
 }
 
+bool is_input(Kind kind) {
+    return kind == Kind::input || kind == Kind::optional_input;
+}
+
 struct Operator : OrtCustomOp {
     explicit Operator(const Definition& definition);
-
-    std::vector<Kind> arguments(bool inputs) const {
-        std::vector<Kind> kinds;
-        for (Kind kind : kernel.arguments)
-            if ((kind == Kind::input || kind == Kind::optional_input) == inputs) kinds.push_back(kind);
-        return kinds;
-    }
 
     const Definition& definition;
     const Kernel& kernel;
@@ -106,7 +100,7 @@ const Operator& self(const OrtCustomOp* op) {
 struct Node {
     const Operator& op;
     const OrtApi& api;
-    std::vector<Attribute> attributes;
+    std::vector<Argument> attributes;
 };
 
 // Runs `body`; no exception may reach ONNX Runtime.
@@ -124,7 +118,7 @@ OrtStatus* guard(const OrtApi& api, const Body& body) {
     }
 }
 
-Attribute read_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, Kind kind) {
+Argument read_attribute(const OrtApi& api, const OrtKernelInfo* info, const char* name, Kind kind) {
     if (kind == Kind::integer) {
         int64_t value = 0;
         require(api.KernelInfoGetAttribute_int64(info, name, &value));
@@ -158,18 +152,24 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
     return guard(node.api, [&] {
         const Definition& definition = node.op.definition;
         Call call(node.api, context, definition.outputs.size());
-        Arguments arguments{{}, node.attributes};
-        for (size_t i = 0; i < definition.inputs.size(); ++i)
-            arguments.inputs.push_back(call.input(i, definition.inputs[i]));
+        std::vector<Argument> arguments;
+        size_t input = 0, attribute = 0;
+        for (Kind kind : node.op.kernel.arguments) {
+            if (is_input(kind)) {
+                arguments.push_back(call.input(input, definition.inputs[input]));
+                ++input;
+            } else {
+                arguments.push_back(node.attributes[attribute++]);
+            }
+        }
         const std::vector<Tensor> results = node.op.kernel.call(arguments);
         for (size_t i = 0; i < results.size(); ++i) call.check_output(i, results[i]);
     });
 }
 
 Operator::Operator(const Definition& definition)
-    : OrtCustomOp{}, definition(definition), kernel(Kernels::all().at(definition.name)) {
-    inputs = arguments(true);
-    attributes = arguments(false);
+    : OrtCustomOp{}, definition(definition), kernel(Kernels::all().by_name.at(definition.name)) {
+    for (Kind kind : kernel.arguments) (is_input(kind) ? inputs : attributes).push_back(kind);
     check(inputs.size() == definition.inputs.size() && attributes.size() == definition.attributes.size(),
           definition.name, ": the definition does not fit the kernel");
     version = 16;
