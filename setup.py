@@ -155,6 +155,20 @@ setup(
     name='grootv',
     version='0.1.0',
     description='GrootV: vision backbones whose state-space scan runs along a spanning tree',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Environment :: GPU :: NVIDIA CUDA',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: C++',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
     python_requires='>=3.10',
     packages=find_packages(include=['grootv', 'grootv.*']),  # grootv/ops is a link to ops
     package_dir={'': '.'},  # an editable install is then a path that editors and type checkers follow
