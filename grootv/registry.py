@@ -3,8 +3,8 @@
 A config names a class of this package as ``type='grootv.GrootV'``, whatever its default scope is:
 MMEngine imports this file by the scope's name, then the package the class lives in.
 
-The classes of the language task are imported by its configs (``custom_imports``), for they need packages
-that the others do not, and the other way round.
+The classes of the language task are imported by its configs (``custom_imports``), because they need
+packages that the others do not, and the other way round.
 """
 
 from mmengine import registry as root
@@ -31,4 +31,4 @@ STRATEGIES = Registry('strategy', parent=root.STRATEGIES, locations=['grootv.eng
 # Imported only when a config asks for it: this one needs mmdet.
 DATASETS = Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets.coco'])
 FUNCTIONS = Registry('function', parent=root.FUNCTIONS)
-METRICS = Registry('metric', parent=root.METRICS, locations=['grootv.evaluation'])
+METRICS = Registry('metric', parent=root.METRICS)

@@ -1,8 +1,7 @@
 default_scope = 'mmengine'
 # What needs the packages of requirements/language.txt is imported by these configs alone.
 custom_imports = dict(
-    imports=['grootv.models.language.fine_tuning', 'grootv.datasets.instructions', 'grootv.evaluation'],
-    allow_failed_imports=False,
+    imports=['grootv.language.fine_tuning', 'grootv.language.data'], allow_failed_imports=False
 )
 
 default_hooks = dict(

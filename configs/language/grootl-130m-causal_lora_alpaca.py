@@ -1,4 +1,4 @@
-# A token hears earlier ones only, in its context too.
+# A token receives from earlier ones only, in its context too.
 _base_ = './grootl-130m_lora_alpaca.py'
 
 model = dict(tree=dict(causal=True))

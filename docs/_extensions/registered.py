@@ -15,7 +15,7 @@ TITLES = {
     'OPTIM_WRAPPER_CONSTRUCTORS': 'Optimizer wrapper constructors',
 }
 # Imported by the configs that name their classes.
-LANGUAGE = ('grootv.models.language.fine_tuning', 'grootv.datasets.instructions', 'grootv.datasets.texts')
+LANGUAGE = ('grootv.language.fine_tuning', 'grootv.language.data')
 
 
 def classes() -> dict[str, list[type]]:

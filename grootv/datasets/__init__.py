@@ -1,6 +1,6 @@
 """Data loading that OpenMMLab does not have, each part imported when it is asked for.
 
-Transforms need mmcv, ``grootv.datasets.coco`` needs mmdet, ``grootv.datasets.instructions`` neither.
+Transforms need mmcv, ``grootv.datasets.coco`` needs mmdet.
 """
 
 __all__ = ['CheckSegLabels', 'LoadImageFromFile', 'LoadSegAnnotations']

@@ -3,23 +3,16 @@
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
-from grootv.models.language import use_tree_scan
+from grootv.language import use_tree_scan
 
 VOCABULARY = 50
+TOKENS = dict(pad_token_id=0, bos_token_id=0, eos_token_id=None)
 
 
 def mamba(**config) -> MambaForCausalLM:
     """Two layers whose weights are far from their initial values, so that states and trees matter."""
-    defaults = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        state_size=4,
-        num_hidden_layers=2,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=None,
-    )
-    model = MambaForCausalLM(MambaConfig(**{**defaults, **config}))
+    sizes = dict(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=2)
+    model = MambaForCausalLM(MambaConfig(**{**sizes, **TOKENS, **config}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.4 * torch.randn_like(parameter)
@@ -36,10 +29,5 @@ def tokens(*shape: int) -> torch.Tensor:
 
 def pad_left(items: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Items of any length as one batch, with its mask."""
-    length = max(map(len, items))
-    ids = torch.zeros(len(items), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, item in enumerate(items):
-        ids[row, length - len(item) :] = item
-        mask[row, length - len(item) :] = 1
-    return ids, mask
+    ids = torch.nn.utils.rnn.pad_sequence(items, batch_first=True, padding_side='left')
+    return ids, ids.ne(0).long()

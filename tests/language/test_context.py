@@ -1,20 +1,18 @@
 import copy
-import subprocess
-import sys
 
 import peft
 import pytest
 import torch
 from transformers import MambaModel
 
-from grootv.models.language import use_tree_scan
+from grootv.language import use_tree_scan
 
 from .mambas import VOCABULARY, mamba, pad_left, tokens, tree_mamba
 
 LENGTH, CONTEXT = 12, 7
 
 
-def hears(model, context_length: int) -> torch.Tensor:
+def receives(model, context_length: int) -> torch.Tensor:
     """Whether the logits at a token (row) change with another token (column)."""
     ids = tokens(LENGTH)
     batch = ids.repeat(LENGTH + 1, 1)
@@ -25,43 +23,36 @@ def hears(model, context_length: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('reach', [2, 3, 5])
-def test_only_the_context_hears_later_tokens_and_only_its_own(reach):
-    heard = hears(tree_mamba(reach=reach), CONTEXT)
-    assert heard[torch.ones_like(heard).tril() == 1].all()
-    later = heard.triu(1)
+def test_only_the_context_receives_later_tokens_and_only_its_own(reach):
+    found = receives(tree_mamba(reach=reach), CONTEXT)
+    assert found[torch.ones_like(found).tril() == 1].all()
+    later = found.triu(1)
     assert later[:CONTEXT, :CONTEXT].any()
     assert not later[CONTEXT - 1 :].any()
     assert not later[:, CONTEXT:].any()
 
 
 @pytest.mark.parametrize('reach', [2, 3, 5])
-def test_the_causal_tree_hears_no_later_token(reach):
-    heard = hears(tree_mamba(reach=reach, causal=True), LENGTH)
-    assert torch.equal(heard, torch.ones_like(heard).tril())
+def test_causal_tree_receives_no_later_token(reach):
+    found = receives(tree_mamba(reach=reach, causal=True), LENGTH)
+    assert torch.equal(found, torch.ones_like(found).tril())
 
 
 @pytest.mark.parametrize('causal', [False, True])
 def test_context_0_is_the_chain_and_more_is_not(causal):
     model = tree_mamba(causal=causal)
     ids = tokens(1, LENGTH)
-    chain = model(ids, context_length=torch.tensor([0])).logits
     outputs = [model(ids, context_length=torch.tensor([size])).logits for size in range(LENGTH + 1)]
+    chain = outputs[0]
     assert all(torch.equal(output, chain) for output in outputs[:3])  # the tree of two tokens is the chain
     assert not torch.allclose(outputs[-1], chain, rtol=1e-3)
-    # Beside a chain, a tree that is the chain adds its share to every state.
+    # Next to a chain, a tree that is the chain adds its share to every state.
     assert not torch.allclose(chain, use_tree_scan(model, scale=0)(ids).logits, rtol=1e-3)
-
-
-def test_no_context_means_all_tokens():
-    model = tree_mamba()
-    ids, mask = pad_left([tokens(5), tokens(9)])
-    expected = model(ids, attention_mask=mask, context_length=torch.tensor([5, 9])).logits
-    assert torch.equal(model(ids, attention_mask=mask).logits, expected)
 
 
 @pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('side', ['left', 'right'])
-def test_a_padded_batch_gives_the_logits_of_its_items(side, causal):
+def test_padded_batch_gives_the_logits_of_its_items(side, causal):
     model = tree_mamba(causal=causal, use_bias=True)
     items, sizes = [tokens(n) for n in (3, 11, 1, 8)], torch.tensor([3, 6, 0, 8])
     ids, mask = pad_left(items)
@@ -69,18 +60,27 @@ def test_a_padded_batch_gives_the_logits_of_its_items(side, causal):
         mask = mask.flip(1)
         ids[mask == 1] = torch.cat(items)
     batch = model(ids, attention_mask=mask, context_length=sizes).logits
+    whole = model(ids, attention_mask=mask).logits
     for row, item in enumerate(items):
         single = model(item.unsqueeze(0), context_length=sizes[row : row + 1]).logits[0]
         torch.testing.assert_close(batch[row][mask[row] == 1], single, atol=1e-5, rtol=1e-5)
+        single = model(item.unsqueeze(0)).logits[0]  # without a context length, all tokens are context
+        torch.testing.assert_close(whole[row][mask[row] == 1], single, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match='own number of tokens, 3, got 4'):
+        model(ids, attention_mask=mask, context_length=torch.tensor([4, 6, 0, 8]))
 
 
-def test_by_the_published_rule_the_smallest_context_serves_all():
+def test_published_rule_gives_every_item_the_smallest_context():
     model = tree_mamba(context_rule='minimum')
-    ids = tokens(3, LENGTH)
-    found = model(ids, context_length=torch.tensor([9, 4, 12])).logits
+    ids, mask = pad_left([tokens(LENGTH), tokens(5), tokens(LENGTH)])
+    sizes = torch.tensor([9, 4, 12])
+    found = model(ids, attention_mask=mask, context_length=sizes).logits
+    whole = model(ids, attention_mask=mask).logits
     other = use_tree_scan(model)
-    assert torch.equal(found, other(ids, context_length=torch.tensor([4, 4, 4])).logits)
-    assert not torch.equal(found, other(ids, context_length=torch.tensor([9, 4, 12])).logits)
+    for logits, smallest in ((found, 4), (whole, 5)):
+        expected = other(ids, attention_mask=mask, context_length=torch.full((3,), smallest)).logits
+        assert torch.equal(logits, expected)
+    assert not torch.equal(found, other(ids, attention_mask=mask, context_length=sizes).logits)
 
 
 def loss(model, ids, sizes):
@@ -110,24 +110,23 @@ def test_adapters_of_peft_wrap_it(order):
     else:
         wrapped = use_tree_scan(peft.get_peft_model(model, lora))
     wrapped.eval()
-    assert torch.equal(
-        wrapped(input_ids=ids, context_length=sizes).logits, plain(ids, context_length=sizes).logits
-    )
+    given = dict(input_ids=ids, context_length=sizes)
+    assert torch.equal(wrapped(**given).logits, plain(**given).logits)
     loss(wrapped, ids, sizes).backward()
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     assert len(trained) == 8 and all(parameter.grad is not None for parameter in trained)
     with torch.no_grad():
         for parameter in trained:
             parameter += 0.1 * torch.randn_like(parameter)
-    adapted = wrapped(input_ids=ids, context_length=sizes).logits
+    adapted = wrapped(**given).logits
     greedy = dict(max_new_tokens=3, do_sample=False)
-    continued = wrapped.generate(input_ids=ids, context_length=sizes, **greedy)
+    continued = wrapped.generate(**given, **greedy)
     merged = wrapped.merge_and_unload()
-    torch.testing.assert_close(merged(ids, context_length=sizes).logits, adapted, atol=1e-4, rtol=1e-4)
-    assert torch.equal(merged.generate(ids, context_length=sizes, **greedy), continued)
+    torch.testing.assert_close(merged(**given).logits, adapted, atol=1e-4, rtol=1e-4)
+    assert torch.equal(merged.generate(**given, **greedy), continued)
 
 
-def test_the_model_without_a_head_takes_a_context_too():
+def test_model_without_a_head_takes_a_context_too():
     model = tree_mamba()
     ids, sizes = tokens(2, LENGTH), torch.tensor([12, 5])
     hidden = model.backbone(ids, context_length=sizes).last_hidden_state
@@ -152,20 +151,11 @@ def test_the_model_without_a_head_takes_a_context_too():
         (dict(context_length=None, labels=tokens(2, 8)), 'labels need context_length'),
     ],
 )
-def test_bad_input_ends_in_one_sentence(change, sentence):
+def test_bad_input_raises_one_sentence(change, sentence):
     model = tree_mamba(max_position_embeddings=20)
     call = dict(input_ids=tokens(2, 8), context_length=torch.tensor([3, 8]))
-    model(**call)
     with pytest.raises(ValueError, match=sentence):
         model(**{**call, **change})
-
-
-@pytest.mark.parametrize('side', ['left', 'right'])
-def test_padding_is_no_context(side):
-    ids, mask = pad_left([tokens(5), tokens(9)])
-    mask = mask if side == 'left' else mask.flip(1)
-    with pytest.raises(ValueError, match='own number of tokens, 5, got 6'):
-        tree_mamba()(ids, attention_mask=mask, context_length=torch.tensor([6, 9]))
 
 
 @pytest.mark.parametrize(
@@ -176,11 +166,6 @@ def test_padding_is_no_context(side):
         (dict(model=torch.nn.Linear(2, 2)), 'needs a Mamba model of transformers, got Linear'),
     ],
 )
-def test_bad_settings_end_in_one_sentence(change, sentence):
+def test_bad_settings_raise_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         use_tree_scan(**{**dict(model=mamba()), **change})
-
-
-def test_the_networks_of_images_do_not_import_transformers():
-    script = "import sys, grootv.models; sys.exit('transformers' in sys.modules)"
-    subprocess.run([sys.executable, '-c', script], check=True)

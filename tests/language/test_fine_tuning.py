@@ -3,7 +3,6 @@ import json
 import math
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -11,27 +10,16 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import METRICS
 from torch import nn
 
-from grootv.datasets.instructions import InstructionDataset, load_tokenizer, pad_right
-from grootv.evaluation import Perplexity
-from grootv.models.language.fine_tuning import LanguageModel
+from grootv.language.data import InstructionDataset, pad_right
+from grootv.language.fine_tuning import LanguageModel
 from tests.tools.tiny_run import losses, run_tool, scalars
 
-from .tiny import LORA, ROOT, write_config, write_items
+from .tiny import ROOT, adapted_model, write_config, write_items
 
 
 @pytest.fixture
 def build(folder):
-    """A model whose adapters differ from nothing, as after training."""
-
-    def build(lora=LORA, **tree) -> LanguageModel:
-        torch.manual_seed(0)
-        model = LanguageModel(str(folder), tree, lora)
-        for name, parameter in model.named_parameters():
-            if 'lora_' in name:
-                nn.init.normal_(parameter, std=0.2)
-        return model
-
-    return build
+    return lambda *args, **options: adapted_model(folder, *args, **options)
 
 
 @pytest.fixture
@@ -49,25 +37,16 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_adapters_alone_train(build):
     model = build()
-    vocabulary, width, inner, state, rank = 500, 16, 32, 4, 1
-    vocabulary = model.model.config.vocab_size
+    vocabulary, width, inner, state, rank = model.model.config.vocab_size, 16, 32, 4, 1
     sides = [(width, 2 * inner), (inner, rank + 2 * state), (inner, width)]  # in_proj, x_proj, out_proj
     layers = 2 * sum(8 * (before + after) for before, after in sides)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all('lora_' in name for name in trained)
     assert sum(p.numel() for p in trained.values()) == 8 * (vocabulary + width) + layers
-    assert {'embeddings' in name for name in trained} == {True, False}
-    scaling = {m.scaling['default'] for m in model.modules() if hasattr(m, 'scaling')}
-    assert scaling == {16 / 8}
+    assert {m.scaling['default'] for m in model.modules() if hasattr(m, 'scaling')} == {16 / 8}
 
 
-def test_without_adapters_everything_trains(build):
-    model = build(lora=None)
-    assert all(p.requires_grad for p in model.parameters())
-    assert not any('lora_' in name for name in weights(model))
-
-
-def test_a_step_changes_adapters_and_nothing_else(build, items):
+def test_step_changes_adapters_and_nothing_else(build, items):
     model = build()
     before = weights(model)
     wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=1e-2)))
@@ -77,20 +56,16 @@ def test_a_step_changes_adapters_and_nothing_else(build, items):
     assert changed == {name for name in before if 'lora_' in name}
 
 
-def test_adapters_start_as_nothing(folder, items):
+def test_model_starts_as_that_of_its_folder(build, items):
     batch = pad_right([items[0]])
-    adapted, plain = LanguageModel(str(folder), lora=LORA), LanguageModel(str(folder))
+    adapted, plain = build(std=None), build(lora=None)
+    before = weights(plain)
+    for module in plain.modules():
+        module._is_hf_initialized = False  # as transformers marks what it has not loaded
+    plain.init_weights()  # MMEngine calls it
+    assert all(torch.equal(before[name], value) for name, value in weights(plain).items())
     with torch.no_grad():
         assert torch.equal(adapted(**batch), plain(**batch))
-
-
-def test_mmengine_starts_no_weight_anew(build):
-    model = build()
-    before = weights(model)
-    for module in model.modules():
-        module._is_hf_initialized = False  # as transformers marks what it has not loaded
-    model.init_weights()
-    assert all(torch.equal(before[name], value) for name, value in weights(model).items())
 
 
 # The loss --------------------------------------------------------------------------------------
@@ -104,7 +79,7 @@ def by_hand(model: LanguageModel, item: dict) -> list[float]:
     return [-logits[t - 1].log_softmax(0)[ids[t]].item() for t in range(context, len(ids))]
 
 
-def test_the_loss_is_that_of_the_answers(build, items):
+def test_loss_is_that_of_the_answers_and_padding_changes_nothing(build, items):
     model, picked = build(), [items[0], items[1], items[4]]
     found = [by_hand(model, item) for item in picked]
     assert len({len(each) for each in found}) > 1  # otherwise a mean of means would do
@@ -114,19 +89,6 @@ def test_the_loss_is_that_of_the_answers(build, items):
     for sample, each in zip(model(**batch, mode='predict'), found, strict=True):
         assert sample['tokens'] == len(each)
         assert sample['loss'].item() == pytest.approx(sum(each), rel=1e-5)
-
-
-def test_padding_changes_no_logit(build, items):
-    model = build()
-    batch = pad_right([items[0], items[1]])
-    with torch.no_grad():
-        together, alone = model(**batch)[1], model(**pad_right([items[1]]))[0]
-    assert together[: len(alone)] == pytest.approx(alone, abs=1e-5)  # other sizes, other sums
-    assert len(together) > len(alone)
-
-
-def test_training_hears_the_tree(build, items):
-    batch = pad_right([items[0]])
     trees = ({}, dict(causal=True), dict(scale=0.0))
     assert len({build(**tree)(**batch, mode='loss')['loss'].item() for tree in trees}) == 3
 
@@ -134,7 +96,6 @@ def test_training_hears_the_tree(build, items):
 def test_perplexity_counts_tokens():
     """A half for each of three tokens, an eighth for one: 2 ** ((3 + 3) / 4)."""
     metric = METRICS.build(dict(type='grootv.Perplexity'))
-    assert isinstance(metric, Perplexity)
     metric.process(None, [dict(loss=torch.tensor(3 * math.log(2)), tokens=torch.tensor(3))])
     metric.process(None, [dict(loss=torch.tensor(math.log(8)), tokens=torch.tensor(1))])
     assert metric.evaluate(2) == dict(perplexity=pytest.approx(2**1.5))
@@ -152,15 +113,15 @@ def test_accumulated_gradients_are_the_mean_of_the_items(build, items):
     wrapper.initialize_count_status(model, 0, 3)
     before = weights(model)
     for number in range(3):
-        assert weights(model).keys() == before.keys()
         assert all(torch.equal(before[name], value) for name, value in weights(model).items())
         model.train_step(pad_right([items[number]]), wrapper)
     mean = sum(reference(**pad_right([items[number]]), mode='loss')['loss'] for number in range(3)) / 3
     mean.backward()
+    after = weights(model)
     for name, parameter in reference.named_parameters():
         if parameter.requires_grad:
             expected = before[name] - 0.1 * parameter.grad
-            torch.testing.assert_close(weights(model)[name], expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_stays_near_float32(build, items):
@@ -182,14 +143,11 @@ def test_bfloat16_stays_near_float32(build, items):
 # Checkpoints -----------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_holds_what_trains(build, items):
+def test_checkpoint_holds_what_trains(build, items):
     model, batch = build(), pad_right([items[0]])
     state = copy.deepcopy(model.state_dict())
     assert set(state) == {name for name, p in model.named_parameters() if p.requires_grad}
-    other = build()
-    for parameter in other.parameters():
-        if parameter.requires_grad:
-            nn.init.zeros_(parameter)
+    other = build(std=None)
     with torch.no_grad():
         assert not torch.equal(other(**batch), model(**batch))
         assert str(other.load_state_dict(state)) == '<All keys matched successfully>'
@@ -197,11 +155,9 @@ def test_a_checkpoint_holds_what_trains(build, items):
     state.popitem()
     with pytest.raises(RuntimeError, match='Missing key'):
         other.load_state_dict(state)
-
-
-def test_a_checkpoint_of_a_whole_training_holds_everything(build):
-    model = build(lora=None)
-    assert set(model.state_dict()) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    whole = build(lora=None)
+    assert all(p.requires_grad and 'lora_' not in name for name, p in whole.named_parameters())
+    assert set(whole.state_dict()) == {name for name, _ in whole.named_parameters(remove_duplicate=False)}
 
 
 # Runs of the tools -----------------------------------------------------------------------------
@@ -216,7 +172,7 @@ def whole(tmp_path_factory, folder):
     return config, place / 'run'
 
 
-def test_a_run_learns_and_validates(whole):
+def test_run_learns_and_validates(whole):
     _, run = whole
     found = losses(run)
     assert sorted(found) == list(range(1, 13))
@@ -226,77 +182,66 @@ def test_a_run_learns_and_validates(whole):
     assert (run / 'best_perplexity_iter_12.pth').is_file()
 
 
-def test_a_resumed_run_equals_a_whole_one(whole, tmp_path):
+def test_resumed_run_equals_a_whole_one(whole, tmp_path):
     config, run = whole
     stopped = run_tool('train.py', config, '--work-dir', tmp_path, options=('train_cfg.max_iters=8',))
     assert stopped == 0 and not (tmp_path / 'iter_12.pth').exists()
     assert run_tool('train.py', config, '--work-dir', tmp_path, '--resume') == 0
     found, expected = (torch.load(place / 'iter_12.pth', weights_only=False) for place in (tmp_path, run))
-    assert found['state_dict'].keys() == expected['state_dict'].keys()
-    for name, value in expected['state_dict'].items():
-        assert torch.equal(found['state_dict'][name], value), name
-    for index, state in expected['optimizer']['state'].items():
-        for key, value in state.items():
-            assert torch.equal(found['optimizer']['state'][index][key], value)
+    exactly = dict(rtol=0, atol=0)
+    torch.testing.assert_close(found['state_dict'], expected['state_dict'], **exactly)
+    torch.testing.assert_close(found['optimizer']['state'], expected['optimizer']['state'], **exactly)
 
 
-def test_the_commands_train_and_test(folder, tmp_path):
-    """As a user runs them, each in a process of its own, without the other tasks' packages."""
+def test_commands_train_and_test_without_the_packages_of_other_tasks(folder, tmp_path):
     config = write_config(tmp_path, folder, settings='train_cfg = dict(max_iters=2, val_interval=2)')
     code = """
 import runpy, sys
 sys.modules.update(dict.fromkeys(('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm')))  # not installed
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name='__main__')
+tools, *arguments = sys.argv[1:]
+for name, sys.argv[1:] in (('train', arguments[:1]), ('test', arguments)):
+    runpy.run_path(f'{tools}/{name}.py', run_name='__main__')
 """
-    run = partial(subprocess.run, cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True)
-    command = [sys.executable, '-c', code]
-    run([*command, ROOT / 'tools/train.py', config])
     work = tmp_path / 'work_dirs/tiny'
-    (trained,) = [record['perplexity'] for record in scalars(work) if 'perplexity' in record]
     out = work / 'metrics.json'
-    test = run([*command, ROOT / 'tools/test.py', config, work / 'iter_2.pth', '--out', out])
-    assert f'perplexity: {trained:.4f}' in test.stdout + test.stderr
+    command = [sys.executable, '-c', code, ROOT / 'tools', config, work / 'iter_2.pth', '--out', out]
+    run = subprocess.run(command, cwd=tmp_path, timeout=300, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    log = next(path for path in work.glob('*/vis_data/scalars.json') if 'perplexity' in path.read_text())
+    (trained,) = [json.loads(line)['perplexity'] for line in log.open() if 'perplexity' in line]
+    assert f'perplexity: {trained:.4f}' in run.stdout + run.stderr
     assert json.loads(out.read_text()) == dict(perplexity=pytest.approx(trained))
 
 
 @pytest.mark.parametrize(
-    ('options', 'sentence'),
+    ('option', 'sentence'),
     [
-        (('model.pretrained=none',), 'language model none does not exist'),
-        (('train_dataloader.dataset.tokenizer=none',), 'tokenizer none does not exist'),
-        (('train_dataloader.dataset.ann_file=none.json',), 'none.json does not exist'),
-        (('model.lora.target_modules=[nothing]',), 'nothing'),
-        (('model.lora.rank=8',), "an option 'rank' that it does not have"),
-        (('model.tree.reach=0',), 'reach is the span of an edge in tokens, at least 1, got 0'),
-        (('train_dataloader.dataset.max_length=9',), 'a prompt leaves room for an answer'),
+        ('model.pretrained=none', 'language model none does not exist'),
+        ('train_dataloader.dataset.tokenizer=none', 'tokenizer none does not exist'),
+        ('train_dataloader.dataset.ann_file=none.json', 'none.json does not exist'),
+        ('model.lora.target_modules=[nothing]', 'nothing'),
+        ('model.tree.reach=0', 'reach is the span of an edge in tokens, at least 1, got 0'),
+        ('train_dataloader.dataset.max_length=9', 'a prompt leaves room for an answer'),
+        ('train_dataloader.dataset.tokenizer={larger}', 'ids of tokens are 0 to'),
     ],
 )
-def test_a_config_that_cannot_run_is_told_in_a_sentence(folder, tmp_path, capsys, options, sentence):
+def test_config_that_cannot_run_is_reported_in_a_sentence(folder, tmp_path, capsys, option, sentence):
     config = write_config(tmp_path, folder)
+    if '{larger}' in option:
+        tokenizer = adapted_model(folder).tokenizer
+        tokenizer.add_tokens(['Tell me'])
+        tokenizer.save_pretrained(tmp_path / 'larger')
+    options = (option.format(larger=tmp_path / 'larger'),)
     assert run_tool('train.py', config, '--work-dir', tmp_path / 'run', options=options) == 1
     error = capsys.readouterr().err
     assert sentence in error and 'Traceback' not in error
-    assert (
-        'does not exist' not in sentence or not (tmp_path / 'run').exists()
-    )  # told before anything is built
+    # Missing files are reported before anything is built.
+    assert 'does not exist' not in sentence or not (tmp_path / 'run').exists()
 
 
-def test_ids_that_the_model_does_not_have_are_told_in_a_sentence(folder, tmp_path, capsys):
-    config = write_config(tmp_path, folder)
-    words = tmp_path / 'tokenizer'
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.add_tokens(['Tell me'])
-    tokenizer.save_pretrained(words)
-    option = f'train_dataloader.dataset.tokenizer={words}'
-    assert run_tool('train.py', config, '--work-dir', tmp_path / 'run', options=(option,)) == 1
-    error = capsys.readouterr().err
-    assert 'ids of tokens are 0 to' in error and 'Traceback' not in error
-
-
-def test_a_missing_package_is_told_in_a_sentence(tmp_path, capsys, monkeypatch):
+def test_missing_package_is_reported_in_a_sentence(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'peft', None)
-    monkeypatch.delitem(sys.modules, 'grootv.models.language.fine_tuning')
+    monkeypatch.delitem(sys.modules, 'grootv.language.fine_tuning')
     assert run_tool('train.py', ROOT / 'configs/language/grootl-130m_lora_alpaca.py') == 1
     error = capsys.readouterr().err
     assert 'imports what is not installed (import of peft halted' in error and 'Traceback' not in error

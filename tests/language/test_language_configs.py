@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
-from grootv.models.language import fine_tuning, use_tree_scan
+from grootv.language import fine_tuning, use_tree_scan
 
 from .tiny import ROOT
 
@@ -22,9 +22,9 @@ TREES = {
 }
 
 
-@pytest.fixture(params=CONFIGS)
-def config(request) -> Config:
-    return CONFIGS[request.param]
+@pytest.fixture
+def config() -> Config:
+    return CONFIGS[PUBLISHED]
 
 
 def load_on_meta(path: str, **tree) -> tuple[nn.Module, None]:
@@ -34,13 +34,16 @@ def load_on_meta(path: str, **tree) -> tuple[nn.Module, None]:
     return use_tree_scan(model, **tree), None
 
 
-def test_the_configs_differ_in_the_tree_alone():
+def test_configs_differ_in_the_tree_alone():
+    """So the other tests look at one of them."""
     assert {name: dict(config.model.tree) for name, config in CONFIGS.items()} == TREES
-    others = [{k: v for k, v in config.to_dict().items() if k != 'model'} for config in CONFIGS.values()]
+    others = [config.to_dict() for config in CONFIGS.values()]
+    for other in others:
+        other['model'].pop('tree')
     assert all(other == others[0] for other in others)
 
 
-def test_the_model_is_the_published_one(config, monkeypatch):
+def test_model_is_the_published_one(config, monkeypatch):
     monkeypatch.setattr(fine_tuning, 'load_language_model', load_on_meta)
     with torch.device('meta'):
         model = MODELS.build(config.model)
@@ -52,7 +55,7 @@ def test_the_model_is_the_published_one(config, monkeypatch):
     assert set(lora.target_modules) == {'x_proj', 'embeddings', 'in_proj', 'out_proj'}
 
 
-def test_the_metafile_says_so():
+def test_metafile_states_the_published_results():
     models = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
     assert {entry['Name'] for entry in models} == set(CONFIGS)
     assert {entry['Metadata']['Parameters'] for entry in models} == {129_135_360}
@@ -62,17 +65,14 @@ def test_the_metafile_says_so():
     assert not any(results.values())
 
 
-def test_optimizer(config):
+def test_optimizer_and_rates_of_the_updates(config):
+    """AdamW in bfloat16, 16 items an update; linear over the first twenty updates, then constant."""
     wrapper = config.optim_wrapper
     assert (wrapper.type, wrapper.accumulative_counts) == ('grootv.BFloat16OptimWrapper', 16)
     assert wrapper.optimizer == dict(type='AdamW', lr=2e-5, betas=(0.9, 0.999), weight_decay=0.0)
     assert 'clip_grad' not in wrapper
     assert config.auto_scale_lr == dict(base_batch_size=config.train_dataloader.batch_size, enable=False)
-
-
-def test_rates_of_the_updates(config):
-    """Linear over the first twenty, then constant."""
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=wrapper.optimizer.lr)
     (warm_up,) = config.param_scheduler
     scheduler = PARAM_SCHEDULERS.build(dict(optimizer=optimizer, **warm_up))
     rates = []
@@ -80,8 +80,7 @@ def test_rates_of_the_updates(config):
         rates.append(optimizer.param_groups[0]['lr'])
         optimizer.step()
         scheduler.step()
-    updates = rates[15::16]
-    assert updates == pytest.approx([2e-5 * min(number / 20, 1) for number in range(1, 41)])
+    assert rates[15::16] == pytest.approx([2e-5 * min(number / 20, 1) for number in range(1, 41)])
 
 
 def test_one_epoch_of_single_items_without_those_held_out(config):
@@ -105,3 +104,23 @@ def test_checkpoints_fall_on_updates(config):
         assert interval % accumulated == 0
     assert config.default_hooks.epoch_seed.type == 'grootv.EpochSeedHook'
     assert config.train_dataloader.persistent_workers is False
+
+
+# The demo --------------------------------------------------------------------------------------
+
+
+DEMO = {
+    'mamba-pico_topics': 'texts',
+    'grootl-pico_lora_continue': 'continue',
+    'grootl-pico_lora_name': 'name',
+}
+
+
+@pytest.mark.parametrize('name', DEMO)
+def test_demo_adapts_what_the_published_run_does_and_holds_data_out(name, config):
+    demo = Config.fromfile(ROOT / f'configs/demo/language/{name}.py')
+    assert demo.train_dataloader.dataset.ann_file == f'{DEMO[name]}_train.json'
+    assert demo.val_dataloader.dataset.ann_file == f'{DEMO[name]}_held-out.json'
+    assert demo.test_dataloader == demo.val_dataloader
+    if name != 'mamba-pico_topics':
+        assert demo.model.lora == config.model.lora and demo.model.tree == config.model.tree

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, MambaForCausalLM, MambaModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedTokenizerFast
 
 from grootv.errors import UserError
-from grootv.models.language import TreeMambaMixer, load_language_model, use_tree_scan
+from grootv.language import TreeMambaMixer, load_language_model, use_tree_scan
 
 from .mambas import mamba, tokens, tree_mamba
 
@@ -28,7 +28,7 @@ def settings(model) -> set[tuple]:
     return {(layer.scale, layer.reach, layer.causal) for layer in layers}
 
 
-def test_a_saved_folder_remembers_its_tree(tmp_path):
+def test_saved_folder_remembers_its_tree(tmp_path):
     model, ids, sizes = tree_mamba(scale=0.7, reach=2, causal=True), tokens(2, 9), torch.tensor([9, 4])
     model.save_pretrained(tmp_path)
     loaded, tokenizer = load_language_model(tmp_path)
@@ -40,34 +40,27 @@ def test_a_saved_folder_remembers_its_tree(tmp_path):
     assert changed.backbone.context_rule == 'minimum'
 
 
-def test_a_plain_folder_gets_the_published_tree(tmp_path):
+def test_plain_folder_gets_the_published_tree(tmp_path):
     mamba().save_pretrained(tmp_path, safe_serialization=False)
     assert settings(load_language_model(tmp_path)[0]) == {(0.3, 3, False)}
 
 
-def test_a_saved_folder_is_a_plain_mamba_to_transformers(tmp_path):
-    model = tree_mamba()
-    model.save_pretrained(tmp_path)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+def test_saved_folder_is_a_plain_mamba_to_transformers(tmp_path):
+    model, ids = tree_mamba(), tokens(1, 9)
+    logits = model(ids).logits
+    model.save_pretrained(tmp_path / 'whole')
+    model.backbone.save_pretrained(tmp_path / 'headless')
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / 'whole')
     assert type(plain) is MambaForCausalLM and plain.config.architectures == ['MambaForCausalLM']
-    state = plain.state_dict()
-    assert (
-        all(torch.equal(state.pop(name), value) for name, value in model.state_dict().items()) and not state
-    )
-    ids = tokens(1, 9)
+    torch.testing.assert_close(plain.state_dict(), dict(model.state_dict()), rtol=0, atol=0)
     assert torch.allclose(plain(ids).logits, use_tree_scan(model, scale=0)(ids).logits, atol=1e-5)
-
-
-def test_a_saved_model_without_a_head_loads(tmp_path):
-    model = tree_mamba()
-    model.backbone.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / 'config.json').read_text())['architectures'] == [MambaModel.__name__]
-    ids = tokens(1, 9)
-    assert torch.equal(load_language_model(tmp_path)[0](ids).logits, model(ids).logits)
+    config = json.loads((tmp_path / 'headless/config.json').read_text())
+    assert config['architectures'] == ['MambaModel']
+    assert torch.equal(load_language_model(tmp_path / 'headless')[0](ids).logits, logits)
 
 
 @pytest.mark.parametrize('longest', [None, 20])
-def test_the_tokenizer_states_the_context_window(tmp_path, longest):
+def test_tokenizer_states_the_context_window(tmp_path, longest):
     mamba().save_pretrained(tmp_path)
     words = Tokenizer(models.WordLevel({'a': 0, 'b': 1}, unk_token='a'))
     given = {} if longest is None else dict(model_max_length=longest)
@@ -82,86 +75,54 @@ class Payload:
         return exec, ('import pathlib; pathlib.Path("ran").touch()',)
 
 
-def not_there(folder):
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+RUNS = {  # a tokenizer whose class is code of the folder
+    'tokenizer_config.json': '{"auto_map": {"AutoTokenizer": ["its.Own", null]}}',
+    'its.py': 'import pathlib; pathlib.Path("ran").touch()',
+}
 
 
-def without_config(folder):
-    (folder / 'config.json').unlink()
-
-
-def without_weights(folder):
-    (folder / 'model.safetensors').unlink()
-
-
-def another_type(folder):
-    (folder / 'config.json').write_text('{"model_type": "gpt2"}')
-
-
-def no_type(folder):
-    (folder / 'config.json').write_text('{}')
-
-
-def damaged_config(folder):
-    (folder / 'config.json').write_text('{"model_type": ')
-
-
-def damaged_weights(folder):
-    (folder / 'model.safetensors').write_bytes(b'no weights')
-
-
-def fewer_weights(folder):
-    weights = load_file(folder / 'model.safetensors')
-    del weights['backbone.norm_f.weight']
-    save_file(weights, folder / 'model.safetensors', dict(format='pt'))
-
-
-def other_shapes(folder):
-    weights = load_file(folder / 'model.safetensors')
-    weights['backbone.norm_f.weight'] = torch.zeros(3)
-    save_file(weights, folder / 'model.safetensors', dict(format='pt'))
-
-
-def code_in_weights(folder):
-    without_weights(folder)
-    torch.save({'backbone.norm_f.weight': Payload()}, folder / 'pytorch_model.bin')
-
-
-def damaged_tokenizer(folder):
-    (folder / 'tokenizer.json').write_text('{}')
-
-
-def code_in_tokenizer(folder):
-    (folder / 'tokenizer_config.json').write_text('{"auto_map": {"AutoTokenizer": ["its.Own", null]}}')
-    (folder / 'its.py').write_text('import pathlib; pathlib.Path("ran").touch()')
+def spoil(folder, *, without=(), texts=(), norm=None, payload=False) -> None:
+    """Remove files, write others, replace a weight, or pickle code as weights."""
+    if norm is not None:
+        weights = load_file(folder / WEIGHTS)
+        weights.pop('backbone.norm_f.weight')
+        save_file({**weights, **norm}, folder / WEIGHTS, dict(format='pt'))
+    for name in without:
+        (folder / name).unlink()
+    for name, text in dict(texts).items():
+        (folder / name).write_text(text)
+    if payload:
+        torch.save({'backbone.norm_f.weight': Payload()}, folder / 'pytorch_model.bin')
 
 
 @pytest.mark.parametrize(
-    ('spoil', 'sentence'),
+    ('change', 'sentence'),
     [
-        (not_there, 'does not exist'),
-        (without_config, 'has no config.json'),
-        (without_weights, 'cannot be read'),
-        (another_type, 'is not a Mamba, but of type gpt2'),
-        (no_type, 'is not a Mamba, but of type None'),
-        (damaged_config, 'cannot be read'),
-        (damaged_weights, 'cannot be read'),
-        (fewer_weights, 'lacks weights: backbone.norm_f.weight'),
-        (other_shapes, 'cannot be read'),
-        (code_in_weights, 'cannot be read'),
-        (damaged_tokenizer, 'cannot be read'),
-        (code_in_tokenizer, 'cannot be read'),
+        (dict(without=[CONFIG]), 'has no config.json'),
+        (dict(without=[WEIGHTS]), 'cannot be read'),
+        (dict(texts={CONFIG: '{"model_type": "gpt2"}'}), 'is not a Mamba, but of type gpt2'),
+        (dict(texts={CONFIG: '{}'}), 'is not a Mamba, but of type None'),
+        (dict(texts={CONFIG: '{"model_type": '}), 'cannot be read'),
+        (dict(texts={WEIGHTS: 'no weights'}), 'cannot be read'),
+        (dict(norm={}), 'lacks weights: backbone.norm_f.weight'),
+        (dict(norm={'backbone.norm_f.weight': torch.zeros(3)}), 'cannot be read'),
+        (dict(without=[WEIGHTS], payload=True), 'cannot be read'),
+        (dict(texts={'tokenizer.json': '{}'}), 'cannot be read'),
+        (dict(texts=RUNS), 'cannot be read'),
     ],
 )
-def test_a_folder_that_is_no_mamba_ends_in_one_sentence(tmp_path, monkeypatch, spoil, sentence):
+def test_folder_that_is_no_mamba_raises_one_sentence(tmp_path, monkeypatch, change, sentence):
     folder = tmp_path / 'model'
     mamba().save_pretrained(folder)
     monkeypatch.chdir(tmp_path)
-    spoil(folder)
-    with pytest.raises(UserError, match=f'language model {folder} {sentence}') as error:
+    spoil(folder, **change)
+    with pytest.raises(UserError, match=f'(language model|tokenizer) {folder} {sentence}') as error:
         load_language_model(folder)
-    print(error.value)
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'ran').exists()
+
+
+def test_missing_folder_raises_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=f'language model {tmp_path}/none does not exist'):
+        load_language_model(tmp_path / 'none')

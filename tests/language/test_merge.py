@@ -1,14 +1,12 @@
 import pytest
 import torch
-from torch import nn
 from transformers import AutoTokenizer, MambaForCausalLM
 
-from grootv.datasets.instructions import InstructionDataset, load_tokenizer, pad_right
-from grootv.models.language import load_language_model
-from grootv.models.language.fine_tuning import LanguageModel
+from grootv.language import load_language_model, use_tree_scan
+from grootv.language.data import InstructionDataset, pad_right
 from tests.tools.tiny_run import run_tool
 
-from .tiny import ITEMS, LORA, ROOT, write_config
+from .tiny import ITEMS, LORA, ROOT, adapted_model, write_config
 
 TOOL = 'language/merge_lora.py'
 
@@ -17,10 +15,7 @@ TOOL = 'language/merge_lora.py'
 def trained(tmp_path_factory, folder):
     """A config, a checkpoint whose adapters are large, and its model."""
     place = tmp_path_factory.mktemp('trained')
-    model = LanguageModel(str(folder), dict(scale=0.3), LORA)
-    for name, parameter in model.named_parameters():
-        if 'lora_' in name:
-            nn.init.normal_(parameter, std=0.2)
+    model = adapted_model(folder, scale=0.3)
     torch.save(dict(state_dict=model.state_dict()), place / 'model.pth')
     return write_config(place, folder), place / 'model.pth', model
 
@@ -39,41 +34,28 @@ def batch(trained, folder):
     return pad_right([data[0], data[1]])
 
 
-def test_a_merged_folder_computes_what_the_adapters_did(trained, merged, batch, folder):
+@torch.no_grad()
+def test_merged_folder_computes_what_the_adapters_did(trained, merged, batch, folder):
     """Sums of other order: 1e-5 of logits up to 10."""
-    names = ('input_ids', 'attention_mask', 'context_length')
-    with torch.no_grad():
-        expected = trained[2](**batch)
-        found = load_language_model(merged)[0](**{name: batch[name] for name in names}).logits
-        before = load_language_model(folder)[0](**{name: batch[name] for name in names}).logits
+    given = {name: batch[name] for name in ('input_ids', 'attention_mask', 'context_length')}
     mask = batch['attention_mask'].bool()
-    assert (found - expected)[mask].abs().max() < 1e-4
-    assert (before - expected)[mask].abs().max() > 1
-
-
-def test_transformers_alone_loads_it(merged, trained, batch):
+    expected = trained[2](**batch)
+    loaded, tokenizer = load_language_model(merged)
+    assert (loaded(**given).logits - expected)[mask].abs().max() < 1e-4
+    assert (load_language_model(folder)[0](**given).logits - expected)[mask].abs().max() > 1
+    assert loaded.config.tree == dict(scale=0.3, reach=3, causal=False)
+    text = ITEMS[0]['output']
+    assert tokenizer(text) == AutoTokenizer.from_pretrained(folder)(text)
+    # To transformers alone it is a Mamba.
     stock, info = MambaForCausalLM.from_pretrained(merged, output_loading_info=True)
-    assert not any(info.values())
-    assert type(stock) is MambaForCausalLM
+    assert not any(info.values()) and type(stock) is MambaForCausalLM
     assert stock.config.architectures == ['MambaForCausalLM']
-    # Without its tree, which only grootv builds.
-    model = trained[2]
-    scale = [m.scale for m in model.modules() if hasattr(m, 'reach')]
-    mixers = [m for m in model.modules() if hasattr(m, 'reach')]
-    try:
-        for mixer in mixers:
-            mixer.scale = 0.0
-        with torch.no_grad():
-            expected = model(**batch)
-            found = stock(batch['input_ids'], attention_mask=batch['attention_mask']).logits
-    finally:
-        for mixer, before in zip(mixers, scale, strict=True):
-            mixer.scale = before
-    mask = batch['attention_mask'].bool()
-    assert (found - expected)[mask].abs().max() < 1e-4
+    plain = use_tree_scan(loaded, scale=0.0)(**given).logits
+    found = stock(given['input_ids'], attention_mask=given['attention_mask']).logits
+    assert (found - plain)[mask].abs().max() < 1e-4
 
 
-def test_the_output_layer_keeps_what_it_shared_with_the_embeddings(merged, folder):
+def test_output_layer_keeps_what_it_shared_with_the_embeddings(merged, folder):
     """The adapter of the embeddings is not one of the output layer."""
     before, after = (MambaForCausalLM.from_pretrained(place) for place in (folder, merged))
     assert before.config.tie_word_embeddings and not after.config.tie_word_embeddings
@@ -81,23 +63,17 @@ def test_the_output_layer_keeps_what_it_shared_with_the_embeddings(merged, folde
     assert not torch.equal(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
 
 
-def test_the_folder_remembers_tree_and_tokenizer(merged, folder):
-    model, _ = load_language_model(merged)
-    assert model.config.tree['scale'] == 0.3 and model.config.tree['reach'] == 3
-    text = ITEMS[0]['output']
-    assert AutoTokenizer.from_pretrained(merged)(text) == load_tokenizer(str(folder))(text)
-
-
 def test_embeddings_without_adapter_stay_tied(folder):
-    model = LanguageModel(str(folder), lora=dict(LORA, target_modules=['in_proj'])).merge()
+    model = adapted_model(folder, dict(LORA, target_modules=['in_proj'])).merge()
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_a_model_without_adapters_is_saved_as_it_is(folder, batch, tmp_path):
-    model = LanguageModel(str(folder))
+def test_model_without_adapters_stays_as_it_is(folder, batch):
+    model = adapted_model(folder, lora=None)
     with torch.no_grad():
-        assert torch.equal(model.merge()(batch['input_ids']).logits, model.model(batch['input_ids']).logits)
+        expected = model.model(batch['input_ids']).logits
+        assert torch.equal(model.merge()(batch['input_ids']).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +88,7 @@ def test_a_model_without_adapters_is_saved_as_it_is(folder, batch, tmp_path):
         (('{config}', '{other}', '{place}/new'), 'checkpoint does not fit the model LanguageModel'),
     ],
 )
-def test_bad_input_is_told_in_a_sentence(trained, tmp_path, capsys, arguments, sentence):
+def test_bad_input_is_reported_in_a_sentence(trained, tmp_path, capsys, arguments, sentence):
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / 'other.pth')
     places = dict(config=trained[0], checkpoint=trained[1], place=tmp_path, other=tmp_path / 'other.pth')
     assert run_tool(TOOL, *(argument.format(**places) for argument in arguments)) == 1

@@ -9,13 +9,12 @@ from transformers import MambaConfig, MambaForCausalLM
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from grootv import ops
-from grootv.models.language import TreeMambaMixer, use_tree_scan
-from grootv.models.language.mixer import Context
+from grootv.language import TreeMambaMixer, use_tree_scan
 from grootv.ops import reference
 
 from .mambas import mamba, pad_left, tokens
 
-MIXER = 'grootv.models.language.mixer'
+MIXER = 'grootv.language.mixer'
 
 
 @pytest.fixture
@@ -26,16 +25,15 @@ def reference_operators(monkeypatch):
 
 @pytest.fixture
 def grown(monkeypatch):
-    """The trees that mixers grow, one after another."""
-    trees = []
-    grow = ops.token_tree
+    """Arguments and result of every call of token_tree, in order."""
+    calls = []
 
     def record(*arguments):
-        trees.append(grow(*arguments))
-        return trees[-1]
+        calls.append((arguments, ops.token_tree(*arguments)))
+        return calls[-1][1]
 
     monkeypatch.setattr(f'{MIXER}.token_tree', record)
-    return trees
+    return calls
 
 
 def mixer(hidden=6, state=3, dtype=torch.float64, **tree) -> TreeMambaMixer:
@@ -48,8 +46,9 @@ def mixer(hidden=6, state=3, dtype=torch.float64, **tree) -> TreeMambaMixer:
     return mixer.eval()
 
 
-def context(start: int, stop: int) -> Context:
-    return Context(None, torch.tensor([[start, stop]]))
+def context(size: int, length: int, padding: int = 0) -> torch.Tensor:
+    """The mask of a sequence: 0 at the padding before it, then 1 in the context, 2 after it."""
+    return torch.tensor([[0] * padding + [1] * size + [2] * (length - padding - size)])
 
 
 class Definition:
@@ -59,17 +58,17 @@ class Definition:
         weight = {name: value.detach().double().numpy() for name, value in mixer.named_parameters()}
         length, rank = len(hidden), mixer.time_step_rank
         inner = hidden.double().numpy() @ weight['in_proj.weight'].T + weight['in_proj.bias']
-        x, gate = np.split(inner, 2, axis=1)
+        x, z = np.split(inner, 2, axis=1)
         kernel = weight['conv1d.weight'][:, 0]
         padded = np.concatenate([np.zeros((kernel.shape[1] - 1, x.shape[1])), x])
         windows = [(padded[t : t + kernel.shape[1]].T * kernel).sum(1) for t in range(length)]
         x = silu(np.stack(windows) + weight['conv1d.bias'])
-        low, B, C = np.split(x @ weight['x_proj.weight'].T, [rank, rank + mixer.ssm_state_size], axis=1)
-        step = np.log1p(np.exp(low @ weight['dt_proj.weight'].T + weight['dt_proj.bias']))
-        decay = np.exp(step[:, :, None] * -np.exp(weight['A_log']))
-        signal = step[:, :, None] * B[:, None, :] * x[:, :, None]
+        low_rank, B, C = np.split(x @ weight['x_proj.weight'].T, [rank, rank + mixer.ssm_state_size], axis=1)
+        delta = np.log1p(np.exp(low_rank @ weight['dt_proj.weight'].T + weight['dt_proj.bias']))
+        decay = np.exp(delta[:, :, None] * -np.exp(weight['A_log']))
+        signal = delta[:, :, None] * B[:, None, :] * x[:, :, None]
         self.length, self.decay, self.signal = length, decay[::-1], signal[::-1]
-        self.x, self.C, self.gate, self.weight = x, C, gate, weight
+        self.x, self.C, self.z, self.weight = x, C, z, weight
 
     def distance(self, i: int, j: int) -> float:
         a, b = self.signal[i].ravel(), self.signal[j].ravel()
@@ -116,12 +115,11 @@ class Definition:
 
         return np.stack([state(i) for i in range(self.length)])[::-1]
 
-    def output(self, parent: list[int], scale: float) -> tuple[np.ndarray, np.ndarray]:
+    def output(self, parent: list[int], scale: float) -> np.ndarray:
         chain = [max(i - 1, 0) for i in range(self.length)]
         state = self.scan(chain) + scale * self.scan(parent)
         y = (state * self.C[:, None, :]).sum(2) + self.weight['D'] * self.x
-        y = (y * silu(self.gate)) @ self.weight['out_proj.weight'].T + self.weight['out_proj.bias']
-        return y, state[-1]
+        return (y * silu(self.z)) @ self.weight['out_proj.weight'].T + self.weight['out_proj.bias']
 
 
 def silu(x: np.ndarray) -> np.ndarray:
@@ -137,26 +135,25 @@ def test_trees_and_outputs_are_those_of_the_definition(grown, causal, reach):
     definition = Definition(layer, hidden)
     trees, backward = set(), False
     for size in range(length + 1):
-        output = layer(hidden.unsqueeze(0), attention_mask=context(0, size))[0]
+        output = layer(hidden.unsqueeze(0), attention_mask=context(size, length))[0]
         parent = definition.causal(size, reach) if causal else definition.published(size, reach)
-        found = grown.pop().parent[0].tolist()
+        found = grown.pop()[1].parent[0].tolist()
         assert found == [length - 1 - i for i in parent[::-1]], size
-        np.testing.assert_allclose(output.detach().numpy(), definition.output(parent, 0.3)[0], rtol=1e-10)
+        np.testing.assert_allclose(output.detach().numpy(), definition.output(parent, 0.3), rtol=1e-10)
         trees.add(tuple(found))
-        chain = [*range(1, length), length - 1]
-        assert size > 2 or found == chain
+        assert size > 2 or found == [*range(1, length), length - 1]  # the chain
         backward |= any(above < token for token, above in enumerate(found))
-    # The context matters, except in a tree of neighbours; in the published one, tokens hear later ones.
+    # The context matters, except in a tree of neighbours; in the published one, tokens receive later ones.
     assert len(trees) > 3 if reach > 1 else len(trees) == 1
     assert backward == (reach > 1 and not causal)
 
 
-def test_compiled_operators_grow_and_scan_the_same_trees(monkeypatch, reference_operators):
+def test_compiled_operators_grow_and_scan_the_trees_of_the_reference(monkeypatch, reference_operators):
     layer, hidden = mixer(hidden=16, state=16), torch.randn(2, 24, 16, dtype=torch.float64)
-    bounds = Context(None, torch.tensor([[0, 24], [5, 17]]))
-    expected = layer(hidden, attention_mask=bounds)
+    mask = torch.cat([context(24, 24), context(12, 24, padding=5)])
+    expected = layer(hidden, attention_mask=mask)
     monkeypatch.undo()
-    torch.testing.assert_close(layer(hidden, attention_mask=bounds), expected)
+    torch.testing.assert_close(layer(hidden, attention_mask=mask), expected)
 
 
 @pytest.mark.parametrize('bias', [False, True])
@@ -189,46 +186,33 @@ def test_scale_0_is_bit_for_bit_mamba_in_the_order_of_the_reference(reference_op
 
 def test_gradients():
     layers = torch.nn.ModuleList(mixer(hidden=4, state=2) for _ in range(2))
-    hidden = torch.randn(2, 6, 4, dtype=torch.float64)
-    bounds = Context(None, torch.tensor([[0, 6], [1, 5]]))
+    hidden = torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.cat([context(6, 6), context(4, 6, padding=1)])
     names, parameters = zip(*layers.named_parameters(), strict=True)
 
     def network(hidden, *values):
-        for index in ('0.', '1.'):
-            own = {
-                n.removeprefix(index): v for n, v in zip(names, values, strict=True) if n.startswith(index)
-            }
-            layer = layers[int(index[0])]
-            hidden = hidden + functional_call(layer, own, hidden, dict(attention_mask=bounds))
+        for index, layer in layers.named_children():
+            given = dict(zip(names, values, strict=True))
+            own = {name: given[f'{index}.{name}'] for name, _ in layer.named_parameters()}
+            hidden = hidden + functional_call(layer, own, hidden, dict(attention_mask=mask))
         return hidden
 
-    assert torch.autograd.gradcheck(network, (hidden.requires_grad_(), *parameters))
+    assert torch.autograd.gradcheck(network, (hidden, *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near(dtype):
+def test_half_precision_stays_near_and_the_tree_grows_from_float32(dtype, grown):
     layer, hidden = mixer(hidden=16, dtype=torch.float32, causal=True), torch.randn(1, 30, 16)
-    expected = layer(hidden, attention_mask=context(0, 0))
+    mask = context(0, 30)
+    expected = layer(hidden, attention_mask=mask)
     with torch.autocast('cpu', dtype):
-        mixed = layer(hidden, attention_mask=context(0, 0))
-    for found in (mixed, layer.to(dtype)(hidden.to(dtype), attention_mask=context(0, 0))):
+        mixed = layer(hidden, attention_mask=mask)
+    for found in (mixed, layer.to(dtype)(hidden.to(dtype), attention_mask=mask)):
         assert found.dtype == dtype
         error = (found - expected).abs().max() / expected.abs().max()
         assert error < 8 * torch.finfo(dtype).eps
-
-
-def test_the_tree_grows_from_float32_under_autocast(monkeypatch):
-    seen = []
-
-    def record(x, B, *arguments):
-        seen.append((x, B))
-        return ops.token_tree(x, B, *arguments)
-
-    monkeypatch.setattr(f'{MIXER}.token_tree', record)
-    with torch.autocast('cpu', torch.bfloat16):
-        mixer(dtype=torch.float32)(torch.randn(1, 5, 6), attention_mask=context(0, 5))
-    ((x, B),) = seen
-    assert x.dtype == B.dtype == torch.float32 and not x.requires_grad
+    for (x, B, *_), _ in grown:
+        assert x.dtype == B.dtype == torch.float32 and not x.requires_grad
 
 
 def test_parameters_are_those_of_mamba():
@@ -242,15 +226,11 @@ def test_parameters_are_those_of_mamba():
     assert tree.config.tree == dict(scale=0.5, reach=2, causal=True)
 
 
-def test_a_cache_takes_one_token_at_a_time():
+def test_unsupported_calls_raise():
     model = use_tree_scan(mamba())
     cache = model(tokens(1, 5)).cache_params
     with pytest.raises(ValueError, match='one token at a time, got 2'):
         model(tokens(1, 2), cache_params=cache, cache_position=torch.tensor([4]), use_cache=True)
-
-
-def test_an_adapter_of_the_step_is_refused():
-    model = use_tree_scan(mamba())
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=['dt_proj']), model)
     with pytest.raises(ValueError, match='dt_proj takes no adapter'):
         model(tokens(1, 5))

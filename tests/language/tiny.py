@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
-from grootv.datasets.instructions import WITH_INPUT, WITHOUT_INPUT
+from grootv.language.data import WITH_INPUT, WITHOUT_INPUT
+from grootv.language.fine_tuning import LanguageModel
+from tests.tools.tiny_run import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 LORA = dict(r=8, lora_alpha=16, target_modules=['x_proj', 'embeddings', 'in_proj', 'out_proj'])
@@ -24,34 +27,33 @@ ITEMS = [
 
 
 def write_model(folder: Path) -> Path:
-    """A random model whose state reaches far, so that the tree has something to say."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
+    """A random model whose state reaches far, so that the tree matters, and its tokenizer."""
     texts = [text for item in ITEMS for text in item.values()]
-    bpe.train_from_iterator([*texts, *4 * [WITH_INPUT, WITHOUT_INPUT]], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END).save_pretrained(folder)
-    config = MambaConfig(
-        vocab_size=bpe.get_vocab_size(),
-        hidden_size=16,
-        state_size=4,
-        num_hidden_layers=2,
-        eos_token_id=0,
-        bos_token_id=0,
-        pad_token_id=0,
-    )
+    train_tokenizer = load_tool('language/new_model.py').train_tokenizer
+    tokenizer = train_tokenizer([*texts, *4 * [WITH_INPUT, WITHOUT_INPUT]], 500)
+    tokenizer.save_pretrained(folder)
+    special = dict(eos_token_id=0, bos_token_id=0, pad_token_id=0)
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MambaForCausalLM(config)
+        model = MambaForCausalLM(MambaConfig(**sizes, **special))
         for name, parameter in model.named_parameters():
             if name.endswith(('in_proj.weight', 'x_proj.weight', 'embeddings.weight')):
-                torch.nn.init.normal_(parameter, std=0.4)
+                nn.init.normal_(parameter, std=0.4)
     model.save_pretrained(folder)
     return folder
+
+
+def adapted_model(
+    folder: Path, lora: dict[str, Any] | None = LORA, std: float | None = 0.2, **tree
+) -> LanguageModel:
+    """The model of the folder with adapters that change it, as after training; without ``std``, as before."""
+    torch.manual_seed(0)
+    model = LanguageModel(str(folder), tree, lora)
+    for name, parameter in model.named_parameters():
+        if std is not None and 'lora_' in name:
+            nn.init.normal_(parameter, std=std)
+    return model
 
 
 def write_items(path: Path, items: object = ITEMS) -> Path:

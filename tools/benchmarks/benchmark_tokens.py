@@ -90,7 +90,7 @@ def layer_calls(device: str, mode: str, length: int) -> dict[str, Callable[[int]
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
-    from grootv.models.language import TreeMambaMixer
+    from grootv.language import TreeMambaMixer
 
     config = MambaConfig(hidden_size=WIDTH, state_size=STATES, time_step_rank=RANK)
     tokens = torch.randn(1, length, WIDTH, device=device)

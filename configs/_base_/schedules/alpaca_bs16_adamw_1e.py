@@ -8,7 +8,7 @@ optim_wrapper = dict(
 # Warm-up takes 20 updates of 16 iterations, then the rate is constant.
 param_scheduler = [dict(type='LinearLR', start_factor=1 / 320, by_epoch=False, end=320)]
 
-# An epoch of 50,000 items, one an iteration: by iterations, for a stopped run goes on from its last
+# An epoch of 50,000 items, one an iteration: by iterations, because a stopped run continues from its last
 # checkpoint, not from the end of an epoch.
 train_cfg = dict(by_epoch=False, max_iters=50000, val_interval=10000)
 val_cfg = dict()

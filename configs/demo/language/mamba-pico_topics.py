@@ -1,10 +1,6 @@
 # A small Mamba learns the language of Python's help texts from nothing.
 _base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/language_runtime.py']
 
-custom_imports = dict(
-    imports=['grootv.models.language.fine_tuning', 'grootv.datasets.texts', 'grootv.evaluation'],
-    allow_failed_imports=False,
-)
 start = 'work_dirs/language/start'  # tools/language/new_model.py writes it
 
 model = dict(type='grootv.LanguageModel', pretrained=start, tree=dict(scale=0.0))

@@ -1,5 +1,3 @@
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,24 +6,13 @@ from transformers.models.mamba.modeling_mamba import MambaCache, MambaMixer
 from grootv.ops import token_chain, token_scan, token_tree
 
 
-class Context(NamedTuple):
-    """An attention mask that also tells where the context of each item lies.
-
-    transformers' Mamba hands ``attention_mask`` to its mixers as it is, also when a block is run again for
-    its gradient: that is the way a context takes.
-    """
-
-    mask: Tensor | None  # (B, L), 0 at padding
-    bounds: Tensor  # (B, 2): first token of the context, and the one after its last
-
-
 class TreeMambaMixer(MambaMixer):
     """Mamba's mixer with a second scan, along a tree over the tokens of the context.
 
-    Both scans, along the chain and along the tree, take the same decays and signals; the state of a token is
-    that of the chain plus ``scale`` times that of the tree. The tree grows from the signals themselves: what
-    each token writes into the state. After the context both scans are one recurrence, so that generation
-    keeps their sum in transformers' own cache and goes on at constant cost.
+    Both scans, along the chain and along the tree, take the same A, B, C, x and delta; the state of a token
+    is that of the chain plus ``scale`` times that of the tree. The tree connects tokens whose inputs to the
+    state, delta B x, are alike. After the context both scans are one recurrence, so that generation keeps
+    their sum in transformers' own cache and continues at constant cost.
 
     Parameters are those of ``MambaMixer``. ``scale`` 0 is Mamba itself. Source: arXiv 2406.02395.
     """
@@ -39,15 +26,16 @@ class TreeMambaMixer(MambaMixer):
         hidden_states: Tensor,
         cache_params: MambaCache | None = None,
         cache_position: Tensor | None = None,
-        attention_mask: Context | Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Mix the tokens of a sequence, or take one more token into the state that the cache holds.
+        """Mix the tokens of a sequence, or add one more token to the state in the cache.
 
         Args:
             hidden_states: Tokens, shape (B, L, hidden size).
-            cache_params: Where the state is left for the tokens to come.
+            cache_params: Receives the state for the tokens that follow.
             cache_position: Begins with 0 if the tokens are the first ones, else L has to be 1.
-            attention_mask: Mask and context; of a mask alone, shape (B, L), or None, all tokens are context.
+            attention_mask: 0 at padding, 1 at the tokens of the context, 2 at the tokens after it, shape
+                (B, L); None if all tokens are context. So a mask of transformers makes all tokens context.
 
         Returns:
             Shape and dtype of ``hidden_states``.
@@ -63,29 +51,26 @@ class TreeMambaMixer(MambaMixer):
                 'TreeMambaMixer: dt_proj takes no adapter, as the scan reads its weight and bias, '
                 f'got {type(self.dt_proj)}'
             )
-        if not isinstance(attention_mask, Context):
-            attention_mask = Context(attention_mask, whole_input(attention_mask, hidden_states))
-        mask, bounds = attention_mask
-        mask = None if mask is None or stepping else mask.unsqueeze(-1)
+        kept = None if stepping or attention_mask is None else attention_mask.ne(0).unsqueeze(-1)
 
-        x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)
-        x = self._convolve(x if mask is None else x * mask, cache_params, stepping)
-        x = x if mask is None else x * mask
+        x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
+        x = self._convolve(x if kept is None else x * kept, cache_params, stepping)
+        x = x if kept is None else x * kept
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
-        low, B, C = self.x_proj(x).split(sizes, dim=-1)
-        # The bias is added where the step is computed, in float32: a sum in half precision would lose it.
-        delta = F.linear(low, self.dt_proj.weight)
+        low_rank, B, C = self.x_proj(x).split(sizes, dim=-1)
+        # The bias is added by the scan, in float32: a sum in half precision would lose it.
+        delta = F.linear(low_rank, self.dt_proj.weight)
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
         if stepping:
             y, state = self._advance(x, delta, A, B, C, cache_params.ssm_states[self.layer_idx])
         else:
-            y, state = self._scan(x, delta, A, B, C, bounds)
+            y, state = self._scan(x, delta, A, B, C, attention_mask)
         if cache_params is not None:
             cache_params.ssm_states[self.layer_idx].copy_(state)
-        return self.out_proj((y + x * self.D) * self.act(gate))
+        return self.out_proj((y + x * self.D) * self.act(z))
 
     def _convolve(self, x: Tensor, cache: MambaCache | None, stepping: bool) -> Tensor:
-        """The causal convolution of (B, L, D) and its activation; the latest inputs stay in the cache."""
+        """Convolve (B, L, D) causally and activate; the cache receives the latest inputs."""
         x, length, kernel = x.transpose(1, 2), x.shape[1], self.conv_kernel_size
         if cache is not None:
             latest = x if stepping else F.pad(x, (kernel - length, 0))
@@ -99,7 +84,7 @@ class TreeMambaMixer(MambaMixer):
         return self.act(x).unsqueeze(1)
 
     def _scan(
-        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, bounds: Tensor
+        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         bias = self.dt_proj.bias
         y, state = token_scan(x, delta, A, B, C, token_chain(*x.shape[:2], x.device), bias)
@@ -107,7 +92,8 @@ class TreeMambaMixer(MambaMixer):
             return y, state
         with torch.no_grad():
             signal = self._step(delta) * x
-            tree = token_tree(signal.float(), B.float(), bounds, self.reach, self.causal)
+            context = context_bounds(mask, x)
+            tree = token_tree(signal.float(), B.float(), context, self.reach, self.causal)
         tree_y, tree_state = token_scan(x, delta, A, B, C, tree, bias)
         return y + self.scale * tree_y, state + self.scale * tree_state
 
@@ -125,10 +111,17 @@ class TreeMambaMixer(MambaMixer):
         return F.softplus(delta.to(wide) + self.dt_proj.bias.to(wide))
 
 
-def whole_input(mask: Tensor | None, like: Tensor) -> Tensor:
-    """First token of each item and the one after its last, shape (B, 2); ``like`` is (B, L, ...)."""
-    batch, length = like.shape[:2]
+def context_bounds(mask: Tensor | None, tokens: Tensor) -> Tensor:
+    """First token of each item's context and the one after its last, shape (B, 2).
+
+    Args:
+        mask: As for :meth:`TreeMambaMixer.forward`.
+        tokens: Any tensor (B, L, ...) on the device of the result.
+    """
+    batch, length = tokens.shape[:2]
     if mask is None:
-        return torch.tensor([0, length], device=like.device).expand(batch, 2)
-    tokens = mask.ne(0).int()
-    return torch.stack([tokens.argmax(dim=1), length - tokens.flip(1).argmax(dim=1)], dim=1)
+        return torch.tensor([0, length], device=tokens.device).expand(batch, 2)
+    place = torch.arange(length, device=tokens.device)
+    start = torch.where(mask != 0, place, length).amin(dim=1, keepdim=True)
+    stop = torch.where(mask == 1, place + 1, start).amax(dim=1, keepdim=True)
+    return torch.cat([start, stop], dim=1)

@@ -2,21 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, MambaConfig, PreTrainedTokenizerBase
-from transformers.models.mamba.modeling_mamba import (
-    MambaCausalLMOutput,
-    MambaForCausalLM,
-    MambaMixer,
-    MambaModel,
-    MambaOutput,
-)
+from transformers.models.mamba import modeling_mamba as transformers_mamba
 
 from grootv.errors import UserError, first
 
-from .mixer import Context, TreeMambaMixer, whole_input
+from .mixer import TreeMambaMixer, context_bounds
 
 CONTEXT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
     'item': lambda context_length: context_length,
@@ -24,8 +19,10 @@ CONTEXT_RULES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class TreeMambaModel(MambaModel):
-    """``MambaModel`` whose mixers hear of the context; made by :func:`use_tree_scan`."""
+# Both classes bear the names of their bases: save_pretrained writes the name into the folder, which stays a
+# plain Mamba to everyone else.
+class MambaModel(transformers_mamba.MambaModel):
+    """transformers' ``MambaModel`` whose mixers receive the context; made by :func:`use_tree_scan`."""
 
     context_rule = 'item'
 
@@ -37,16 +34,16 @@ class TreeMambaModel(MambaModel):
         attention_mask: Tensor | None = None,
         context_length: Tensor | None = None,
         **kwargs,
-    ) -> MambaOutput | tuple:
-        """As ``MambaModel.forward``, with the context of each item.
+    ) -> transformers_mamba.MambaOutput | tuple:
+        """As transformers' ``MambaModel.forward``, with the context of each item.
 
         Args:
             input_ids: Tokens, shape (B, L).
             inputs_embeds: In place of ``input_ids``, shape (B, L, hidden size).
             attention_mask: 0 at padding, before or after an item's tokens, shape (B, L).
             context_length: How many tokens of each item are its context, counted from its first one, shape
-                (B,) int; None for all of them, 0 for a plain recurrence. Not read by a call that goes on from
-                a cache.
+                (B,) int; None for all of them, 0 for a plain recurrence. Not read by a call that continues
+                from a cache.
             kwargs: As for ``MambaModel.forward``.
 
         Raises:
@@ -54,73 +51,75 @@ class TreeMambaModel(MambaModel):
                 config has this entry: a Mamba by itself has no limit), an id is not in the vocabulary, or a
                 context is longer than its item.
         """
-        if not isinstance(attention_mask, Context):
-            tokens = input_ids if inputs_embeds is None else inputs_embeds
-            attention_mask = self.context(
-                tokens, attention_mask, context_length, kwargs.get('cache_position')
-            )
-        return super().forward(input_ids, inputs_embeds, attention_mask=attention_mask, **kwargs)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        mask = self.mark_context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
+        return super().forward(input_ids, inputs_embeds, attention_mask=mask, **kwargs)
 
-    def context(
+    def mark_context(
         self,
         tokens: Tensor | None,
-        attention_mask: Tensor | None,
+        mask: Tensor | None,
         context_length: Tensor | None,
         cache_position: Tensor | None,
-    ) -> Context | None:
-        """What the mixers take as their attention mask: None where a call goes on from a cache."""
+    ) -> Tensor | None:
+        """Attention mask with 2 in place of 1 at the tokens after the context, as the mixers take it.
+
+        transformers hands a mask to its mixers as it is, also when gradient checkpointing runs a block again:
+        the context stays with the call that it belongs to, which a setting of the mixers would not.
+        """
         if tokens is None or (cache_position is not None and cache_position[0] > 0):
             return None
-        bounds = self._check_tokens(tokens, attention_mask)
-        start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
-        if context_length is None:
-            context_length = length
-        context_length = torch.as_tensor(context_length, device=tokens.device)
-        if context_length.shape != length.shape:
+        start, stop = self._check_tokens(tokens, mask).unbind(dim=1)
+        if context_length is None and self.context_rule == 'item':
+            return mask
+        longest = stop - start
+        length = longest if context_length is None else torch.as_tensor(context_length, device=tokens.device)
+        if length.shape != longest.shape:
             raise ValueError(
-                f'TreeMambaModel: context_length needs one value per item, shape {tuple(length.shape)}, '
-                f'got {tuple(context_length.shape)}'
+                f'MambaModel: context_length needs one value per item, shape {tuple(longest.shape)}, '
+                f'got {tuple(length.shape)}'
             )
-        outside = (context_length < 0) | (context_length > length)
+        outside = (length < 0) | (length > longest)
         if outside.any():
             raise ValueError(
-                "TreeMambaModel: context_length is 0 up to the item's own number of tokens, "
-                f'{length[outside][0].item()}, got {context_length[outside][0].item()}'
+                "MambaModel: context_length is 0 up to the item's own number of tokens, "
+                f'{longest[outside][0].item()}, got {length[outside][0].item()}'
             )
-        context_length = CONTEXT_RULES[self.context_rule](context_length)
-        return Context(attention_mask, torch.stack([start, start + context_length], dim=1))
+        stop = start + CONTEXT_RULES[self.context_rule](length)
+        after = torch.arange(tokens.shape[1], device=tokens.device) >= stop.unsqueeze(1)
+        return (1 if mask is None else mask.ne(0)) * (1 + after.long())
 
     def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Where the tokens of each item begin and end, (B, 2), if they are as they have to be."""
         shape = tuple(tokens.shape[:2])
         if mask is not None and mask.shape != shape:
             raise ValueError(
-                f'TreeMambaModel: attention_mask needs one value per token, shape {shape}, '
+                f'MambaModel: attention_mask needs one value per token, shape {shape}, '
                 f'got {tuple(mask.shape)}'
             )
         if shape[1] == 0 or (mask is not None and not mask.any(dim=1).all()):
             raise ValueError(
-                f'TreeMambaModel: a prompt needs at least one token, got an empty one in a batch of {shape}'
+                f'MambaModel: a prompt needs at least one token, got an empty one in a batch of {shape}'
             )
         if not tokens.is_floating_point():
             unknown = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
             if len(unknown):
                 raise ValueError(
-                    f'TreeMambaModel: ids of tokens are 0 to {self.config.vocab_size - 1}, the vocabulary, '
+                    f'MambaModel: ids of tokens are 0 to {self.config.vocab_size - 1}, the vocabulary, '
                     f'got {unknown[0].item()}'
                 )
-        bounds = whole_input(mask, tokens)
+        bounds = context_bounds(mask, tokens)
         longest = (bounds[:, 1] - bounds[:, 0]).max().item()
         window = getattr(self.config, 'max_position_embeddings', None) or longest
         if longest > window:
             raise ValueError(
-                f'TreeMambaModel: a prompt has to fit the context window of {window} tokens, got {longest}'
+                f'MambaModel: a prompt has to fit the context window of {window} tokens, got {longest}'
             )
         return bounds
 
 
-class TreeMambaForCausalLM(MambaForCausalLM):
-    """``MambaForCausalLM`` whose mixers hear of the context; made by :func:`use_tree_scan`."""
+class MambaForCausalLM(transformers_mamba.MambaForCausalLM):
+    """transformers' ``MambaForCausalLM`` that takes a context; made by :func:`use_tree_scan`."""
 
     def forward(
         self,
@@ -131,28 +130,31 @@ class TreeMambaForCausalLM(MambaForCausalLM):
         labels: Tensor | None = None,
         context_length: Tensor | None = None,
         **kwargs,
-    ) -> MambaCausalLMOutput | tuple:
-        """As ``MambaForCausalLM.forward``, with a context as for :meth:`TreeMambaModel.forward`.
+    ) -> transformers_mamba.MambaCausalLMOutput | tuple:
+        """As transformers' ``MambaForCausalLM.forward``, with a context as for :meth:`MambaModel.forward`.
 
         Raises:
-            ValueError: As :meth:`TreeMambaModel.forward`, and if labels come without a context.
+            ValueError: As :meth:`MambaModel.forward`, and if labels come without a context.
         """
         if labels is not None and context_length is None:
             raise ValueError(
-                'TreeMambaForCausalLM: labels need context_length, how many tokens of each item are its '
+                'MambaForCausalLM: labels need context_length, how many tokens of each item are its '
                 'context, got None'
             )
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        context = self.backbone.context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
-        return super().forward(input_ids, context, inputs_embeds, labels=labels, **kwargs)
+        if context_length is not None:  # transformers does not hand it on to the backbone
+            tokens = input_ids if inputs_embeds is None else inputs_embeds
+            cache_position = kwargs.get('cache_position')
+            attention_mask = self.backbone.mark_context(
+                tokens, attention_mask, context_length, cache_position
+            )
+        return super().forward(input_ids, attention_mask, inputs_embeds, labels=labels, **kwargs)
 
 
-# The folder that save_pretrained writes names its architecture: a Mamba, for whoever reads it.
-TreeMambaForCausalLM.__name__ = MambaForCausalLM.__name__
-TreeMambaModel.__name__ = MambaModel.__name__
-
-
-_TREE_SCAN = {MambaMixer: TreeMambaMixer, MambaModel: TreeMambaModel, MambaForCausalLM: TreeMambaForCausalLM}
+_TREE_SCAN = {
+    transformers_mamba.MambaMixer: TreeMambaMixer,
+    transformers_mamba.MambaModel: MambaModel,
+    transformers_mamba.MambaForCausalLM: MambaForCausalLM,
+}
 
 
 def use_tree_scan(
@@ -164,17 +166,15 @@ def use_tree_scan(
 ) -> nn.Module:
     """Let a Mamba scan its context along a tree as well: GrootL (arXiv 2406.02395).
 
-    The modules change their class in place and keep their parameters, hooks and adapters. The model then
-    takes ``context_length``, see :meth:`TreeMambaModel.forward`; called again, this function changes the
-    settings. They are kept in ``model.config.tree``, and with it in a saved folder, which stays a plain Mamba
-    to everyone else.
+    The model then takes ``context_length``, see :meth:`MambaModel.forward`; called again, this function
+    changes the settings. They are kept in ``model.config.tree``, and with it in a saved folder.
 
     Args:
         model: A ``MambaModel`` or ``MambaForCausalLM`` of transformers, or what wraps one, as peft does.
-        scale: Weight of the tree scan beside the chain scan, which has 1; 0 is Mamba itself.
+        scale: Weight of the tree scan next to the chain scan, which has 1; 0 is Mamba itself.
         reach: How many tokens an edge of the tree may span, at least 1.
-        causal: Whether a token hears earlier ones only; the published tree lets the tokens of the context
-            hear later ones of the context too.
+        causal: Whether a token receives from earlier ones only; in the published tree the tokens of the
+            context receive from later ones of the context too.
         context_rule: 'item' takes the context of each item as it is; 'minimum' is the published rule, by
             which the smallest context of a batch serves all.
 
@@ -190,13 +190,15 @@ def use_tree_scan(
         )
     if reach < 1:
         raise ValueError(f'use_tree_scan: reach is the span of an edge in tokens, at least 1, got {reach}')
-    if not any(type(module) in (MambaModel, TreeMambaModel) for module in model.modules()):
+    if not any(type(module) in (transformers_mamba.MambaModel, MambaModel) for module in model.modules()):
         raise ValueError(f'use_tree_scan: needs a Mamba model of transformers, got {type(model).__name__}')
     for module in model.modules():
+        # An object may change to a subclass of its class, as FSDP2's fully_shard does with modules: they stay
+        # the same objects, with their parameters, hooks, adapters and whoever refers to them.
         module.__class__ = _TREE_SCAN.get(type(module), type(module))
         if isinstance(module, TreeMambaMixer):
             module.scale, module.reach, module.causal = scale, reach, causal
-        elif isinstance(module, TreeMambaModel):
+        elif isinstance(module, MambaModel):
             module.context_rule = context_rule
             module.config.tree = dict(scale=scale, reach=reach, causal=causal)
     return model
@@ -224,29 +226,42 @@ def load_language_model(
         ValueError: As :func:`use_tree_scan`.
     """
     path = Path(path).expanduser()
-    if not path.is_dir():
-        raise UserError(f'language model {path} does not exist: give a folder that save_pretrained wrote')
-    if not (path / 'config.json').is_file():
+    if path.is_dir() and not (path / 'config.json').is_file():
         raise UserError(f'language model {path} has no config.json: give a folder that save_pretrained wrote')
-    config = _read(path, MambaConfig.get_config_dict)[0]
+    config, _ = read_folder('language model', path, MambaConfig.get_config_dict)
     if config.get('model_type') != 'mamba':
         raise UserError(f'language model {path} is not a Mamba, but of type {config.get("model_type")}')
-    model, loading = _read(path, MambaForCausalLM.from_pretrained, output_loading_info=True)
+    load = transformers_mamba.MambaForCausalLM.from_pretrained
+    model, loading = read_folder('language model', path, load, output_loading_info=True)
     if loading['missing_keys']:
         raise UserError(f'language model {path} lacks weights: {first(sorted(loading["missing_keys"]))}')
     tokenizer = None
     if (path / 'tokenizer_config.json').is_file() or (path / 'tokenizer.json').is_file():
-        tokenizer = _read(path, AutoTokenizer.from_pretrained, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
         if tokenizer.model_max_length < 2**31 and not hasattr(model.config, 'max_position_embeddings'):
             model.config.max_position_embeddings = tokenizer.model_max_length
     return use_tree_scan(model, **{**getattr(model.config, 'tree', {}), **tree}), tokenizer
 
 
-def _read(path: Path, load: Callable, **options):
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder on this machine, without running code that it may hold.
+
+    Raises:
+        UserError: If there is none.
+    """
+    return read_folder('tokenizer', Path(path), AutoTokenizer.from_pretrained, trust_remote_code=False)
+
+
+def read_folder(kind: str, path: Path, load: Callable, **options: Any) -> Any:
+    """Call one of transformers' loaders, offline.
+
+    Raises:
+        UserError: Names the kind of thing and the folder, which is missing or cannot be read.
+    """
+    if not path.is_dir():
+        raise UserError(f'{kind} {path} does not exist: give a folder that save_pretrained wrote')
     try:
         return load(str(path), local_files_only=True, **options)
-    except (
-        Exception
-    ) as error:  # whatever a damaged file makes json, safetensors, pickle or transformers raise
+    except Exception as error:  # whatever a damaged file makes json, safetensors or transformers raise
         reason = str(error).strip().partition('\n')[0]
-        raise UserError(f'language model {path} cannot be read: {reason}') from error
+        raise UserError(f'{kind} {path} cannot be read: {reason}') from error

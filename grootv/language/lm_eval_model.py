@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from grootv.errors import UserError
-from grootv.models.language import load_language_model
+
+from .model import load_language_model
 
 
 @register_model('grootl')
@@ -24,11 +25,8 @@ class GrootLM(HFLM):
 
     Args:
         pretrained: Folder of the model and its tokenizer.
-        scale: As for :func:`grootv.models.language.use_tree_scan`; None for what the folder says, or the
-            default. So are the next three.
-        reach: How many tokens an edge of the tree may span.
-        causal: Whether a token hears earlier ones only.
-        context_rule: 'item', or 'minimum' for the published rule.
+        scale, reach, causal, context_rule: As for :func:`grootv.language.use_tree_scan`; None for what the
+            folder says, or the default.
         device: Where to compute; None for a GPU if there is one.
         dtype: Of the parameters, 'float32' or 'bfloat16'.
         batch_size: Items computed at once, a number.
@@ -67,7 +65,7 @@ class GrootLM(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of every continuation, and whether it is what the model would write.
+        """Log-likelihood of every continuation, and whether greedy decoding gives it.
 
         Args:
             requests: Texts, tokens of the context and of the continuation. The texts of a window of
@@ -109,7 +107,7 @@ class GrootLM(HFLM):
         longest = max(len(tokens) for tokens, _, _ in batch)
         padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens, _, _ in batch]
         contexts = [context for _, context, _ in batch]
-        # Nothing after a context hears a later token, so padding on the right needs no mask.
+        # Nothing after a context receives from a later token, so padding on the right needs no mask.
         logits = self.model(
             torch.tensor(padded, device=self.device),
             context_length=torch.tensor(contexts, device=self.device),

@@ -1,4 +1,4 @@
-"""Instructions and their answers as token ids, from files in Alpaca's format."""
+"""Instructions and texts as token ids, from JSON files."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from grootv.errors import UserError
 from grootv.registry import DATASETS, FUNCTIONS
+
+from .model import load_tokenizer
 
 IGNORED = -100  # label of a token that no loss counts
 _AT_ONCE = 1000
@@ -43,7 +46,7 @@ class InstructionDataset(Dataset):
     Args:
         ann_file: The file.
         tokenizer: Folder that holds a tokenizer, as transformers writes it.
-        data_root: Leads to ``ann_file``.
+        data_root: Folder that ``ann_file`` is relative to.
         max_length: Most tokens of an item, at least 2.
         indices: Take the first items of the file, this many; or the last ones, if negative.
 
@@ -63,22 +66,23 @@ class InstructionDataset(Dataset):
         path = Path(data_root, ann_file)
         if max_length < 2:
             raise UserError(f'InstructionDataset: max_length is at least 2, got {max_length}')
-        items = dict(enumerate(read_items(path)))
+        items = read_items('InstructionDataset', path)
+        numbers = range(len(items))
         if indices is not None:
-            kept = list(items)[:indices] if indices >= 0 else list(items)[indices:]
-            items = {number: items[number] for number in kept}
-        if not items:
+            numbers = numbers[:indices] if indices >= 0 else numbers[indices:]
+        if not numbers:
             raise UserError(f'InstructionDataset: {path} with indices={indices} has no item')
-        texts = [text_of(path, number, item) for number, item in items.items()]
-        tokenizer = load_tokenizer(tokenizer)
+        places = [f'InstructionDataset: {path}, item {number} (from 0)' for number in numbers]
+        texts = [text_of(place, items[number]) for place, number in zip(places, numbers, strict=True)]
+        tokenizer = load_tokenizer_with_end(tokenizer)
         prompts, answers = (encode(tokenizer, side) for side in zip(*texts, strict=True))
         self.metainfo: dict[str, Any] = {}
         self._items = []
-        for number, prompt, answer in zip(items, prompts, answers, strict=True):
+        for place, prompt, answer in zip(places, prompts, answers, strict=True):
             if len(prompt) >= max_length:
                 raise UserError(
-                    f'InstructionDataset: {path}, item {number} (from 0): a prompt leaves room for an '
-                    f'answer, got {len(prompt)} tokens where max_length is {max_length}'
+                    f'{place}: a prompt leaves room for an answer, got {len(prompt)} tokens where max_length '
+                    f'is {max_length}'
                 )
             ids = [*prompt, *answer, tokenizer.eos_token_id][:max_length]
             self._items.append((np.array(ids, dtype=np.int32), len(prompt)))
@@ -94,14 +98,62 @@ class InstructionDataset(Dataset):
         return dict(input_ids=input_ids, labels=labels, context_length=context_length)
 
 
+@DATASETS.register_module()
+class TextDataset(Dataset):
+    """Windows over texts that follow each other, end-of-text after each, to learn the language itself.
+
+    The file is a JSON list of objects with a ``text``. A window begins with the last token of the one before,
+    so that every token but the very first is predicted once.
+
+    Each item is a dict as :func:`pad_right` takes it: ``input_ids`` (L,) int64, ``labels``, the same, and
+    ``context_length`` 0, because nothing is given.
+
+    Args:
+        ann_file: The file.
+        tokenizer: Folder that holds a tokenizer, as transformers writes it.
+        data_root: Folder that ``ann_file`` is relative to.
+        length: Tokens of a window, at least 2; the last one may have fewer.
+
+    Raises:
+        UserError: Names the file and the rule where one is broken: no JSON, no list, a text is missing, or
+            there is nothing to predict.
+    """
+
+    def __init__(self, ann_file: str, tokenizer: str, data_root: str = '', length: int = 256):
+        path = Path(data_root, ann_file)
+        if length < 2:
+            raise UserError(f'TextDataset: length is at least 2, got {length}')
+        records = read_items('TextDataset', path)
+        for number, record in enumerate(records):
+            if not isinstance(record, dict) or not isinstance(record.get('text'), str):
+                raise UserError(f'TextDataset: {path}, item {number} (from 0): an item has a text')
+        tokenizer = load_tokenizer_with_end(tokenizer)
+        tokens = encode(tokenizer, [record['text'] for record in records])
+        self._tokens = torch.tensor([i for text in tokens for i in (*text, tokenizer.eos_token_id)])
+        if len(self._tokens) < 2:
+            raise UserError(f'TextDataset: {path} has {len(self._tokens)} tokens, nothing to predict')
+        self._length = length
+        self.metainfo: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return -(-(len(self._tokens) - 1) // (self._length - 1))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f'TextDataset: items are 0 to {len(self) - 1}, got {index}')
+        start = index * (self._length - 1)
+        window = self._tokens[start : start + self._length]
+        return dict(input_ids=window, labels=window.clone(), context_length=0)
+
+
 @FUNCTIONS.register_module()
 def pad_right(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Stack items of different lengths, with padding after them.
 
-    It stands after the context, where no token hears a later one: what is padded changes no output.
+    It follows the context, where no token receives from a later one: padding changes no output.
 
     Args:
-        items: Those of :class:`InstructionDataset`.
+        items: Those of :class:`InstructionDataset` or :class:`TextDataset`.
 
     Returns:
         ``input_ids`` (B, L), ``labels`` (B, L), -100 at padding, ``attention_mask`` (B, L), 0 there, and
@@ -116,21 +168,20 @@ def pad_right(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     )
 
 
-def read_items(path: Path) -> list:
+def read_items(dataset: str, path: Path) -> list:
     try:
         items = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:
-        raise UserError(f'InstructionDataset: {path} does not exist: check the path') from error
+        raise UserError(f'{dataset}: {path} does not exist: check the path') from error
     except ValueError as error:  # not JSON, or not text at all
-        raise UserError(f'InstructionDataset: {path} is no JSON: {error}') from error
+        raise UserError(f'{dataset}: {path} is no JSON: {error}') from error
     if not isinstance(items, list):
-        raise UserError(f'InstructionDataset: {path} holds a list of items, got a {type(items).__name__}')
+        raise UserError(f'{dataset}: {path} holds a list of items, got a {type(items).__name__}')
     return items
 
 
-def text_of(path: Path, number: int, item: Any) -> tuple[str, str]:
+def text_of(place: str, item: Any) -> tuple[str, str]:
     """Prompt and answer of an item."""
-    place = f'InstructionDataset: {path}, item {number} (from 0)'
     if not isinstance(item, dict):
         raise UserError(f'{place}: an item has instruction, input and output, got a {type(item).__name__}')
     for key in ('instruction', 'output'):
@@ -144,27 +195,15 @@ def text_of(path: Path, number: int, item: Any) -> tuple[str, str]:
     return template.format(instruction=item['instruction'], input=item['input']), item['output']
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> Iterator[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """The tokens of each text, some texts at a time: a tokenizer takes far more memory than its tokens."""
     for start in range(0, len(texts), _AT_ONCE):
         yield from tokenizer(list(texts[start : start + _AT_ONCE]), add_special_tokens=False).input_ids
 
 
-def load_tokenizer(folder: str):
-    """The tokenizer of a folder on this machine, without running code that it may hold.
-
-    Raises:
-        UserError: If there is none, or it has no end-of-text token.
-    """
-    from transformers import AutoTokenizer
-
-    if not Path(folder).is_dir():
-        raise UserError(f'tokenizer {folder} does not exist: give a folder that save_pretrained wrote')
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged file makes json, tokenizers or transformers raise
-        reason = str(error).strip().partition('\n')[0]
-        raise UserError(f'tokenizer {folder} cannot be read: {reason}') from error
+def load_tokenizer_with_end(folder: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as :func:`grootv.language.model.load_tokenizer`; it must have an end-of-text token."""
+    tokenizer = load_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f'tokenizer {folder} has no end-of-text token: set eos_token in tokenizer_config.json'

@@ -4,11 +4,17 @@ import sys
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS
+from transformers import AutoTokenizer
 
-from grootv.datasets.instructions import IGNORED, InstructionDataset, load_tokenizer, pad_right
 from grootv.errors import UserError
+from grootv.language.data import (
+    IGNORED,
+    InstructionDataset,
+    TextDataset,
+    load_tokenizer_with_end,
+    pad_right,
+)
 
 from .tiny import END, ITEMS, write_items
 
@@ -30,30 +36,42 @@ Below is an instruction that describes a task. Write a response that appropriate
 Tell me about rivers.
 
 ### Response:"""
+TEXTS = [dict(text='Bread is made of flour.'), dict(text='Glass is made of sand, and bent while it is hot.')]
 
 
 @pytest.fixture
 def make(folder, tmp_path):
-    """A data set of items, or of the text of its file."""
+    """A data set of items."""
 
-    def make(items=ITEMS, **options) -> InstructionDataset:
+    def make(items=ITEMS, kind=InstructionDataset, **options):
         write_items(tmp_path / 'items.json', items)
-        return InstructionDataset('items.json', str(folder), str(tmp_path), **options)
+        return kind('items.json', str(folder), str(tmp_path), **options)
 
     return make
 
 
 @pytest.fixture
 def decode(folder):
-    return load_tokenizer(str(folder)).decode
+    return AutoTokenizer.from_pretrained(folder).decode
 
 
-def test_an_item_is_a_prompt_and_the_answer_to_learn(make, decode):
-    data = make()
-    assert len(data) == len(ITEMS)
+# Instructions ----------------------------------------------------------------------------------
+
+
+def test_item_is_a_prompt_and_the_answer_to_learn(make, decode):
+    braces = dict(instruction='Write {input}', input='{output}', output='')
+    without_input = {key: text for key, text in ITEMS[1].items() if key != 'input'}
+    data = make([*ITEMS[:2], without_input, braces])
+    assert len(data) == 4
     for item, prompt, answer in (
         (data[0], BREAD, 'A word on bread.'),
         (data[1], RIVERS, 'A word on rivers and more.'),
+        (data[2], RIVERS, 'A word on rivers and more.'),
+        (
+            data[3],
+            BREAD.replace('Tell me about bread.', 'Write {input}').replace('Be brief.', '{output}'),
+            '',
+        ),
     ):
         ids, labels, context = item['input_ids'], item['labels'], item['context_length']
         assert decode(ids[:context]) == prompt
@@ -63,22 +81,7 @@ def test_an_item_is_a_prompt_and_the_answer_to_learn(make, decode):
         assert ids.dtype == labels.dtype == torch.int64
 
 
-def test_an_item_without_input_needs_no_key_for_it(make):
-    item = {key: text for key, text in ITEMS[1].items() if key != 'input'}
-    assert torch.equal(make([item])[0]['input_ids'], make()[1]['input_ids'])
-
-
-def test_braces_of_a_text_are_no_places_of_the_template(make, decode):
-    item = make([dict(instruction='Write {input}', input='{output}', output='{}')])[0]
-    assert 'Write {input}\n\n### Input:\n{output}\n' in decode(item['input_ids'])
-
-
-def test_an_empty_answer_is_the_end_alone(make, decode):
-    item = make([dict(ITEMS[0], output='')])[0]
-    assert decode(item['labels'][item['context_length'] :]) == END
-
-
-def test_a_long_item_loses_the_end_of_its_answer(make):
+def test_long_item_loses_the_end_of_its_answer(make):
     whole = make()[0]
     context = whole['context_length']
     for max_length in (context + 1, len(whole['input_ids']) - 1, len(whole['input_ids'])):
@@ -90,7 +93,7 @@ def test_a_long_item_loses_the_end_of_its_answer(make):
         make(ITEMS[:1], max_length=context)
 
 
-def test_the_first_items_or_the_last(make):
+def test_indices_take_the_first_items_or_the_last(make):
     whole = make()
     for indices, numbers in ((3, (0, 1, 2)), (-2, (6, 7)), (99, range(8))):
         part = make(indices=indices)
@@ -99,7 +102,7 @@ def test_the_first_items_or_the_last(make):
             assert torch.equal(item['input_ids'], whole[number]['input_ids'])
 
 
-def test_padding_stands_at_the_end(make):
+def test_padding_follows_the_tokens(make):
     items = [make()[0], make()[1]]
     batch = pad_right(items)
     long, short = (len(item['input_ids']) for item in items)
@@ -119,7 +122,6 @@ def test_padding_stands_at_the_end(make):
         ([ITEMS[0], 'text'], 'item 1 (from 0): an item has instruction, input and output, got a str'),
         ([{}], 'item 0 (from 0): an item has an instruction, got an empty one'),
         ([dict(instruction='a', input='')], 'item 0 (from 0): an item has an output, got instruction, input'),
-        ([dict(output='a', input='')], 'item 0 (from 0): an item has an instruction, got output, input'),
         ([dict(instruction='a', output=3)], 'item 0 (from 0): output is a text, got 3'),
         ([dict(instruction='a', input=None, output='b')], 'item 0 (from 0): input is a text, got None'),
         (
@@ -128,7 +130,7 @@ def test_padding_stands_at_the_end(make):
         ),
     ],
 )
-def test_a_file_of_another_form_is_told(make, tmp_path, items, sentence):
+def test_file_of_another_form_is_reported(make, tmp_path, items, sentence):
     with pytest.raises(UserError) as caught:
         make(items, max_length=90)
     assert f'InstructionDataset: {tmp_path}/items.json' in str(caught.value)
@@ -136,58 +138,82 @@ def test_a_file_of_another_form_is_told(make, tmp_path, items, sentence):
 
 
 @pytest.mark.parametrize('content', [b'[{"instruction": "a"', b'\xff\xfe\x00', b''])
-def test_a_file_that_is_no_json_is_told(folder, tmp_path, content):
+def test_file_that_is_no_json_is_reported(folder, tmp_path, content):
     (tmp_path / 'items.json').write_bytes(content)
     with pytest.raises(UserError, match=r'items\.json is no JSON'):
         InstructionDataset('items.json', str(folder), str(tmp_path))
 
 
-def test_a_missing_file_and_a_missing_room_are_told(folder, tmp_path):
+def test_missing_file_and_too_short_items_are_reported(folder, tmp_path):
     with pytest.raises(UserError, match=r'none\.json does not exist'):
         InstructionDataset('none.json', str(folder), str(tmp_path))
     with pytest.raises(UserError, match='max_length is at least 2, got 1'):
         InstructionDataset('none.json', str(folder), str(tmp_path), max_length=1)
 
 
-def test_a_tokenizer_without_end_and_a_folder_without_tokenizer_are_told(folder, tmp_path):
+def test_unusable_tokenizers_are_reported(folder, tmp_path):
     with pytest.raises(UserError, match=r'tokenizer .*none does not exist'):
-        load_tokenizer(str(tmp_path / 'none'))
+        load_tokenizer_with_end(str(tmp_path / 'none'))
     with pytest.raises(UserError, match=r'tokenizer .* cannot be read'):
-        load_tokenizer(str(tmp_path))
+        load_tokenizer_with_end(str(tmp_path))
     settings = json.loads((folder / 'tokenizer_config.json').read_text())
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, 'eos_token': None}))
     (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())
     with pytest.raises(UserError, match='has no end-of-text token'):
-        load_tokenizer(str(tmp_path))
+        load_tokenizer_with_end(str(tmp_path))
 
 
-def test_a_config_names_them(folder, tmp_path):
+# Texts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('length', [2, 3, 5, 1000])
+def test_windows_predict_every_token_but_the_first_once(make, folder, length):
+    dataset = make(TEXTS, TextDataset, length=length)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = (tokenizer(item['text']).input_ids for item in TEXTS)
+    tokens = [token for text in texts for token in (*text, tokenizer.eos_token_id)]
+    windows = [dataset[index] for index in range(len(dataset))]
+    assert [token for window in windows for token in window['labels'][1:].tolist()] == tokens[1:]
+    assert [window['input_ids'][0].item() for window in windows] == tokens[:-1][:: length - 1]
+    assert all(torch.equal(window['input_ids'], window['labels']) for window in windows)
+    assert max(len(window['labels']) for window in windows) <= length
+    assert pad_right(windows)['context_length'].tolist() == len(windows) * [0]
+    with pytest.raises(IndexError, match='items are 0 to'):
+        dataset[len(dataset)]
+
+
+@pytest.mark.parametrize(
+    ('items', 'length', 'sentence'),
+    [
+        ([dict(text='a')], 1, 'TextDataset: length is at least 2, got 1'),
+        ([dict(text=3)], 9, 'item 0 .from 0.: an item has a text'),
+        (['a'], 9, 'item 0 .from 0.: an item has a text'),
+        ([], 9, 'has 0 tokens, nothing to predict'),
+        ([dict(text='')], 9, 'has 1 tokens, nothing to predict'),
+    ],
+)
+def test_bad_texts_are_reported(make, items, length, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make(items, TextDataset, length=length)
+
+
+# Registries ------------------------------------------------------------------------------------
+
+
+def test_configs_name_them(folder, tmp_path):
     write_items(tmp_path / 'items.json')
-    config = Config(dict(type='grootv.InstructionDataset', ann_file='items.json', data_root=str(tmp_path)))
-    assert len(DATASETS.build(dict(config, tokenizer=str(folder)))) == len(ITEMS)
+    config = dict(ann_file='items.json', data_root=str(tmp_path), tokenizer=str(folder))
+    assert len(DATASETS.build(dict(config, type='grootv.InstructionDataset'))) == len(ITEMS)
+    assert DATASETS.get('grootv.TextDataset') is TextDataset
     assert FUNCTIONS.get('grootv.pad_right') is pad_right
 
 
-def test_the_other_tasks_are_not_needed():
-    code = """
-import sys
-others = ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm')
-sys.modules.update(dict.fromkeys(others))  # not installed
-import grootv.datasets.instructions, grootv.engine, grootv.evaluation, grootv.models.language.fine_tuning
-from mmengine.registry import DATASETS, FUNCTIONS, METRICS, MODELS
-assert MODELS.get('grootv.LanguageModel') and DATASETS.get('grootv.InstructionDataset')
-assert METRICS.get('grootv.Perplexity') and FUNCTIONS.get('grootv.pad_right')
-"""
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
-
-
-def test_the_other_tasks_do_not_need_this_one():
+def test_other_tasks_do_not_need_the_packages_of_this_one():
     code = """
 import sys
 sys.modules.update(dict.fromkeys(('transformers', 'peft', 'tokenizers', 'lm_eval')))  # not installed
-import grootv.datasets.transforms, grootv.engine, grootv.evaluation, grootv.models.backbones, grootv.cli
-from mmengine.registry import METRICS, MODELS, TRANSFORMS
-assert MODELS.get('grootv.GrootV') and TRANSFORMS.get('grootv.LoadImageFromFile')
-assert METRICS.get('grootv.Perplexity')
+import grootv.datasets.transforms, grootv.engine, grootv.models.backbones, grootv.cli
+from mmengine.registry import MODELS
+assert MODELS.get('grootv.GrootV')
 """
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=300)

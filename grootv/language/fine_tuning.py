@@ -1,30 +1,32 @@
 """Fine-tuning of a pretrained language model on MMEngine's Runner."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import MambaForCausalLM
 
-from grootv.registry import MODELS
+from grootv.registry import METRICS, MODELS
 
-from .model import load_language_model
+from .model import MambaForCausalLM, load_language_model
 
 
 @MODELS.register_module()
 class LanguageModel(BaseModel):
     """A pretrained Mamba that scans its context along a tree, with adapters (LoRA) that alone train.
 
-    ``state_dict`` and with it a checkpoint hold what trains: adapters are small beside the model, which is
-    read from its folder again.
+    ``state_dict`` and with it a checkpoint hold what trains: the adapters, which are small. The model is read
+    from its folder again.
 
     Args:
-        pretrained: Folder of the model, as for ``grootv.models.language.load_language_model``.
-        tree: Arguments of ``grootv.models.language.use_tree_scan``; what is not given is the folder's, or its
+        pretrained: Folder of the model, as for ``grootv.language.load_language_model``.
+        tree: Arguments of ``grootv.language.use_tree_scan``; what is not given is the folder's, or its
             default.
         lora: Arguments of ``peft.LoraConfig``; None trains all weights instead.
         **kwargs: ``data_preprocessor`` and ``init_cfg`` of MMEngine's ``BaseModel``.
@@ -44,11 +46,11 @@ class LanguageModel(BaseModel):
         super().__init__(**kwargs)
         self.model, self.tokenizer = load_language_model(pretrained, **(tree or {}))
         if lora is not None:
-            # Not into self.model: peft refuses out_proj of a Mamba, for some kernels take its weight and pass
-            # by its adapter. TreeMambaMixer calls it.
+            # Not into self.model: peft refuses out_proj of a Mamba, because some kernels read its weight and
+            # bypass its adapter. TreeMambaMixer calls it.
             inject_adapter_in_model(LoraConfig(**lora), self)
         self._register_state_dict_hook(_keep_trained)
-        self.register_load_state_dict_post_hook(_forgive_untrained)
+        self.register_load_state_dict_post_hook(_ignore_untrained)
 
     def init_weights(self) -> None:
         """The weights are those of the folder already."""
@@ -61,11 +63,11 @@ class LanguageModel(BaseModel):
         context_length: Tensor,
         mode: str = 'tensor',
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Score the tokens of a batch, as :func:`grootv.datasets.instructions.pad_right` makes it.
+        """Score the tokens of a batch from :func:`grootv.language.data.pad_right`.
 
         Args:
             input_ids: Tokens, shape (B, L).
-            labels: The same, -100 where a token is no answer, shape (B, L).
+            labels: The same, -100 where a token is not part of an answer, shape (B, L).
             attention_mask: 0 at padding, shape (B, L).
             context_length: Tokens of each prompt, shape (B,).
             mode: What to return.
@@ -86,13 +88,13 @@ class LanguageModel(BaseModel):
 
     @torch.no_grad()
     def merge(self) -> MambaForCausalLM:
-        """Fold the adapters into the weights of the model, and take them off.
+        """Fold the adapters into the weights of the model, and remove them.
 
-        Where the embeddings have one, the output layer keeps the weights that it shared with them, as in
+        If the embeddings have one, the output layer keeps the weights that it shared with them, as in
         training, and the two are no longer tied.
 
         Returns:
-            The model, which computes what it computed before, without adapters.
+            The model without adapters, which computes the same as before.
         """
         model = self.model
         if isinstance(model.get_input_embeddings(), BaseTunerLayer) and model.config.tie_word_embeddings:
@@ -111,7 +113,7 @@ def _keep_trained(module: nn.Module, state: dict[str, Tensor], prefix: str, _met
         del state[name]
 
 
-def _forgive_untrained(module: nn.Module, incompatible: Any) -> None:
+def _ignore_untrained(module: nn.Module, incompatible: Any) -> None:
     trained = _trained(module)
     incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name in trained]
 
@@ -119,3 +121,19 @@ def _forgive_untrained(module: nn.Module, incompatible: Any) -> None:
 def _trained(module: nn.Module) -> set[str]:
     parameters = module.named_parameters(remove_duplicate=False)
     return {name for name, parameter in parameters if parameter.requires_grad}
+
+
+@METRICS.register_module()
+class Perplexity(BaseMetric):
+    """exp of the mean loss of a token, over all answer tokens of the data: long answers count for more.
+
+    Takes the predictions of :class:`LanguageModel`.
+    """
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        self.results.extend((float(sample['loss']), int(sample['tokens'])) for sample in data_samples)
+
+    def compute_metrics(self, results: list[tuple[float, int]]) -> dict[str, float]:
+        losses, tokens = zip(*results, strict=True)
+        with np.errstate(over='ignore'):
+            return dict(perplexity=float(np.exp(sum(losses) / sum(tokens))))
