@@ -19,17 +19,18 @@ choices.json                    instruction, input, choices, answer: the topic o
 import argparse
 import hashlib
 import json
-import os
 import platform
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_atomically
 
 LENGTH = 250  # characters: a passage has at least so many, and a part of a paragraph at most
 SHARED_WORDS = 13  # in a row; a held-out passage with so many of a training passage is dropped
@@ -86,10 +87,11 @@ def runs(text: str) -> set[tuple[str, ...]]:
 
 def split(by_title: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     """The passages to train on and those held out, as records of text and topic."""
-    records = [dict(text=text, topic=title) for title, texts in by_title.items() for text in texts]
     sides = {'train': [], 'held-out': []}
-    for record in records:
-        sides['held-out' if digest(record['text']) % HELD_OUT == 0 else 'train'].append(record)
+    for title, texts in by_title.items():
+        for text in texts:
+            side = 'held-out' if digest(text) % HELD_OUT == 0 else 'train'
+            sides[side].append(dict(text=text, topic=title))
     known = set().union(*(runs(record['text']) for record in sides['train']))
     sides['held-out'] = [record for record in sides['held-out'] if not runs(record['text']) & known]
     return sides
@@ -100,11 +102,6 @@ def continuation(text: str) -> dict[str, str]:
     spaces = [match.start() for match in re.finditer(r'\s', text)]
     middle = min(spaces, key=lambda place: abs(place - len(text) // 2))
     return dict(instruction=CONTINUE, input=text[:middle].rstrip(), output=text[middle:].strip())
-
-
-def name(record: dict[str, str]) -> dict[str, str]:
-    """The question for the passage's topic, and the answer."""
-    return dict(instruction=NAME, input=record['text'], output=record['topic'])
 
 
 def choices(record: dict[str, str], known: list[str]) -> dict[str, object]:
@@ -121,21 +118,24 @@ def choices(record: dict[str, str], known: list[str]) -> dict[str, object]:
         other = draw.choice(known)
         offered += [] if other in offered else [other]
     draw.shuffle(offered)
-    return dict(
-        instruction=NAME, input=record['text'], choices=offered, answer=offered.index(record['topic'])
-    )
+    answer = offered.index(record['topic'])
+    return dict(instruction=NAME, input=record['text'], choices=offered, answer=answer)
 
 
 def records(texts: dict[str, str]) -> dict[str, list[dict]]:
     """The content of every file by its name."""
     sides = split(by_topic(texts))
-    known = [record['topic'] for record in sides['train']]
-    known = [topic for topic in known if known.count(topic) >= ENOUGH]
+    count = Counter(record['topic'] for record in sides['train'])
+    known = [record['topic'] for record in sides['train'] if count[record['topic']] >= ENOUGH]
     files = {}
-    for side, passages_of in sides.items():
-        files[f'texts_{side}'] = passages_of
-        files[f'continue_{side}'] = [continuation(record['text']) for record in passages_of]
-        files[f'name_{side}'] = [name(record) for record in passages_of if record['topic'] in known]
+    for side, found in sides.items():
+        files[f'texts_{side}'] = found
+        files[f'continue_{side}'] = [continuation(record['text']) for record in found]
+        files[f'name_{side}'] = [
+            dict(instruction=NAME, input=record['text'], output=record['topic'])
+            for record in found
+            if record['topic'] in known
+        ]
     files['choices'] = [choices(record, known) for record in sides['held-out'] if record['topic'] in known]
     return files
 
@@ -154,28 +154,19 @@ def export(out: Path) -> dict[str, list[dict]]:
     """
     content = records(topics)
     files = {f'{name}.json': json.dumps(content[name], indent=1, ensure_ascii=False) for name in content}
-    present = {path.name: path for path in out.glob('*')}
-    foreign = sorted(
-        name
-        for name, path in present.items()
-        if name not in files or not path.is_file() or path.read_text() != files[name]
-    )
+    present = {path.name: path.is_file() and path.read_text() for path in sorted(out.glob('*'))}
+    foreign = [name for name, text in present.items() if text != files.get(name)]
     if foreign:
         raise UserError(
             f'{out} holds files that are not of this data set or of another Python ({foreign[0]}): '
             'remove them, or give another folder'
         )
     if present.keys() != files.keys():
-        # Written beside its place and moved there whole: an interruption leaves no half a data set.
-        draft = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
-        try:
-            draft.mkdir(parents=True)
+        with write_atomically(out) as draft:
+            draft.mkdir()
             for name, text in files.items():
                 (draft / name).write_text(text)
             shutil.rmtree(out, ignore_errors=True)
-            draft.replace(out)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     return content
 
 

@@ -2,7 +2,7 @@
 
 python tools/language/evaluate.py work_dirs/grootl-130m --out work_dirs/zero-shot.json
 
-The config names the tasks and their data; where it has published figures, they stand in a table of their own.
+The config names the tasks and their data; published figures, if it has any, are shown in a second table.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ import datasets
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from mmengine.config import Config
+from tabulate import tabulate
 
 from grootv import cli
 from grootv.errors import UserError
-from grootv.evaluation.lm_eval_model import GrootLM
-from grootv.models.language.model import CONTEXT_RULES
+from grootv.language.lm_eval_model import GrootLM
+from grootv.language.model import CONTEXT_RULES
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/language/zero-shot.yml'
 UNITS = dict(acc='%', acc_norm='%', perplexity='ppl')  # of a task's metric
@@ -36,20 +38,19 @@ PACKAGES = ('grootv', 'torch', 'transformers', 'lm-eval', 'datasets')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'models', nargs='+', type=Path, help='folders of the models, as transformers writes them'
-    )
-    parser.add_argument('--config', default=CONFIG, help='tasks; default configs/language/zero-shot.yml')
-    parser.add_argument('--tasks', nargs='+', help='some of the tasks of the config; default all')
-    parser.add_argument('--data-root', help="in place of the config's")
-    parser.add_argument('--scale', type=float, help="weight of the tree; default the folder's, or 0.3")
-    parser.add_argument('--causal', action=argparse.BooleanOptionalAction, help='as --scale')
-    parser.add_argument('--context-rule', choices=CONTEXT_RULES, help='minimum: the published rule')
-    parser.add_argument('--limit', type=cli.positive, help='take the first items of each task only')
-    parser.add_argument('--batch-size', type=cli.positive, default=8, help='items at once; default 8')
-    parser.add_argument('--device', help='default a GPU if there is one')
-    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
-    parser.add_argument('--out', type=Path, help='JSON file to write; the tables go beside it, in Markdown')
+    add = parser.add_argument
+    add('models', nargs='+', type=Path, help='folders of the models, as transformers writes them')
+    add('--config', default=CONFIG, help='tasks; default configs/language/zero-shot.yml')
+    add('--tasks', nargs='+', help='some of the tasks of the config; default all')
+    add('--data-root', help="in place of the config's")
+    add('--scale', type=float, help="weight of the tree; default the folder's, or 0.3")
+    add('--causal', action=argparse.BooleanOptionalAction, help='as --scale')
+    add('--context-rule', choices=CONTEXT_RULES, help='minimum: the published rule')
+    add('--limit', type=cli.positive, help='take the first items of each task only')
+    add('--batch-size', type=cli.positive, default=8, help='items at once; default 8')
+    add('--device', help='default a GPU if there is one')
+    add('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    add('--out', type=Path, help='JSON file to write; the tables go next to it, in Markdown')
     return parser.parse_args()
 
 
@@ -92,13 +93,15 @@ def data_of(name: str, task: Mapping[str, Any], root: Path) -> dict[str, Any]:
     return found
 
 
-def lm_eval_tasks(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> tuple[list[dict], TaskManager]:
+def lm_eval_tasks(
+    tasks: Mapping[str, Mapping[str, Any]], data: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict], TaskManager]:
     """The tasks with their data as lm-eval takes them: its own by name, others by their settings."""
     new, own = [], []
     for name, task in tasks.items():
         settings = task.get('settings')
         splits = dict(training_split=None, validation_split=None, test_split=task['split'])
-        member = dict(task=name, **splits, **(settings or {}), **data_of(name, task, root))
+        member = dict(task=name, **splits, **(settings or {}), **data[name])
         (new if settings else own).append(member)
     # A member of a group has what lm-eval says of the task of its name.
     groups = [dict(group='grootl', task=own)] if own else []
@@ -106,19 +109,15 @@ def lm_eval_tasks(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> tuple[l
 
 
 def evaluate(
-    model: Path, tasks: Mapping[str, Mapping[str, Any]], args: argparse.Namespace, root: Path
+    model: Path,
+    tasks: Mapping[str, Mapping[str, Any]],
+    data: Mapping[str, Mapping[str, Any]],
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Metrics of a model by task: ``value``, ``stderr`` and the number of ``items``."""
-    lm = GrootLM(
-        model,
-        scale=args.scale,
-        causal=args.causal,
-        context_rule=args.context_rule,
-        device=args.device,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-    )
-    specification, manager = lm_eval_tasks(tasks, root)
+    options = ('scale', 'causal', 'context_rule', 'device', 'dtype', 'batch_size')
+    lm = GrootLM(model, **{name: getattr(args, name) for name in options})
+    specification, manager = lm_eval_tasks(tasks, data)
     results = simple_evaluate(
         lm,
         tasks=specification,
@@ -143,29 +142,19 @@ def evaluate(
 def tables(record: Mapping[str, Any]) -> str:
     """What was measured, and below it what was published."""
     tasks = record['measured'][0]['tasks']
-    head = [
-        'model',
-        *(f'{name}, {"ppl" if tasks[name]["metric"] == "perplexity" else "%"}' for name in tasks),
-    ]
-    items = ['items', *(str(tasks[name]['items']) for name in tasks)]
-    rows = [items]
+    head = ['model', *(f'{name}, {UNITS[task["metric"]]}' for name, task in tasks.items())]
+    table = partial(tabulate, headers=head, tablefmt='pipe', disable_numparse=True)
+    align = ('left', *len(tasks) * ['right'])
+    rows = [['items', *(task['items'] for task in tasks.values())]]
     for measured in record['measured']:
         figures = measured['tasks'].values()
         rows.append([measured['model'], *(f'{f["value"]:.1f} ± {f["stderr"]:.1f}' for f in figures)])
-    text = f'Measured by `{record["command"]}`:\n\n{markdown(head, rows)}\n'
+    text = f'Measured by `{record["command"]}`:\n\n{table(rows, colalign=align)}\n'
     published = record['published']
     if published:
-        rows = [
-            [model, *(str(figures.get(name, '')) for name in tasks)]
-            for model, figures in published['models'].items()
-        ]
-        text += f'\nPublished ({published["source"]}):\n\n{markdown(head, rows)}\n'
+        rows = [[model, *map(figures.get, tasks)] for model, figures in published['models'].items()]
+        text += f'\nPublished ({published["source"]}):\n\n{table(rows, colalign=align)}\n'
     return text
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def main() -> None:
@@ -175,15 +164,14 @@ def main() -> None:
     config = cli.load_config(args.config)
     root = Path(args.data_root or config.get('data_root', ''))
     tasks = choose(config, args.tasks)
-    for name, task in tasks.items():
-        data_of(name, task, root)
+    data = {name: data_of(name, task, root) for name, task in tasks.items()}
     record = dict(
         command=shlex.join(['python', *sys.argv]),
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         dtype=args.dtype,
         limit=args.limit,
         context_rule=args.context_rule or 'item',
-        measured=[evaluate(model, tasks, args, root) for model in args.models],
+        measured=[evaluate(model, tasks, data, args) for model in args.models],
         published=config.get('published'),
     )
     print(tables(record))

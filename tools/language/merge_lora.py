@@ -2,18 +2,17 @@
 
 python tools/language/merge_lora.py configs/language/grootl-130m_lora_alpaca.py CHECKPOINT FOLDER
 
-The folder holds a Mamba as any other, with its tokenizer. Its config.json remembers the tree, which
-grootv.models.language.load_language_model takes up.
+The folder holds a Mamba as any other, with its tokenizer. Its config.json keeps the tree's settings for
+grootv.language.load_language_model.
 """
 
 import argparse
 from pathlib import Path
 
-from mmengine.registry import MODELS
-
 from grootv import checks, cli
-from grootv.checkpoint import load_weights
+from grootv.checkpoint import build_model
 from grootv.errors import UserError
+from grootv.files import write_atomically
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,11 +32,11 @@ def main() -> None:
         raise UserError(f'{args.folder} is there already: give a folder that is new or empty')
     checks.check_data(cfg, ['model'])
     checks.check_checkpoint(args.checkpoint)
-    network = MODELS.build(cfg.model)
-    load_weights(network, args.checkpoint, args.trust_checkpoint)
-    network.merge().save_pretrained(args.folder)
-    if network.tokenizer is not None:
-        network.tokenizer.save_pretrained(args.folder)
+    network = build_model(cfg, args.checkpoint, args.trust_checkpoint)
+    with write_atomically(args.folder) as draft:
+        network.merge().save_pretrained(draft)
+        if network.tokenizer is not None:
+            network.tokenizer.save_pretrained(draft)
     print(f'wrote {args.folder}')
 
 

@@ -5,8 +5,6 @@ python tools/language/new_model.py data/topics/texts_train.json work_dirs/langua
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_atomically
 
 END = '<|endoftext|>'
 
@@ -46,32 +45,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
-def new_model(vocabulary: int, layers: int, width: int, states: int, seed: int) -> MambaForCausalLM:
-    """A Mamba as transformers initialises it; inner width twice ``width``, embeddings tied."""
-    torch.manual_seed(seed)
-    config = MambaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        state_size=states,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    return MambaForCausalLM(config)
-
-
-def write(out: Path, model: MambaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the folder beside its place and move it there whole."""
-    draft = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
-    try:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        draft.replace(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('texts', type=Path, help='JSON list of objects with a text')
@@ -88,8 +61,20 @@ def main() -> None:
         raise UserError(f'{args.out} is there already: remove it, or give another folder')
     texts = read(args.texts)
     tokenizer = train_tokenizer(texts, args.vocabulary)
-    model = new_model(len(tokenizer), args.layers, args.width, args.states, args.seed)
-    write(args.out, model, tokenizer)
+    torch.manual_seed(args.seed)
+    config = MambaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=args.width,
+        num_hidden_layers=args.layers,
+        state_size=args.states,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    model = MambaForCausalLM(config)
+    with write_atomically(args.out) as draft:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
     tokens = sum(map(len, tokenizer(texts).input_ids))
     print(
         f'{args.out}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary; '
