@@ -4,25 +4,25 @@
 
 SRC holds ADEChallengeData2016.zip as downloaded. OUT becomes OUT/{images,annotations}/{training,validation},
 without the folder ADEChallengeData2016 in between. Its publisher states no checksum: every file is checked
-against the CRC-32 in the zip. A second call goes on after an interruption. See docs/data.md.
+against the CRC-32 in the zip. A second call continues after an interruption. See docs/data.md.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from archives import Archive, Part, prepare, unpack_zip
+import archives
 
 from grootv import cli
 
-ARCHIVE = Archive('ADEChallengeData2016.zip', 'http://sceneparsing.csail.mit.edu')
+ARCHIVE = archives.Archive('ADEChallengeData2016.zip', 'http://sceneparsing.csail.mit.edu')
 
 
-def part(path: str, files: str, count: int) -> Part:
-    return Part(path, (ARCHIVE,), files, count, partial(unpack_zip, f'ADEChallengeData2016/{path}'))
+def part(path: str, files: str, count: int) -> archives.Part:
+    entries = partial(archives.below, f'ADEChallengeData2016/{path}')
+    return archives.Part(path, (ARCHIVE,), files, count, entries)
 
 
 PARTS = [
@@ -34,12 +34,7 @@ PARTS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('src', type=Path, help='folder of ADEChallengeData2016.zip')
-    parser.add_argument('out', type=Path, help='folder to create, for example data/ade')
-    args = parser.parse_args()
-    with cli.stoppable(lambda: '; the same command goes on from here'):
-        prepare('ade20k', PARTS, args.src, args.out)
+    archives.main(__doc__, 'ade20k', PARTS)
 
 
 if __name__ == '__main__':

@@ -1,29 +1,31 @@
-"""What the converters of official archives share: find, verify, unpack, count, go on after an interruption.
+"""What the converters of official archives share: find, verify, unpack, count, resume.
 
-A data set consists of parts. Each one is unpacked beside its place, file by file, and moved there once it is
-whole: a part that is there is complete, and the files of an interrupted one are not written again.
+A data set consists of parts. Each is unpacked in a hidden folder, file by file, and moved to its place once
+it is whole: a part that is present is complete, and the files of an unfinished one are not written again.
 """
 
+import argparse
 import errno
 import hashlib
 import os
 import re
 import shutil
 import stat
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn, Progress
 
+from grootv import cli
 from grootv.errors import UserError
 
 CHUNK = 1 << 20  # bytes
@@ -44,31 +46,19 @@ class Archive:
     md5: str | None = None
 
 
+def copy(entry: 'Entry', path: Path) -> None:
+    with entry.open() as source, path.open('wb') as target:
+        shutil.copyfileobj(source, target, CHUNK)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A file in an archive: its path, its size in bytes and what opens it."""
+    """A file in an archive: its path, its size in bytes, what opens it and what writes it to a path."""
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
-
-
-class Bar:
-    """The progress of one part, in bytes."""
-
-    def __init__(self, progress: Progress, title: str):
-        self.progress = progress
-        self.task = progress.add_task(title, total=None)
-
-    def expect(self, size: int) -> None:
-        self.progress.update(self.task, total=size)
-
-    def advance(self, size: int) -> None:
-        self.progress.advance(self.task, size)
-
-    @property
-    def remaining(self) -> int:
-        return next(int(task.remaining or 0) for task in self.progress.tasks if task.id == self.task)
+    save: Callable[['Entry', Path], None] = copy
 
 
 @dataclass(frozen=True)
@@ -80,22 +70,36 @@ class Part:
         archives: What it is made from.
         files: Regular expression of the files' paths below ``path``; empty if ``path`` is itself a file.
         count: Number of files.
-        unpack: Called with the part, the paths of the archives, the place to write to and the bar.
+        entries: Called with the part and the paths of the archives; opens what to write below ``path``.
     """
 
     path: str
     archives: tuple[Archive, ...]
     files: str
     count: int
-    unpack: Callable[['Part', list[Path], Path, Bar], None]
+    entries: Callable[['Part', list[Path]], AbstractContextManager[list[Entry]]]
 
 
 class UnsafeEntry(Exception):
     """An archive holds a path that leads out of the folder, or something that is no plain file."""
 
 
+def main(doc: str, name: str, parts: Sequence[Part]) -> None:
+    """The command line of a converter that unpacks SRC to OUT."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument('src', type=Path, help='folder of the archives, as downloaded')
+    parser.add_argument('out', type=Path, help='folder to create, for example data/coco')
+    args = parser.parse_args()
+    with stoppable():
+        prepare(name, parts, args.src, args.out)
+
+
+def stoppable() -> AbstractContextManager[None]:
+    return cli.stoppable(lambda: '; the same command continues from here')
+
+
 def prepare(name: str, parts: Sequence[Part], src: Path, out: Path) -> None:
-    """Unpack the parts that are not there yet, and print what there is.
+    """Unpack the parts that are missing, and print what there is.
 
     Args:
         name: Of the data set; ``OUT/.NAME.partial`` is where unfinished parts wait.
@@ -112,9 +116,8 @@ def prepare(name: str, parts: Sequence[Part], src: Path, out: Path) -> None:
     if todo:
         paths = find(src, [archive for part in todo for archive in part.archives])
         work.mkdir(parents=True, exist_ok=True)
-        console = Console()
-        columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        columns = (*Progress.get_default_columns(), DownloadColumn())
+        with Progress(*columns, disable=not sys.stdout.isatty()) as progress:
             for archive, path in paths.items():
                 verify(archive, path, work / f'{archive.name}.verified', progress)
             for part in todo:
@@ -152,32 +155,23 @@ def is_complete(out: Path, part: Part) -> bool:
 
 
 def survey(path: Path, files: str) -> tuple[int, str | None]:
-    """Count the files of a part; hidden ones are passed over.
-
-    Returns:
-        Number of files that ``files`` matches, and the first other one.
-    """
+    """Number of files that ``files`` matches, and the first other one; hidden ones are passed over."""
     if path.is_file():
         return 1, None
-    pattern = re.compile(files)
     count, foreign = 0, None
     for folder, folders, names in os.walk(path, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        prefix = '' if folder == str(path) else os.path.relpath(folder, path) + '/'
         for name in names:
-            if pattern.fullmatch(prefix + name):
+            relative = os.path.relpath(os.path.join(folder, name), path)
+            if re.fullmatch(files, relative):
                 count += 1
             elif not name.startswith('.'):
-                foreign = foreign or prefix + name
+                foreign = foreign or relative
     return count, foreign
 
 
 def find(src: Path, archives: Iterable[Archive]) -> dict[Archive, Path]:
-    """Paths of archives.
-
-    Raises:
-        UserError: If one is missing; the sentence says where it is offered.
-    """
+    """Paths of archives; a missing one is reported with the page that offers it."""
     paths = {archive: src / archive.name for archive in archives}
     missing = [archive for archive, path in paths.items() if not path.is_file()]
     if missing:
@@ -187,16 +181,9 @@ def find(src: Path, archives: Iterable[Archive]) -> dict[Archive, Path]:
 
 
 def verify(archive: Archive, path: Path, note: Path, progress: Progress) -> None:
-    """Compare an archive with its published checksum.
+    """Compare an archive with its published checksum, if there is one; UserError if they disagree.
 
-    Args:
-        archive: What it should be; without a checksum nothing is done.
-        path: The file.
-        note: Written if they agree, so that an interrupted run does not read the whole archive again.
-        progress: Shows a bar.
-
-    Raises:
-        UserError: If they disagree.
+    ``note`` is written if they agree, so that an interrupted run does not read the whole archive again.
     """
     status = path.stat()
     state = f'{archive.md5} {status.st_size} {status.st_mtime_ns}'
@@ -216,23 +203,24 @@ def verify(archive: Archive, path: Path, note: Path, progress: Progress) -> None
 
 def build(part: Part, paths: list[Path], out: Path, work: Path, progress: Progress) -> None:
     """Unpack a part below ``work`` and move it to its place below ``out``."""
-    archive, draft, place = part.archives[0], work / part.path, out / part.path
-    bar = Bar(progress, part.path)
+    page, draft, place = part.archives[0].page, work / part.path, out / part.path
+    task = progress.add_task(part.path, total=None)
     try:
-        with readable(archive, paths[0]):
-            part.unpack(part, paths, draft, bar)
+        with readable(page, paths[0]), part.entries(part, paths) as found:
+            progress.update(task, total=sum(entry.size for entry in found))
+            write(found, draft, lambda entry: progress.advance(task, entry.size))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f'the disk of {out} is full and {part.path} needs {decimal(bar.remaining)} more: '
-            'free some space, the same command then goes on from here'
+            f'the disk of {out} is full and {part.path} needs {decimal(int(progress.tasks[-1].remaining))} '
+            'more: free some space, the same command then continues from here'
         ) from error
     count, _ = survey(draft, part.files)
     if count != part.count:
         raise UserError(
             f'{paths[0]} holds {count:,} files for {part.path} where the data set has {part.count:,}: '
-            f'download it again from {archive.page}'
+            f'download it again from {page}'
         )
     os.sync()  # its files reach the disk before its name does: a power cut leaves no empty ones
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -240,85 +228,75 @@ def build(part: Part, paths: list[Path], out: Path, work: Path, progress: Progre
 
 
 @contextmanager
-def readable(archive: Archive, path: Path) -> Iterator[None]:
-    """Tell an archive that cannot be unpacked by a UserError."""
+def readable(page: str, path: Path) -> Iterator[None]:
+    """Report an archive that cannot be unpacked by a UserError."""
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise UserError(
-            f'{path} is damaged ({" ".join(str(error).split())}): download it again from {archive.page}'
-        ) from error
+        reason = ' '.join(str(error).split())
+        raise UserError(f'{path} is damaged ({reason}): download it again from {page}') from error
     except UnsafeEntry as error:
         raise UserError(
             f'{path} is not the official archive: {error} in it leads out of the folder or is no plain '
-            f'file, download it from {archive.page}'
+            f'file, download it from {page}'
         ) from error
 
 
-def unpack_zip(source: str, part: Part, paths: list[Path], place: Path, bar: Bar) -> None:
-    """Unpack what a zip archive holds at and below the path ``source``."""
+@contextmanager
+def below(source: str, part: Part, paths: list[Path]) -> Iterator[list[Entry]]:
+    """The files that a zip archive holds at and below the path ``source``."""
     with zipfile.ZipFile(paths[0]) as archive:
         wanted = re.compile(f'{re.escape(source)}/({part.files})' if part.files else f'{re.escape(source)}()')
-        found = [(entry, wanted.fullmatch(entry.name)) for entry in zip_entries(archive)]
-        entries = [replace(entry, name=match[1]) for entry, match in found if match]
-        bar.expect(sum(entry.size for entry in entries))
-        write(entries, place, bar.advance)
+        found = [(entry, wanted.fullmatch(entry.name)) for entry in entries(archive)]
+        yield [replace(entry, name=match[1]) for entry, match in found if match]
 
 
-def zip_entries(archive: zipfile.ZipFile) -> list[Entry]:
-    """The files of a zip archive.
+def entries(archive: zipfile.ZipFile | tarfile.TarFile) -> list[Entry]:
+    """The files of an archive.
 
     Raises:
-        UnsafeEntry: If one of its paths leads elsewhere.
+        UnsafeEntry: If a path leads elsewhere, or is a link or a device. tarfile's own filter, which Python
+            3.10.0 to 3.11.3 do not have, would rename absolute paths.
     """
-    entries = []
-    for info in archive.infolist():
-        name = safe_name(info.filename)
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise UnsafeEntry(info.filename)
-        if not info.is_dir():
-            entries.append(Entry(name, info.file_size, partial(archive.open, info)))
-    return entries
+    found = []
+    is_zip = isinstance(archive, zipfile.ZipFile)
+    for member in archive.infolist() if is_zip else archive:
+        if is_zip:
+            name, size, opener = member.filename, member.file_size, partial(archive.open, member)
+            plain, folder = not stat.S_ISLNK(member.external_attr >> 16), member.is_dir()
+        else:
+            name, size, opener = member.name, member.size, partial(archive.extractfile, member)
+            plain, folder = member.isreg() or member.isdir(), member.isdir()
+        path = PurePosixPath(name)
+        if not plain or path.is_absolute() or '..' in path.parts:
+            raise UnsafeEntry(name)
+        if not folder:
+            found.append(Entry(str(path), size, opener))
+    return found
 
 
-def tar_entries(archive: tarfile.TarFile) -> list[Entry]:
-    """The files of a tar archive.
-
-    Raises:
-        UnsafeEntry: If one of its paths leads elsewhere, or is a link or a device.
-    """
-    entries = []
-    for member in archive:
-        name = safe_name(member.name)
-        if member.isreg():
-            entries.append(Entry(name, member.size, partial(archive.extractfile, member)))
-        elif not member.isdir():
-            raise UnsafeEntry(member.name)
-    return entries
-
-
-def safe_name(name: str) -> str:
-    """A path that stays below the folder it is unpacked to, in plain form."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or '..' in path.parts:
-        raise UnsafeEntry(name)
-    return str(path)
-
-
-def write(entries: Iterable[Entry], place: Path, advance: Callable[[int], None]) -> None:
-    """Write files below ``place``, each under its name once it is whole; those that are there stay.
+def write(found: Iterable[Entry], place: Path, done: Callable[[Entry], None] = lambda entry: None) -> None:
+    """Write files below ``place``, each under its name once it is whole; those that are whole stay.
 
     Args:
-        entries: Files with their paths below ``place``; an empty path is ``place`` itself.
+        found: Files with their paths below ``place``; an empty path is ``place`` itself.
         place: Folder or file.
-        advance: Told the size of each file.
+        done: Called with each entry.
     """
-    draft = place.with_name(f'.{place.name}.draft')
-    for entry in entries:
+    for entry in found:
         path = place / entry.name
-        if not path.is_file() or path.stat().st_size != entry.size:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with entry.open() as source, draft.open('wb') as target:
-                shutil.copyfileobj(source, target, CHUNK)
+        if not is_whole(path, entry.size):
+            draft = path.with_name(f'.{path.name}.draft')
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            entry.save(entry, draft)
+            if path.is_dir():
+                shutil.rmtree(path)
             draft.replace(path)
-        advance(entry.size)
+        done(entry)
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Whether a file, or every file of a folder, has reached the disk: a power cut leaves empty ones."""
+    if path.is_dir():
+        return all(file.stat().st_size for file in path.iterdir())
+    return path.is_file() and path.stat().st_size == size

@@ -20,8 +20,6 @@ The scenes depend on --seed alone.
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,12 +31,13 @@ from PIL import Image
 from rich.progress import track
 from sklearn.datasets import load_digits
 
-from grootv import cli
-from grootv.errors import UserError
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from digits import split
+
+from grootv import cli
+from grootv.errors import UserError
+from grootv.files import write_atomically
 
 SIZE = 128
 COUNTS = {'training': 1600, 'validation': 200}
@@ -127,24 +126,21 @@ def cut_out(digit: int, image: np.ndarray, noise: np.random.Generator) -> Sticke
 
 
 def in_scene(window: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """A square window, which may stand out of the scene, at its place in (SIZE, SIZE)."""
-    scene = np.zeros((SIZE, SIZE), np.float32)
-    (x, y), side = corner, len(window)
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + side, SIZE), min(y + side, SIZE)
-    scene[top:bottom, left:right] = window[top - y : bottom - y, left - x : right - x]
-    return scene
+    """A square window, which may reach out of the scene, at its place in (SIZE, SIZE)."""
+    shift = np.column_stack([np.eye(2), corner])
+    return cv2.warpAffine(window, shift, (SIZE, SIZE), flags=cv2.INTER_NEAREST)
 
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
     """Outlines of a mask as COCO writes them: x and y in turn; a pixel's corners are at whole numbers."""
-    fine = np.kron(mask, np.ones((OVERSAMPLING, OVERSAMPLING), np.uint8)).astype(np.uint8)
+    fine = mask.astype(np.uint8).repeat(OVERSAMPLING, axis=0).repeat(OVERSAMPLING, axis=1)
     outlines, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     simple = [cv2.approxPolyDP(outline, 0.4 * OVERSAMPLING, closed=True)[:, 0] for outline in outlines]
     return [((points + 0.5) / OVERSAMPLING).round(2).ravel().tolist() for points in simple if len(points) > 2]
 
 
 def in_one_piece(mask: np.ndarray) -> bool:
-    """Whether a mask is connected and has no hole, which polygons cannot tell."""
+    """Whether a mask is connected and has no hole, which polygons cannot express."""
     pieces, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return len(pieces) == 1
 
@@ -156,10 +152,11 @@ def arrange(digits: list[tuple[int, np.ndarray]], noise: np.random.Generator) ->
         for _ in range(50):
             new = cut_out(digit, image, noise)
             left = [sticker.mask & ~new.mask for sticker in placed]
-            rest = zip(placed, left, strict=True)
-            if in_one_piece(new.mask) and all(
-                in_one_piece(mask) and mask.sum() >= MIN_VISIBLE * sticker.pixels for sticker, mask in rest
-            ):
+            seen = [
+                in_one_piece(mask) and mask.sum() >= MIN_VISIBLE * sticker.pixels
+                for sticker, mask in zip(placed, left, strict=True)
+            ]
+            if in_one_piece(new.mask) and all(seen):
                 for sticker, mask in zip(placed, left, strict=True):
                     sticker.mask = mask
                 placed.append(new)
@@ -195,13 +192,11 @@ def scenes(side: str, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.nd
 
 def annotation(sticker: Sticker, image_id: int, number: int) -> dict:
     """The entry of COCO's list of annotations."""
-    rows, columns = np.nonzero(sticker.mask)
-    x, y = int(columns.min()), int(rows.min())
     return dict(
         id=number,
         image_id=image_id,
         category_id=sticker.digit + 1,
-        bbox=[x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y],
+        bbox=list(cv2.boundingRect(sticker.mask.astype(np.uint8))),
         area=int(sticker.mask.sum()),
         segmentation=polygons(sticker.mask),
         iscrowd=0,
@@ -227,33 +222,23 @@ def write(out: Path, counts: dict[str, int], seed: int) -> None:
         (out / 'annotations' / f'{side}.json').write_text(json.dumps(content))
 
 
-def recipe(counts: dict[str, int], seed: int) -> str:
-    """What a folder was made from; lies in it as recipe.json."""
-    return json.dumps(dict(counts=counts, seed=seed, script=Path(__file__).name))
-
-
 def export(out: Path, counts: dict[str, int], seed: int) -> None:
     """Write the data set, or find it there.
 
     Raises:
         UserError: If ``out`` holds something else, or scenes of other counts or another seed.
     """
+    recipe = json.dumps(dict(counts=counts, seed=seed, script=Path(__file__).name))
     stamp = out / 'recipe.json'
-    if stamp.is_file() and stamp.read_text() == recipe(counts, seed):
+    if stamp.is_file() and stamp.read_text() == recipe:
         return
     if out.is_dir() and any(out.iterdir()):
         raise UserError(
             f'{out} is not empty and does not hold these scenes: remove it, or give another folder'
         )
-    # Written beside its place and moved there whole: an interruption leaves no half a data set.
-    draft = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
-    try:
+    with write_atomically(out) as draft:
         write(draft, counts, seed)
-        (draft / 'recipe.json').write_text(recipe(counts, seed))
-        shutil.rmtree(out, ignore_errors=True)
-        draft.replace(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        (draft / stamp.name).write_text(recipe)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ are equal share a side of it.
 
 import argparse
 import hashlib
-import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_atomically
 
 SIZE = 32
 TRAIN_SHARE = 0.8
@@ -28,25 +28,18 @@ MAX_LEVEL = 16
 
 
 def split(images: np.ndarray, labels: np.ndarray) -> dict[str, list[int]]:
-    """Indices of the train and val images.
+    """Indices of the train and val images, each index once.
 
-    Args:
-        images: Shape (N, 8, 8).
-        labels: Shape (N,).
-
-    Returns:
-        ``{'train': [...], 'val': [...]}``, each index once. Depends on the images alone: within a
-        class the images are ordered by a hash of their pixels, so equal ones stay together.
+    Depends on the images (N, 8, 8) and their labels (N,) alone: within a class the images are ordered by a
+    hash of their pixels, so equal ones stay together.
     """
-    groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        digest = hashlib.sha256(image.astype(np.uint8).tobytes()).hexdigest()
-        groups[int(label)][digest].append(index)
     sides: dict[str, list[int]] = {'train': [], 'val': []}
-    for label, by_digest in sorted(groups.items()):
-        wanted = round(TRAIN_SHARE * int((labels == label).sum()))
-        taken = 0
-        for _, same in sorted(by_digest.items()):
+    for label in np.unique(labels):
+        equal = defaultdict(list)
+        for index in np.flatnonzero(labels == label):
+            equal[hashlib.sha256(images[index].astype(np.uint8).tobytes()).hexdigest()].append(int(index))
+        wanted, taken = round(TRAIN_SHARE * int((labels == label).sum())), 0
+        for _, same in sorted(equal.items()):
             sides['train' if taken < wanted else 'val'] += same
             taken += len(same)
     return {side: sorted(indices) for side, indices in sides.items()}
@@ -59,16 +52,10 @@ def enlarge(image: np.ndarray) -> Image.Image:
 
 
 def export(out: Path) -> dict[str, int]:
-    """Write the folder, or find it complete.
-
-    Args:
-        out: Folder to create. One that is there must be an earlier export.
-
-    Returns:
-        Number of images of each side.
+    """Write the folder, or find it complete; the number of images of each side.
 
     Raises:
-        UserError: If the folder holds anything else.
+        UserError: If the folder holds anything that is not of an earlier export.
     """
     data = load_digits()
     sides = split(data.images, data.target)
@@ -85,17 +72,11 @@ def export(out: Path) -> dict[str, int]:
             'remove them, or give another folder'
         )
     if present != names.keys():
-        # Written beside its place and moved there whole: an interruption leaves no half a data set.
-        draft = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
-        try:
+        with write_atomically(out) as draft:
             for name, index in names.items():
-                path = draft / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                enlarge(data.images[index]).save(path)
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                enlarge(data.images[index]).save(draft / name)
             shutil.rmtree(out, ignore_errors=True)
-            draft.replace(out)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     return {side: len(indices) for side, indices in sides.items()}
 
 

@@ -5,15 +5,15 @@
 
 SRC holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz as downloaded. OUT
 becomes OUT/{train,val}/WNID/*.JPEG; the WordNet ids in their order are the classes 0 to 999. A second call
-goes on after an interruption. See docs/data.md.
+continues after an interruption. See docs/data.md.
 """
 
 import argparse
 import re
-import shutil
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -25,10 +25,12 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from archives import Archive, Bar, Part, describe, prepare, tar_entries, write
+import archives
+from archives import Archive, Entry, Part
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_atomically
 
 PAGE = 'https://image-net.org/challenges/LSVRC/2012/2012-downloads.php'
 TRAIN, VAL, DEVKIT = (
@@ -38,40 +40,27 @@ WNIDS = tuple(ImageNetInfo('imagenet-1k').label_names())
 NAMED = 5  # how many of the missing things a sentence names
 
 
-def unpack_train(part: Part, paths: list[Path], place: Path, bar: Bar) -> None:
-    """Unpack a tar of one tar a class. A class is moved into ``place`` once it is whole."""
+@contextmanager
+def train_entries(part: Part, paths: list[Path]) -> Iterator[list[Entry]]:
+    """The classes, each a tar in the tar."""
     with tarfile.open(paths[0], 'r:') as archive:
-        classes = [entry for entry in tar_entries(archive) if re.fullmatch(r'n\d{8}\.tar', entry.name)]
-        bar.expect(sum(entry.size for entry in classes))
-        for entry in classes:
-            folder = place / entry.name.removesuffix('.tar')
-            if not is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                draft = place.with_name('classes') / folder.name
-                with entry.open() as file, tarfile.open(fileobj=file, mode='r:') as images:
-                    write(tar_entries(images), draft, advance=lambda size: None)
-                place.mkdir(exist_ok=True)
-                draft.replace(folder)
-            bar.advance(entry.size)
+        classes = [entry for entry in archives.entries(archive) if re.fullmatch(r'n\d{8}\.tar', entry.name)]
+        yield [replace(entry, name=entry.name.removesuffix('.tar'), save=save_class) for entry in classes]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a class that was moved to its place has reached the disk: a power cut leaves empty files."""
-    return folder.is_dir() and all(path.stat().st_size for path in folder.iterdir())
+def save_class(entry: Entry, folder: Path) -> None:
+    with entry.open() as file, tarfile.open(fileobj=file, mode='r:') as images:
+        archives.write(archives.entries(images), folder)
 
 
-def unpack_val(part: Part, paths: list[Path], place: Path, bar: Bar) -> None:
-    """Unpack a flat tar into one folder a class."""
+@contextmanager
+def val_entries(part: Part, paths: list[Path]) -> Iterator[list[Entry]]:
+    """The images of a flat tar, in one folder a class."""
     wnids = validation_wnids(paths[1])
     folders = {f'ILSVRC2012_val_{number:08d}.JPEG': wnid for number, wnid in enumerate(wnids, 1)}
     with tarfile.open(paths[0], 'r:') as archive:
-        images = [entry for entry in tar_entries(archive) if entry.name in folders]
-        bar.expect(sum(image.size for image in images))
-        write(
-            (replace(image, name=f'{folders[image.name]}/{image.name}') for image in images),
-            place,
-            bar.advance,
-        )
+        images = [entry for entry in archives.entries(archive) if entry.name in folders]
+        yield [replace(image, name=f'{folders[image.name]}/{image.name}') for image in images]
 
 
 def validation_wnids(devkit: Path) -> list[str]:
@@ -85,8 +74,8 @@ def validation_wnids(devkit: Path) -> list[str]:
 
 
 PARTS = [
-    Part('val', (VAL, DEVKIT), r'n\d{8}/ILSVRC2012_val_\d{8}\.JPEG', 50_000, unpack_val),
-    Part('train', (TRAIN,), r'(n\d{8})/\1_\d+\.JPEG', 1_281_167, unpack_train),
+    Part('val', (VAL, DEVKIT), r'n\d{8}/ILSVRC2012_val_\d{8}\.JPEG', 50_000, val_entries),
+    Part('train', (TRAIN,), r'(n\d{8})/\1_\d+\.JPEG', 1_281_167, train_entries),
 ]
 
 
@@ -98,8 +87,8 @@ def check(out: Path) -> None:
     """
     faults = [f'{out / part.path} {fault}' for part in PARTS for fault in find_faults(out, part)]
     if faults:
-        raise UserError('; '.join(faults) + f': move it away and unpack the archives of {PAGE} anew')
-    print(f'{out} is complete: {describe(PARTS)}')
+        raise UserError('; '.join(faults) + f': move it away and unpack the archives of {PAGE} again')
+    print(f'{out} is complete: {archives.describe(PARTS)}')
 
 
 def find_faults(out: Path, part: Part) -> list[str]:
@@ -113,26 +102,23 @@ def find_faults(out: Path, part: Part) -> list[str]:
         folders = {path.name for path in place.glob('*') if path.is_dir()}
         images = list_images(place, sorted(folders))
         filled = {name.split('/')[0] for name in images}
-        faults += tell('lacks', sorted(set(WNIDS) - filled), f'of {len(WNIDS):,} classes')
-        faults += tell('has', sorted(folders - set(WNIDS)), 'folders of no class')
+        faults += fault('lacks', sorted(set(WNIDS) - filled), f'of {len(WNIDS):,} classes')
+        faults += fault('has', sorted(folders - set(WNIDS)), 'folders of no class')
     if part.path == 'val':
         present = {name.rpartition('/')[2] for name in images}
         expected = (f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, part.count + 1))
-        faults += tell('lacks', [name for name in expected if name not in present], 'images')
+        faults += fault('lacks', [name for name in expected if name not in present], 'images')
     if len(images) != part.count:
         faults.append(f'has {len(images):,} images instead of {part.count:,}')
     shown = track(images, f'checking {part.path}', transient=True, disable=not sys.stdout.isatty())
-    return faults + tell('has', [name for name in shown if not size(place / name)], 'missing or empty images')
+    empty = [name for name in shown if not ((place / name).is_file() and (place / name).stat().st_size)]
+    return faults + fault('has', empty, 'missing or empty images')
 
 
-def tell(verb: str, names: Sequence[str], what: str) -> list[str]:
+def fault(verb: str, names: Sequence[str], what: str) -> list[str]:
     """A half sentence with the number of ``names`` and the first of them; nothing without any."""
     more = ', ...' if len(names) > NAMED else ''
     return [f'{verb} {len(names):,} {what} ({", ".join(names[:NAMED])}{more})'] if names else []
-
-
-def size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def list_images(place: Path, folders: Sequence[str]) -> list[str]:
@@ -149,13 +135,10 @@ def write_meta(out: Path) -> None:
     for part in PARTS:
         path = meta_file(out, part)
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            draft = path.with_name(f'.{path.name}.draft')
-            with draft.open('w') as file:
+            with write_atomically(path) as draft, draft.open('w') as file:
                 for label, wnid in enumerate(WNIDS):
                     images = list_images(out / part.path, [wnid])
                     file.writelines(f'{name} {label}\n' for name in images)
-            draft.replace(path)
         print(f'{path}: {part.count:,} lines')
 
 
@@ -168,9 +151,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.src is None and not args.check:
         parser.error('give SRC OUT, or OUT --check')
-    with cli.stoppable(lambda: '; the same command goes on from here'):
+    with archives.stoppable():
         if args.src is not None:
-            prepare('imagenet', PARTS, args.src, args.out)
+            archives.prepare('imagenet', PARTS, args.src, args.out)
         if args.check:
             check(args.out)
         if args.meta:

@@ -1,7 +1,7 @@
 """Miniatures of the official archives of ImageNet-1K, COCO 2017 and ADE20K, a few images each.
 
 :func:`imagenet`, :func:`coco` and :func:`ade20k` write the archives into a folder and return the files that
-they shall become; a :class:`DataSet` runs the converter on them.
+a converter makes of them; a :class:`DataSet` runs the converter.
 """
 
 import hashlib
@@ -33,17 +33,12 @@ SYNSETS = (*reversed(WNIDS), 'n02084071', 'n00015388')  # by ILSVRC2012_ID; the 
 TRUTH = (1, 3, 3, 2)
 COUNTS = {
     'imagenet': {'train': 6, 'val': 4},
-    'coco': {
-        'train2017': 3,
-        'val2017': 2,
-        'annotations/instances_train2017.json': 1,
-        'annotations/instances_val2017.json': 1,
-    },
+    'coco': {'train2017': 3, 'val2017': 2}
+    | {f'annotations/instances_{side}2017.json': 1 for side in ('train', 'val')},
     'ade20k': {
-        'images/training': 3,
-        'images/validation': 2,
-        'annotations/training': 3,
-        'annotations/validation': 2,
+        f'{kind}/{side}': count
+        for kind in ('images', 'annotations')
+        for side, count in (('training', 3), ('validation', 2))
     },
 }
 
@@ -109,17 +104,16 @@ def imagenet(src: Path) -> dict[str, bytes]:
 
 def coco(src: Path) -> dict[str, bytes]:
     files, annotations = {}, {}
+    box = dict(bbox=[1, 1, 4, 5], area=20, iscrowd=0, segmentation=[[1, 1, 5, 1, 5, 6, 1, 6]])
     for side, count in (('train', 3), ('val', 2)):
-        pictures = [f'{side}2017/{index:012d}.jpg' for index in range(7, 7 + count)]
-        write_zip(src / f'{side}2017.zip', {name: image(name) for name in pictures})
-        files |= {name: image(name) for name in pictures}
-        records = [
-            dict(id=index, file_name=Path(name).name, width=8, height=8)
-            for index, name in enumerate(pictures)
-        ]
-        box = dict(bbox=[1, 1, 4, 5], area=20, iscrowd=0, segmentation=[[1, 1, 5, 1, 5, 6, 1, 6]])
+        pictures = {name: image(name) for name in (f'{side}2017/{7 + i:012d}.jpg' for i in range(count))}
+        write_zip(src / f'{side}2017.zip', pictures)
+        files |= pictures
         content = dict(
-            images=records,
+            images=[
+                dict(id=index, file_name=Path(name).name, width=8, height=8)
+                for index, name in enumerate(pictures)
+            ],
             annotations=[dict(box, id=index, image_id=index, category_id=3) for index in range(count)],
             categories=[dict(id=1, name='person'), dict(id=3, name='car')],
         )
@@ -150,39 +144,60 @@ class DataSet:
     """A miniature: its converter, its archives, the folder to create and the files expected there."""
 
     name: str
-    tool: ModuleType
     src: Path
     out: Path
     files: dict[str, bytes]
-    monkeypatch: pytest.MonkeyPatch
+    patch: pytest.MonkeyPatch
+    capture: pytest.CaptureFixture
 
     @classmethod
-    def make(cls, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 'DataSet':
+    def make(cls, name: str, folder: Path, patch: pytest.MonkeyPatch, capture) -> 'DataSet':
         src = folder / 'src'
         src.mkdir()
         files = {'imagenet': imagenet, 'coco': coco, 'ade20k': ade20k}[name](src)
-        data = cls(name, TOOLS[name], src, folder / 'data' / name, files, monkeypatch)
+        data = cls(name, src, folder / 'data' / name, files, patch, capture)
         data.accept()
-        monkeypatch.setattr(TOOLS['imagenet'], 'WNIDS', WNIDS)
-        monkeypatch.setattr(os, 'sync', lambda: None)
+        patch.setattr(TOOLS['imagenet'], 'WNIDS', WNIDS)
+        patch.setattr(os, 'sync', lambda: None)
         return data
+
+    @property
+    def tool(self) -> ModuleType:
+        return TOOLS[self.name]
 
     def run(self, *args: object) -> int:
         """The exit status of a call, by default to convert everything."""
-        args = (Path(self.tool.__file__).name, *(args or (self.src, self.out)))
-        self.monkeypatch.setattr(sys, 'argv', [str(arg) for arg in args])
+        args = (f'{self.name}.py', *(args or (self.src, self.out)))
+        self.patch.setattr(sys, 'argv', [str(arg) for arg in args])
         try:
             cli.run(self.tool.main)
         except SystemExit as stop:
             return stop.code
         return 0
 
+    def refusal(self, *args: object) -> str:
+        """The one line on stderr of a call that fails."""
+        self.capture.readouterr()
+        assert self.run(*args) == 1
+        (line,) = self.capture.readouterr().err.splitlines()
+        return line
+
+    def interrupt(self, at: int, fail: Callable[[], None]) -> int:
+        """The exit status of a call that fails half way in the file number ``at``."""
+        with self.patch.context() as patch:
+            Copies(patch, at, fail)
+            return self.run()
+
+    def resume(self) -> int:
+        """Number of files that a call writes which completes the data set."""
+        copies = Copies(self.patch)
+        assert self.run() == 0
+        assert self.written() == self.files
+        return copies.count
+
     def written(self) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(self.out)): path.read_bytes()
-            for path in self.out.rglob('*')
-            if path.is_file()
-        }
+        files = (path for path in self.out.rglob('*') if path.is_file())
+        return {str(path.relative_to(self.out)): path.read_bytes() for path in files}
 
     def damage(self, name: str, how: str) -> Path:
         """Cut an archive in two, or change a byte of the last image in it."""
@@ -191,8 +206,7 @@ class DataSet:
         if how == 'cut':
             del content[len(content) // 2 :]
         else:
-            place = content.rindex(b'\xff\xd9')  # the end of a JPEG
-            content[place - 5] ^= 1
+            content[content.rindex(b'\xff\xd9') - 5] ^= 1  # before the end of a JPEG
         path.write_bytes(content)
         return path
 
@@ -200,16 +214,19 @@ class DataSet:
         """Take counts and checksums from the miniature."""
         parts = []
         for part in OFFICIAL[self.name]:
-            sums = [
-                a.md5 and hashlib.md5((self.src / a.name).read_bytes()).hexdigest() for a in part.archives
-            ]
-            own = tuple(replace(a, md5=md5) for a, md5 in zip(part.archives, sums, strict=True))
+            own = tuple(
+                replace(
+                    archive,
+                    md5=archive.md5 and hashlib.md5((self.src / archive.name).read_bytes()).hexdigest(),
+                )
+                for archive in part.archives
+            )
             parts.append(replace(part, count=COUNTS[self.name][part.path], archives=own))
-        self.monkeypatch.setattr(self.tool, 'PARTS', parts)
+        self.patch.setattr(self.tool, 'PARTS', parts)
 
 
 class Copies:
-    """Stands in for the copying of a file's content: counts, and fails at a given file half way."""
+    """Replaces the copying of a file's content: counts, and fails at a given file half way."""
 
     def __init__(self, monkeypatch, at: int | None = None, fail: Callable[[], None] = lambda: None):
         self.count, self.at, self.fail = 0, at, fail
@@ -223,9 +240,3 @@ class Copies:
             target.flush()
             self.fail()
         self.copy(source, target, length)
-
-
-def sentence(capsys: pytest.CaptureFixture) -> str:
-    """The one line on stderr."""
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
