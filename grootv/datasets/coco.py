@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import mmdet.datasets
@@ -20,7 +19,7 @@ _BOX_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 
 @DATASETS.register_module()
 class CocoDataset(mmdet.datasets.CocoDataset):
-    """mmdet's data set, which tells in a sentence what is wrong with its annotation file.
+    """mmdet's data set, which reports in a sentence what is wrong with its annotation file.
 
     The file is parsed once, as mmdet does, and looked through before the index is built. Boxes that
     mmdet leaves out (outside their image, or smaller than a pixel) are counted in one warning.
@@ -30,7 +29,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         **kwargs: Likewise.
 
     Raises:
-        UserError: If the file is missing, does not parse or is no COCO file; if images, categories or
+        UserError: If the file is missing, does not parse or is not a COCO file; if images, categories or
             annotations contradict each other; if nothing in it can be trained on.
     """
 
@@ -57,7 +56,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
 
     def _fault(self, fault: str) -> UserError:
         return UserError(
-            f'annotation file {self.ann_file} {fault}: mend the file, or give another one as ann_file'
+            f'annotation file {self.ann_file} {fault}: fix the file, or give another one as ann_file'
         )
 
     def _read(self, path: str) -> Any:
@@ -70,20 +69,20 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             ) from error
         except json.JSONDecodeError as error:
             place = f'line {error.lineno}, column {error.colno}'
-            raise self._fault(f'is cut short or no JSON, {place}: {error.msg}') from error
+            raise self._fault(f'is cut short or not JSON, {place}: {error.msg}') from error
         except UnicodeDecodeError as error:
-            raise self._fault(f'is no text: {error.reason} at byte {error.start}') from error
+            raise self._fault(f'is not text: {error.reason} at byte {error.start}') from error
 
     def _check_sections(self, content: Any) -> None:
         if not isinstance(content, dict):
-            raise self._fault(f'is no COCO file: it holds a {type(content).__name__}, not an object')
+            raise self._fault(f'is not a COCO file: it holds a {type(content).__name__}, not an object')
         optional = {'annotations'} if self.test_mode else set()
         absent = [name for name in _SECTIONS if name not in content and name not in optional]
         if absent:
-            raise self._fault(f'is no COCO file: it has no {" and no ".join(absent)}')
+            raise self._fault(f'is not a COCO file: it has no {" and no ".join(absent)}')
         for name in _SECTIONS:
             if not isinstance(content.get(name, []), list):
-                raise self._fault(f'is no COCO file: its {name} are no list')
+                raise self._fault(f'is not a COCO file: its {name} are not a list')
         if not self.test_mode and not content['annotations']:
             raise self._fault('has no annotations, so there is nothing to learn from')
 
@@ -164,22 +163,15 @@ class CocoDataset(mmdet.datasets.CocoDataset):
 def describe(annotation: Any, sizes: dict, categories: set) -> str:
     """What is wrong with an annotation, to follow the name of its file."""
     if not isinstance(annotation, dict):
-        return f'has an annotation that is no object: {annotation!r:.60}'
+        return f'has an annotation that is not an object: {annotation!r:.60}'
     absent = [key for key in _BOX_KEYS if key not in annotation]
     name = f'annotation {annotation.get("id", "without id")}'
     if absent:
         return f'has no {" and no ".join(absent)} in {name}'
     for kind, known in (('image', sizes), ('category', categories)):
-        if not is_in(annotation[f'{kind}_id'], known):
+        if annotation[f'{kind}_id'] not in list(known):  # a list of ids compares values that have no hash too
             return f'has no {kind} {annotation[f"{kind}_id"]!r:.40}, which {name} names'
     return (
         f'has in {name} the bbox {annotation["bbox"]!r:.80} and the area {annotation["area"]!r:.20}, '
         'where finite numbers [x, y, width, height] and a number are needed'
     )
-
-
-def is_in(value: Any, known: Iterable) -> bool:
-    try:
-        return value in known
-    except TypeError:  # a list, for instance
-        return False

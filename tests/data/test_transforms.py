@@ -1,3 +1,5 @@
+"""Loading of images and label maps: what is read, and the sentence about a file that cannot be."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,57 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from grootv import cli
-from grootv.datasets import CheckSegLabels, LoadSegAnnotations
+from grootv.datasets import CheckSegLabels, LoadImageFromFile, LoadSegAnnotations
 from grootv.errors import UserError
 
 IGNORED = 255
+
+
+@pytest.fixture
+def image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    path = tmp_path / 'image.jpg'
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+def load(path, **options) -> dict:
+    return LoadImageFromFile(**options)(dict(img_path=str(path)))
+
+
+def test_every_scope_finds_the_loader_and_it_loads_like_mmcv(image):
+    loader = TRANSFORMS.build(dict(type='grootv.LoadImageFromFile'))
+    result = loader(dict(img_path=str(image)))
+    assert result['img_shape'] == (40, 30)
+    np.testing.assert_array_equal(result['img'][:, :, ::-1], np.asarray(Image.open(image)))
+    assert load(image, imdecode_backend='cv2')['img'].shape == (40, 30, 3)
+    loaded = dict(img=np.zeros((4, 3, 3), np.uint8))
+    assert LoadImageFromFile()(loaded) is loaded
+
+
+def test_a_truncated_image_is_named_and_not_filled_with_grey(image):
+    image.write_bytes(image.read_bytes()[:-500])
+    with pytest.raises(UserError, match=f'image {image} cannot be read .*truncated'):
+        load(image)
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'\xff\xd8\xff\xe0'])
+@pytest.mark.parametrize('decoder', ['pillow', 'cv2'])
+def test_a_file_that_is_not_an_image_is_named(tmp_path, content, decoder):
+    path = tmp_path / 'bad.png'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f'image {path} cannot be read') as error:
+        load(path, imdecode_backend=decoder)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_image_is_named_and_mmcvs_own_switch_skips_it(tmp_path):
+    with pytest.raises(UserError, match=r'none\.png cannot be read \(it does not exist\)'):
+        load(tmp_path / 'none.png')
+    assert load(tmp_path / 'none.png', ignore_empty=True) is None
+
+
+# Label maps --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -63,7 +112,7 @@ def test_labels_in_range_pass_unchanged(sample, loader):
 
 @pytest.mark.parametrize('loader', ['LoadAnnotations', 'grootv.LoadSegAnnotations'])
 @pytest.mark.parametrize(
-    'stored, reduce_zero_label, told',
+    'stored, reduce_zero_label, fault',
     [
         (labels(0, 3, 7), False, 'the label 3, and 3 classes are numbered 0 to 2 (255 for none)'),
         (labels(0, 3, 4), True, 'the label 4, and 3 classes are numbered 1 to 3 (0 or 255 for none)'),
@@ -72,11 +121,11 @@ def test_labels_in_range_pass_unchanged(sample, loader):
         (labels(0, 257, dtype=np.uint16), False, 'the label 257,'),  # and here they are a class
     ],
 )
-def test_a_label_without_a_class_is_told_as_stored(sample, loader, stored, reduce_zero_label, told):
+def test_a_label_without_a_class_is_reported_as_stored(sample, loader, stored, reduce_zero_label, fault):
     facts = sample(stored, reduce_zero_label)
     with pytest.raises(UserError) as error:
         check(facts, loader)
-    assert f'label map {facts["seg_map_path"]} holds {told}' in str(error.value)
+    assert f'label map {facts["seg_map_path"]} holds {fault}' in str(error.value)
     assert 'num_classes of grootv.CheckSegLabels' in str(error.value)
 
 
@@ -87,12 +136,9 @@ def test_a_map_of_another_size_or_of_colours_is_named(sample):
         check(sample(labels(0, shape=(4, 6, 3))))
 
 
-def test_sixteen_bits_with_small_labels_pass(sample):
+def test_sixteen_bits_with_small_labels_and_chosen_classes_pass(sample):
     stored = labels(0, 2, dtype=np.uint16)
     np.testing.assert_array_equal(check(sample(stored)), stored)
-
-
-def test_classes_of_ones_own_choice_pass(sample):
     # 150 stored classes, of which the config takes the last two.
     chosen = {old: IGNORED for old in range(148)} | {148: 0, 149: 1}
     found = check(sample(labels(0, 147, 148, 149), label_map=chosen), num_classes=2)
@@ -102,15 +148,12 @@ def test_classes_of_ones_own_choice_pass(sample):
 def test_a_map_that_cannot_be_read_is_named_with_its_image(sample):
     facts = sample(np.random.default_rng(0).integers(0, 3, (4, 6), dtype=np.uint8))
     path = Path(facts['seg_map_path'])
-    told = f'label map {path} of image {facts["img_path"]} cannot be read'
     for content in (path.read_bytes()[:-30], b'', b'hello'):
         path.write_bytes(content)
         with pytest.raises(UserError) as error:
             check(dict(facts))
-        assert told in str(error.value) and len(str(error.value).splitlines()) == 1
-    path.unlink()
-    with pytest.raises(UserError, match=r'cannot be read \(it does not exist\)'):
-        check(dict(facts))
+        assert f'label map {path} of image {facts["img_path"]} cannot be read' in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
 
 
 def dataset(folder: Path, **options):
@@ -123,14 +166,14 @@ def dataset(folder: Path, **options):
 
 
 @pytest.mark.parametrize('fault', ['image', 'labels', 'value'])
-def test_what_a_loading_process_meets_is_named(tmp_path, fault):
+def test_a_fault_in_a_data_loading_process_is_named(tmp_path, fault):
     for name in ('images', 'labels'):
         (tmp_path / name).mkdir()
     image, path = tmp_path / 'images/a.jpg', tmp_path / 'labels/a.png'
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(image)
     Image.fromarray(labels(7 if fault == 'value' else 0)).save(path)
     data = dataset(tmp_path)
-    told = {
+    faults = {
         'image': f'image {image} cannot be read (it does not exist)',
         'labels': f'label map {path} of image {image} cannot be read (it does not exist)',
         'value': f'label map {path} holds the label 7',
@@ -140,10 +183,10 @@ def test_what_a_loading_process_meets_is_named(tmp_path, fault):
             file.unlink()
     with pytest.raises(UserError) as error:
         list(DataLoader(data, num_workers=1))
-    assert cli.explain(error.value).startswith(told[fault])
+    assert cli.explain(error.value).startswith(faults[fault])
 
 
-def test_a_folder_without_images_is_told(tmp_path):
+def test_a_folder_without_images_is_reported(tmp_path):
     for name in ('images', 'labels'):
         (tmp_path / name).mkdir()
     with pytest.raises(ValueError) as error:
@@ -151,12 +194,9 @@ def test_a_folder_without_images_is_told(tmp_path):
     assert cli.explain(error.value).startswith('a data set of the config has no image: check its data_root')
 
 
-def test_an_image_without_a_map_passes():
+def test_an_image_without_a_map_passes_and_options_reach_mmsegs_loader():
     facts = dict(img_path='a.jpg')
     assert CheckSegLabels(num_classes=3)(facts) is facts
-
-
-def test_options_reach_mmsegs_loader():
     assert LoadSegAnnotations(imdecode_backend='cv2').loader.imdecode_backend == 'cv2'
 
 

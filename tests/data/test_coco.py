@@ -1,6 +1,7 @@
 import copy
 import json
 import logging
+import math
 from pathlib import Path
 
 import mmdet.datasets
@@ -13,6 +14,8 @@ from grootv.datasets.coco import CocoDataset
 from grootv.errors import UserError
 
 CLASSES = ('cat', 'dog')
+CAT, DOG = dict(id=3, name='cat'), dict(id=5, name='dog')
+ABSENT = object()
 SQUARE = [[0, 0, 9, 0, 9, 9, 0, 9]]
 TRAINING = dict(filter_cfg=dict(filter_empty_gt=True, min_size=32))
 
@@ -25,9 +28,7 @@ def content() -> dict:
         dict(box, id=1, image_id=7, category_id=3),
         dict(box, id=2, image_id=8, category_id=5, iscrowd=1),
     ]
-    return dict(
-        images=images, annotations=annotations, categories=[dict(id=3, name='cat'), dict(id=5, name='dog')]
-    )
+    return dict(images=images, annotations=annotations, categories=[CAT, DOG])
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def load(path: Path, data: dict | list | str | None = None, kind: type = CocoDat
     return kind(**{**places, 'metainfo': dict(classes=CLASSES), 'pipeline': [], **options})
 
 
-def told(path: Path, data: dict | list | str | None = None, **options) -> str:
+def refusal(path: Path, data: dict | list | str | None = None, **options) -> str:
     with pytest.raises(UserError) as error:
         load(path, data, **options)
     assert len(str(error.value).splitlines()) == 1
@@ -74,140 +75,105 @@ def test_a_sound_file_gives_what_mmdet_gives(path, options, warnings):
 def test_a_config_of_any_scope_finds_it(path, scope):
     path.write_text(json.dumps(content()))
     init_default_scope(scope)
-    built = DATASETS.build(
-        dict(
-            type='grootv.CocoDataset',
-            ann_file=str(path),
-            data_prefix=dict(img=''),
-            metainfo=dict(classes=CLASSES),
-            pipeline=[],
-        )
-    )
+    cfg = dict(type='grootv.CocoDataset', ann_file=str(path), data_prefix=dict(img=''), pipeline=[])
+    built = DATASETS.build(dict(cfg, metainfo=dict(classes=CLASSES)))
     assert type(built) is CocoDataset and len(built) == 2
 
 
-def test_a_missing_file_is_named(path):
-    assert told(path) == f'annotation file {path} does not exist: check data_root and ann_file'
-
-
-@pytest.mark.parametrize(
-    'text, place',
-    [
-        ('', 'line 1, column 1: Expecting value'),
-        ('{"images": [],\n "annotations": [', 'line 2, column 18: Expecting value'),
-        ('{"images": []\n "categories": []}', "line 2, column 2: Expecting ',' delimiter"),
-    ],
-)
-def test_a_json_that_does_not_parse_is_told_with_the_place(path, text, place):
-    assert f'annotation file {path} is cut short or no JSON, {place}' in told(path, text)
-
-
-def test_what_is_no_text_is_told(path):
+def test_a_file_that_is_not_json_is_reported_with_the_place(path):
+    assert refusal(path) == f'annotation file {path} does not exist: check data_root and ann_file'
+    faults = {
+        '': 'line 1, column 1: Expecting value',
+        '{"images": [],\n "annotations": [': 'line 2, column 18: Expecting value',
+    }
+    for text, place in faults.items():
+        assert f'annotation file {path} is cut short or not JSON, {place}' in refusal(path, text)
     path.write_bytes(b'\x89PNG\xff\xfe')
-    assert f'{path} is no text: invalid start byte at byte 0' in told(path)
+    assert f'{path} is not text: invalid start byte at byte 0' in refusal(path)
 
 
 @pytest.mark.parametrize(
     'data, fault',
     [
-        ([1], 'is no COCO file: it holds a list, not an object'),
-        ({'images': []}, 'is no COCO file: it has no annotations and no categories'),
-        ({'info': {}}, 'is no COCO file: it has no images and no annotations and no categories'),
-        ({**content(), 'images': {}}, 'is no COCO file: its images are no list'),
-        ({**content(), 'annotations': None}, 'is no COCO file: its annotations are no list'),
+        ([1], 'is not a COCO file: it holds a list, not an object'),
+        ({'info': {}}, 'is not a COCO file: it has no images and no annotations and no categories'),
+        ({**content(), 'images': {}}, 'is not a COCO file: its images are not a list'),
+        ({**content(), 'annotations': None}, 'is not a COCO file: its annotations are not a list'),
         ({**content(), 'annotations': []}, 'has no annotations, so there is nothing to learn from'),
+        ({**content(), 'annotations': [3]}, 'has an annotation that is not an object: 3'),
         ({**content(), 'categories': [{'id': 3}]}, 'has a category without id and name'),
-        (
-            {**content(), 'categories': [dict(id=3, name='cat')] * 2},
-            'has two categories with the same id or name',
-        ),
+        ({**content(), 'categories': [CAT, CAT]}, 'has two categories with the same id or name'),
     ],
 )
-def test_a_json_that_is_no_coco_file_is_told(path, data, fault):
-    assert f'annotation file {path} {fault}' in told(path, data)
+def test_json_of_another_format_is_reported(path, data, fault):
+    assert f'annotation file {path} {fault}' in refusal(path, data)
 
 
-def test_the_images_to_be_tested_need_no_annotations(path):
+@pytest.mark.parametrize(
+    'section, change, fault',
+    [
+        ('images', dict(id=8), 'has two images with id 8'),
+        ('images', dict(width=None), 'has an image without valid id, file_name, width, height: images[0]'),
+        ('images', dict(width=0), 'gives image 7 the size 0 x 48'),
+        ('images', dict(id=[7]), 'has an image without valid id'),
+        ('annotations', dict(image_id=99), 'has no image 99, which annotation 1 names'),
+        ('annotations', dict(image_id=[7]), 'has no image [7], which annotation 1 names'),
+        ('annotations', dict(category_id=4), 'has no category 4, which annotation 1 names'),
+        ('annotations', dict(bbox=[1, 2, 3]), 'has in annotation 1 the bbox [1, 2, 3] and the area 105.0,'),
+        ('annotations', dict(bbox=['1', '2', '3', '4']), "has in annotation 1 the bbox ['1', '2', '3', '4']"),
+        ('annotations', dict(bbox=[1, 2, math.nan, 4]), 'has in annotation 1 the bbox [1, 2, nan, 4]'),
+        ('annotations', dict(bbox=[1, 2, math.inf, 4]), 'has in annotation 1 the bbox [1, 2, inf, 4]'),
+        ('annotations', dict(bbox=7), 'has in annotation 1 the bbox 7'),
+        (
+            'annotations',
+            dict(area='105'),
+            "has in annotation 1 the bbox [1.0, 2.0, 10.0, 10.5] and the area '105'",
+        ),
+        ('annotations', dict(id=ABSENT), 'has no id in annotation without id'),
+        *[
+            ('annotations', {key: ABSENT}, f'has no {key} in annotation 1')
+            for key in ('image_id', 'category_id', 'bbox', 'area')
+        ],
+    ],
+)
+def test_an_invalid_entry_is_reported(path, section, change, fault):
+    data = content()
+    entry = data[section][0] | change
+    data[section][0] = {key: value for key, value in entry.items() if value is not ABSENT}
+    assert f'annotation file {path} {fault}' in refusal(path, data)
+
+
+def test_images_to_test_need_no_annotations(path):
     data = content()
     del data['annotations']
     assert len(load(path, data, test_mode=True)) == 2
     data['images'] = []
-    assert 'leaves none of its 0 images' in told(path, data, test_mode=True)
+    assert 'leaves none of its 0 images' in refusal(path, data, test_mode=True)
 
 
-@pytest.mark.parametrize(
-    'change, fault',
-    [
-        (dict(id=8), 'has two images with id 8'),
-        (dict(width=None), 'has an image without valid id, file_name, width, height: images[0]'),
-        (dict(width=0), 'gives image 7 the size 0 x 48'),
-        (dict(id=[7]), 'has an image without valid id'),
-    ],
-)
-def test_a_faulty_image_is_told(path, change, fault):
-    data = content()
-    data['images'][0].update(change)
-    assert f'annotation file {path} {fault}' in told(path, data)
-
-
-@pytest.mark.parametrize(
-    'change, fault',
-    [
-        (dict(image_id=99), 'has no image 99, which annotation 1 names'),
-        (dict(image_id=[7]), 'has no image [7], which annotation 1 names'),
-        (dict(category_id=4), 'has no category 4, which annotation 1 names'),
-        (dict(bbox=[1, 2, 3]), 'has in annotation 1 the bbox [1, 2, 3] and the area 105.0, where finite'),
-        (dict(bbox=['1', '2', '3', '4']), "the bbox ['1', '2', '3', '4']"),
-        (dict(bbox=[1, 2, float('nan'), 4]), 'the bbox [1, 2, nan, 4]'),
-        (dict(bbox=[1, 2, float('inf'), 4]), 'the bbox [1, 2, inf, 4]'),
-        (dict(bbox=7), 'the bbox 7'),
-        (dict(bbox=None), 'the bbox None'),
-        (dict(area='105'), "the area '105'"),
-    ],
-)
-def test_a_faulty_annotation_is_told(path, change, fault):
-    data = content()
-    data['annotations'][0].update(change)
-    sentence = told(path, data)
-    assert f'annotation file {path} has ' in sentence and fault in sentence
-
-
-@pytest.mark.parametrize('key', ['id', 'image_id', 'category_id', 'bbox', 'area'])
-def test_a_missing_field_is_told(path, key):
-    data = content()
-    del data['annotations'][0][key]
-    name = 'annotation without id' if key == 'id' else 'annotation 1'
-    assert f'annotation file {path} has no {key} in {name}' in told(path, data)
-    data['annotations'][0] = 3
-    assert 'has an annotation that is no object: 3' in told(path, data)
-
-
-def test_masks_that_are_not_there_are_told_where_they_are_read(path):
+def test_missing_masks_are_reported_where_they_are_read(path):
     init_default_scope('mmdet')
     steps = [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
     assert len(load(path, content(), pipeline=steps)) == 2
     data = content()
     del data['annotations'][1]['segmentation']
-    assert 'has no segmentation in annotation 2, and with_mask=True' in told(path, data, pipeline=steps)
+    assert 'has no segmentation in annotation 2, and with_mask=True' in refusal(path, data, pipeline=steps)
     assert len(load(path, data)) == 2
     # mmdet never reads an annotation of another class.
     assert len(load(path, data, pipeline=steps, metainfo=dict(classes=('cat',)))) == 2
 
 
-def test_classes_of_another_data_set_are_told_with_those_of_the_file(path):
-    data = content()
-    for category, name in zip(data['categories'], ('0', '1'), strict=True):
-        category['name'] = name
-    sentence = told(path, data, metainfo=None)  # the 80 of COCO
+def test_classes_of_another_data_set_are_reported_with_those_of_the_file(path):
+    data = dict(content(), categories=[dict(CAT, name='0'), dict(DOG, name='1')])
+    sentence = refusal(path, data, metainfo=None)  # the 80 of COCO
     assert f'annotation file {path} has none of the classes of the config' in sentence
     assert '(person, bicycle, car and 77 more), but 0, 1: set metainfo.classes' in sentence
 
 
 def test_classes_in_one_text_are_refused(path):
     # The comma of a tuple of one is easily lost; mmdet would look for parts of the text.
-    assert "metainfo.classes must be a tuple of names, got the text 'cat'" in told(
-        path, content(), metainfo=dict(classes='cat')
-    )
+    sentence = refusal(path, content(), metainfo=dict(classes='cat'))
+    assert "metainfo.classes must be a tuple of names, got the text 'cat'" in sentence
 
 
 @pytest.mark.parametrize('classes', [('dog', 'cat'), ('cat', 'cow', 'dog')])
@@ -234,24 +200,16 @@ def test_boxes_without_area_are_left_out_and_counted_once(path, warnings):
     assert '(annotations 10, 11, 12 and 2 more)' in warning
 
 
-def test_a_file_that_leaves_nothing_to_learn_from_is_told(path):
+def test_a_file_that_leaves_nothing_to_learn_from_is_reported(path):
     data = content()
     data['annotations'] = [dict(data['annotations'][0], bbox=[1, 1, 0, 0], area=0)]
-    assert f'annotation file {path} has no box to learn from' in told(path, data, **TRAINING)
+    assert f'annotation file {path} has no box to learn from' in refusal(path, data, **TRAINING)
     assert len(load(path, data, test_mode=True)) == 2
 
     data = content()
     for image in data['images']:
         image['width'] = 20
-    assert 'leaves none of its 2 images after' in told(path, data, **TRAINING)
-
-
-def test_the_file_is_parsed_once(path, monkeypatch):
-    counted = []
-    parse = json.load
-    monkeypatch.setattr(json, 'load', lambda file: counted.append(file.name) or parse(file))
-    load(path, content())
-    assert counted == [str(path)]
+    assert 'leaves none of its 2 images after' in refusal(path, data, **TRAINING)
 
 
 def test_two_annotations_with_one_id_are_refused_as_by_mmdet(path):

@@ -1,26 +1,54 @@
-"""Label maps, with the file's name in what is wrong with them."""
+"""Read images and label maps, or name the file that is wrong."""
 
 from pathlib import Path
 
+import mmcv.transforms
 import numpy as np
-from mmcv.transforms import BaseTransform
 from PIL import Image
 
 from grootv.errors import UserError
 from grootv.registry import TRANSFORMS
 
-_EIGHT_BITS = 255
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
+    """MMCV's loader with the file's name in every failure, inside a data-loading process too.
+
+    An image that is loaded already stays: mmpretrain's inferencer reads it itself.
+
+    Args:
+        imdecode_backend: Decoder. Pillow is the default because it refuses a truncated file, where
+            OpenCV fills the missing part with grey and continues.
+        **kwargs: As for :class:`mmcv.transforms.LoadImageFromFile`.
+
+    Raises:
+        UserError: If the file is missing, truncated or not an image.
+    """
+
+    def __init__(self, *, imdecode_backend: str = 'pillow', **kwargs):
+        super().__init__(imdecode_backend=imdecode_backend, **kwargs)
+
+    def transform(self, results: dict) -> dict | None:
+        if 'img' in results and 'img_path' not in results:
+            return results
+        try:
+            return super().transform(results)
+        except Exception as error:  # each decoder has its own exceptions
+            raise UserError(
+                f'image {results["img_path"]} cannot be read ({reason(error, results["img_path"])}): '
+                'replace the file, or remove it from the data'
+            ) from None
 
 
 @TRANSFORMS.register_module()
-class LoadSegAnnotations(BaseTransform):
+class LoadSegAnnotations(mmcv.transforms.BaseTransform):
     """mmseg's LoadAnnotations with the file's name in every failure.
 
     Args:
         **kwargs: As for :class:`mmseg.datasets.LoadAnnotations`.
 
     Raises:
-        UserError: If the label map is missing, cut short or no image.
+        UserError: If the label map is missing, cut short or not an image.
     """
 
     def __init__(self, **kwargs):
@@ -29,19 +57,23 @@ class LoadSegAnnotations(BaseTransform):
     def transform(self, results: dict) -> dict:
         try:
             return self.loader(results)
-        except FileNotFoundError:
-            reason = 'it does not exist'
         except Exception as error:  # each decoder has its own exceptions
-            reason = ' '.join(str(error).split())
-        raise UserError(
-            f'label map {results["seg_map_path"]} of image {results["img_path"]} cannot be read ({reason}): '
-            'replace the file, or remove the image from the data'
-        )
+            path = results['seg_map_path']
+            raise UserError(
+                f'label map {path} of image {results["img_path"]} cannot be read ({reason(error, path)}): '
+                'replace the file, or remove the image from the data'
+            ) from None
+
+
+def reason(error: Exception, path: str) -> str:
+    """Why a file cannot be read, in one line without its name."""
+    missing = isinstance(error, FileNotFoundError)
+    return 'it does not exist' if missing else ' '.join(str(error).split()).replace(path, 'it')
 
 
 @TRANSFORMS.register_module()
-class CheckSegLabels(BaseTransform):
-    """Refuse a label map that the heads cannot learn from; stands right after the map is loaded.
+class CheckSegLabels(mmcv.transforms.BaseTransform):
+    """Refuse a label map that the heads cannot learn from; comes right after the map is loaded.
 
     A label without a class stops a training on a GPU with an assertion of a kernel, and one above 255
     becomes another class: mmseg keeps the lowest eight bits.
@@ -52,7 +84,7 @@ class CheckSegLabels(BaseTransform):
 
     Raises:
         UserError: If the map has a label outside 0 to ``num_classes - 1``, more than one channel, or
-            another size than the image. Labels are told as the file holds them, before
+            another size than the image. Labels are reported as the file holds them, before
             ``reduce_zero_label``.
     """
 
@@ -82,22 +114,16 @@ class CheckSegLabels(BaseTransform):
             unlabelled = f'0 or {self.ignore_index}' if shift else str(self.ignore_index)
             raise UserError(
                 f'{name} holds the label {found}, and {self.num_classes} classes are numbered {shift} to '
-                f'{self.num_classes - 1 + shift} ({unlabelled} for none): mend the map, or set num_classes '
+                f'{self.num_classes - 1 + shift} ({unlabelled} for none): fix the map, or set num_classes '
                 'of grootv.CheckSegLabels and of the heads'
             )
         return results
 
     def _foreign_label(self, labels: np.ndarray, shift: int, path: str) -> int | None:
-        largest = largest_label(path)
-        if largest > _EIGHT_BITS:
-            return largest
+        if Path(path).is_file():
+            with Image.open(path) as image:  # decodes nothing but images of more than eight bits
+                largest = int(image.getextrema()[1]) if image.mode.startswith('I') else 0
+            if largest > 255:
+                return largest
         foreign = (labels >= self.num_classes) & (labels != self.ignore_index)
         return int(labels[foreign].min()) + shift if foreign.any() else None
-
-
-def largest_label(path: str) -> int:
-    """The largest label of a local image of more than eight bits; 0, and nothing decoded, for others."""
-    if not Path(path).is_file():
-        return 0
-    with Image.open(path) as image:
-        return int(image.getextrema()[1]) if image.mode.startswith('I') else 0
