@@ -31,7 +31,7 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-# A mirrored digit is no digit: the views of --tta differ in size only.
+# A mirrored digit is not a digit: the views of --tta differ in size only.
 tta_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
     dict(

@@ -19,7 +19,7 @@ model = dict(
     auxiliary_head=dict(in_channels=64, channels=24, num_classes=11),
 )
 
-# No mirror images, for a mirrored digit is no digit; the scenes vary in colour themselves.
+# No mirror images, because a mirrored digit is not a digit; the scenes vary in colour themselves.
 train_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
     dict(type='grootv.LoadSegAnnotations'),

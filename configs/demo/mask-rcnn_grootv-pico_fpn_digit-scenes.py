@@ -29,7 +29,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100)),
 )
 
-# No mirror images, for a mirrored digit is no digit; the scenes vary in colour themselves.
+# No mirror images, because a mirrored digit is not a digit; the scenes vary in colour themselves.
 train_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from .detection import write_coco
-from .segmentation import write_ade
+from .miniatures import write_ade, write_coco
 
 
 @pytest.fixture(scope='session')

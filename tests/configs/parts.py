@@ -1,21 +1,60 @@
-"""What the tests of the configs share: the files, a config's parts, and small models on small data."""
+"""The configs of the vision tasks by name, each read and built once."""
 
 import copy
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+TASKS = ('classification', 'detection', 'segmentation')
+CONFIGS = {
+    path.stem: path for task in (*TASKS, 'demo') for path in sorted((ROOT / f'configs/{task}').glob('*.py'))
+}
+RECIPES = [name for name, path in CONFIGS.items() if path.parent.name in TASKS]
+IMAGENET, DETECTION, SEGMENTATION = (
+    [name for name in RECIPES if CONFIGS[name].parent.name == task] for task in TASKS
+)
+TINY, DIGITS = 'grootv-tiny_8xb128_in1k', 'grootv-pico_digits'
+MASK_RCNN, MASK_RCNN_3X = 'mask-rcnn_grootv-tiny_fpn_1x_coco', 'mask-rcnn_grootv-tiny_fpn_ms-3x_coco'
+CASCADE, RETINANET = 'cascade-mask-rcnn_grootv-tiny_fpn_1x_coco', 'retinanet_grootv-tiny_fpn_1x_coco'
+DINO = 'dino-4scale_grootv-tiny_8xb2-12e_coco'
+BOXES_ONLY = [RETINANET, DINO]
+DETECTORS = [MASK_RCNN_3X, CASCADE, *BOXES_ONLY]
+UPERNET = 'grootv-tiny_upernet_8xb2-160k_ade20k-512x512'
+MASK2FORMER = 'grootv-tiny_mask2former_8xb2-160k_ade20k-512x512'
+FPN = 'grootv-tiny_fpn_8xb4-40k_ade20k-512x512'
+SEGMENTORS = [UPERNET, MASK2FORMER, FPN]
+
+
+def task_of(name: str) -> str:
+    return CONFIGS[name].parent.name
+
+
+def size_of(name: str) -> str:
+    return re.search('tiny|small|base|pico', name)[0]
+
+
+@cache
+def load(name: str) -> Config:
+    """A config, not to be changed."""
+    return Config.fromfile(CONFIGS[name])
+
+
+@cache
+def model_of(name: str) -> nn.Module:
+    """A config's model without memory for its weights."""
+    return build_model(load(name))
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The config's model without memory for its weights."""
     init_default_scope(cfg.default_scope)
     model = copy.deepcopy(cfg.model)  # mmdet's transformers write into theirs
     model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
@@ -23,13 +62,25 @@ def build_model(cfg: Config) -> nn.Module:
         return MODELS.build(model)
 
 
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def values(node: Any, key: str) -> Iterator[Any]:
+    """Every value of a key in a config."""
+    if isinstance(node, dict):
+        yield from ([node[key]] if key in node else [])
+        for value in node.values():
+            yield from values(value, key)
+    elif isinstance(node, list):
+        for element in node:
+            yield from values(element, key)
+
+
 def pipelines(cfg: Config) -> Iterator[list]:
     """The pipelines of training, validation, test and, where there is one, test-time augmentation."""
-    for name in ('train', 'val', 'test'):
-        dataset = cfg[f'{name}_dataloader'].dataset
-        while 'pipeline' not in dataset:
-            dataset = dataset.dataset
-        yield dataset.pipeline
+    for side in ('train', 'val', 'test'):
+        yield cfg[f'{side}_dataloader'].dataset.pipeline
     if 'tta_pipeline' in cfg:
         yield cfg.tta_pipeline
 
@@ -50,61 +101,3 @@ def without_decay(model: nn.Module) -> set[str]:
             if isinstance(module, norms) or name.endswith('.bias') or parameter.ndim == 1:
                 spared.add(name)
     return {name for name in spared if not name.endswith(('.A_log', '.dt_proj.bias'))}
-
-
-def on(folder: Path, config: Config) -> Config:
-    """A copy of the config with its data in the folder, read by this process."""
-    config = copy.deepcopy(config)
-    for side in ('train', 'val', 'test'):
-        loader = config[f'{side}_dataloader']
-        evaluator = config.get(f'{side}_evaluator', {})
-        if 'ann_file' in evaluator:
-            evaluator.ann_file = evaluator.ann_file.replace(loader.dataset.data_root, f'{folder}/')
-        loader.dataset.data_root = str(folder)
-        loader.update(num_workers=0, persistent_workers=False)
-    init_default_scope(config.default_scope)
-    return config
-
-
-def shrink(config: Config, divisor: int) -> None:
-    """Give the config a tiny backbone, and divide the sizes of its images."""
-
-    def divide(node) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key in ('scale', 'crop_size'):
-                    node[key] = tuple(pixels // divisor for pixels in value)
-                elif key == 'scales':
-                    node[key] = [tuple(pixels // divisor for pixels in scale) for scale in value]
-                else:
-                    divide(value)
-        elif isinstance(node, list):
-            for element in node:
-                divide(element)
-
-    for pipeline in pipelines(config):
-        divide(pipeline)
-    backbone = config.model.backbone
-    backbone.arch, backbone.init_cfg = dict(embed_dims=8, depths=[1, 1, 1, 1]), None
-
-
-def start(config: Config) -> nn.Module:
-    """The config's model with its initial weights."""
-    model = MODELS.build(config.model)
-    model.init_weights()
-    return model
-
-
-def train_once(config: Config, model: nn.Module, data: dict) -> dict[str, Tensor]:
-    """A training step on preprocessed data, which must reach every parameter; the parts of its loss."""
-    loss, parts = model.parse_losses(model(**data, mode='loss'))
-    assert all(torch.isfinite(part).all() for part in parts.values())
-    loss.backward()
-    # Data-parallel training demands a gradient for every parameter.
-    assert {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None} == set()
-    first = model.backbone.stem.conv1.weight
-    assert first.grad.abs().max() > 0
-    before = first.detach().clone()
-    build_optim_wrapper(model, config.optim_wrapper).step()
-    assert torch.isfinite(first).all() and not torch.equal(first, before)
-    return parts

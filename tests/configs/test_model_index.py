@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mmengine.config import Config
 from modelindex.load_model_index import load
 
-from .parts import ROOT, build_model
+from .parts import CONFIGS, ROOT, count, model_of
 
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 METAFILES = {name: yaml.safe_load((ROOT / name).read_text()) for name in INDEX}
@@ -18,23 +17,16 @@ VISION = [entry for entry in ENTRIES if 'language' not in Path(entry['Config']).
 
 def test_the_package_that_reads_such_indexes_finds_no_fault():
     index = load(str(ROOT / 'model-index.yml'))
-    # It looks for a README beside the metafile; OpenMMLab names it from the root, as readme_of below.
+    # It looks for a README next to the metafile; OpenMMLab names it from the root, as readme_of below.
     assert not [fault for fault in index.check(silent=True) if 'Path to README' not in fault]
     assert len(index.models.models) == len(ENTRIES)
 
 
-def test_every_metafile_is_in_the_index():
-    found = {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('metafile.yml')}
-    assert found == set(INDEX)
-
-
-def test_every_config_beside_a_metafile_is_in_it():
+def test_every_metafile_and_config_is_in_the_index_under_a_name_of_its_own():
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('metafile.yml')} == set(INDEX)
     for name in METAFILES:
         stems = {path.stem for path in (ROOT / name).parent.glob('*.py')}
         assert stems == {entry['Name'] for entry in METAFILES[name]['Models']}
-
-
-def test_names_are_unique():
     for entries in (COLLECTIONS, ENTRIES):
         names = [entry['Name'] for entry in entries]
         assert len(names) == len(set(names))
@@ -48,9 +40,8 @@ def readme_of(entry: dict) -> Path:
 
 @pytest.mark.parametrize('entry', VISION, ids=lambda entry: entry['Name'])
 def test_an_entry_is_true(entry):
-    assert Path(entry['Config']).stem == entry['Name']
-    model = build_model(Config.fromfile(ROOT / entry['Config']))
-    assert sum(p.numel() for p in model.parameters()) == entry['Metadata']['Parameters']
+    assert ROOT / entry['Config'] == CONFIGS[entry['Name']]
+    assert count(model_of(entry['Name'])) == entry['Metadata']['Parameters']
     assert 'Weights' not in entry or entry['Weights'].startswith('https://')
 
 

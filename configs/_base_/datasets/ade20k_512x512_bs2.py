@@ -39,7 +39,7 @@ tta_pipeline = [
     ),
 ]
 
-# Processes that start anew at every checkpoint draw augmentations that a resumed run repeats.
+# Processes that are started again at every checkpoint draw augmentations that a resumed run repeats.
 train_dataloader = dict(
     batch_size=2,
     num_workers=4,

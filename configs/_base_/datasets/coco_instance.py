@@ -15,7 +15,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 
-# Processes that start anew with every epoch draw augmentations that a resumed run repeats.
+# Processes that are started again with every epoch draw augmentations that a resumed run repeats.
 train_dataloader = dict(
     batch_size=2,
     num_workers=2,

@@ -8,7 +8,7 @@ data_preprocessor = dict(
 bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
 
-# Colour jitter 0.4 stands in the published recipe and has no effect there: timm leaves it out as soon
+# Colour jitter 0.4 is in the published recipe and has no effect there: timm leaves it out as soon
 # as RandAugment is on, which changes colours itself. So it is left out here.
 train_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
@@ -56,7 +56,7 @@ tta_pipeline = [
     ),
 ]
 
-# Processes that start anew with every epoch draw augmentations that a resumed run repeats.
+# Processes that are started again with every epoch draw augmentations that a resumed run repeats.
 train_dataloader = dict(
     batch_size=128,
     num_workers=5,

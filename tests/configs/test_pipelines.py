@@ -1,0 +1,209 @@
+"""What the configs make of images: augmentation, sizes, annotations, evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from PIL import Image
+
+from .miniatures import LANDSCAPE, on, samples
+from .parts import (
+    BOXES_ONLY,
+    CONFIGS,
+    DETECTION,
+    DETECTORS,
+    DIGITS,
+    DINO,
+    IMAGENET,
+    MASK_RCNN,
+    MASK_RCNN_3X,
+    RETINANET,
+    SEGMENTATION,
+    TINY,
+    UPERNET,
+    load,
+    pipelines,
+)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_an_image_that_cannot_be_read_is_named(name):
+    assert all(pipeline[0].type == 'grootv.LoadImageFromFile' for pipeline in pipelines(load(name)))
+
+
+@pytest.mark.parametrize(
+    'names', [IMAGENET, SEGMENTATION, [name for name in DETECTION if name not in BOXES_ONLY]]
+)
+def test_configs_of_a_task_evaluate_alike(names):
+    first = load(names[0])
+    for name in names:
+        for key in ('val_dataloader', 'val_evaluator', 'test_evaluator', 'tta_model', 'tta_pipeline'):
+            assert load(name).get(key) == first.get(key), (name, key)
+        assert load(name).test_dataloader == first.val_dataloader
+
+
+# ImageNet ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [TINY, DIGITS])
+def test_classification_pipelines_make_inputs_of_one_size(name, tmp_path):
+    config = load(name)
+    init_default_scope(config.default_scope)
+    Image.effect_noise((300, 260), 50).convert('RGB').save(tmp_path / 'image.png')
+    for pipeline in pipelines(config):
+        steps = Compose([TRANSFORMS.build(step) for step in pipeline])
+        shapes = set()
+        for _ in range(3):
+            inputs = steps(dict(img_path=str(tmp_path / 'image.png'), gt_label=0))['inputs']
+            views = inputs if isinstance(inputs, list) else [inputs]
+            shapes.add(tuple(tuple(view.shape) for view in views))
+        assert len(shapes) == 1
+
+
+@pytest.mark.parametrize('name', IMAGENET)
+def test_augmentation_and_evaluation_on_imagenet(name):
+    config = load(name)
+    _, crop, flip, rand, erasing, _ = steps = config.train_dataloader.dataset.pipeline
+    kinds = ['RandomResizedCrop', 'RandomFlip', 'RandAugment', 'RandomErasing', 'PackInputs']
+    assert [step.type for step in steps[1:]] == kinds
+    assert (crop.scale, crop.interpolation) == (224, 'bicubic')
+    assert (flip.prob, erasing.erase_prob) == (0.5, 0.25)
+    assert (rand.policies, rand.num_policies) == ('timm_increasing', 2)
+    assert (rand.magnitude_level, rand.total_level, rand.magnitude_std) == (9, 10, 0.5)
+    assert rand.hparams.interpolation == 'bicubic'
+
+    mixes = [(mix.type, mix.alpha) for mix in config.model.train_cfg.augments]
+    assert mixes == [('Mixup', 0.8), ('CutMix', 1.0)]
+    assert 'probs' not in config.model.train_cfg  # each as often as the other
+    loss = config.model.head.loss
+    assert (loss.type, loss.label_smooth_val, loss.mode) == ('LabelSmoothLoss', 0.1, 'original')
+
+    _, resize, crop, _ = config.test_dataloader.dataset.pipeline
+    assert (resize.type, resize.scale, resize.edge) == ('ResizeEdge', 224, 'short')
+    assert resize.interpolation == 'bicubic'
+    assert (crop.type, crop.crop_size) == ('CenterCrop', 224)
+    assert config.val_evaluator == dict(type='Accuracy', topk=(1, 5))
+
+
+# COCO --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', [MASK_RCNN, RETINANET])
+def test_training_images_of_the_1x_runs(coco, name):
+    resize, flip = load(name).train_dataloader.dataset.pipeline[2:4]
+    assert (resize.scale, resize.keep_ratio) == ((1333, 800), True)
+    assert flip == dict(type='RandomFlip', prob=0.5)
+    wide, _, high = samples(coco, load(name), 'train')  # the picture without an object is left out
+    assert wide['inputs'].shape == (3, 800, 1280)
+    assert high['inputs'].shape == (3, 1333, 667)  # 800 would make the long side 1600
+    for sample in (wide, high):
+        objects = sample['data_samples'].gt_instances
+        assert objects.labels.tolist() == [0, 10, 20]
+        assert ('masks' in objects) == (name == MASK_RCNN)
+        _, height, width = sample['inputs'].shape
+        assert (objects.bboxes.tensor[:, 2:] <= torch.tensor([width, height])).all()
+        if 'masks' in objects:
+            assert len(objects.masks) == 3
+            assert (objects.masks.height, objects.masks.width) == (height, width)
+
+
+@pytest.mark.parametrize('name', [name for name in DETECTION if 'ms-3x' in name or name == DINO])
+def test_training_images_of_many_sizes(name):
+    steps = load(name).train_dataloader.dataset.pipeline
+    kinds = ['LoadAnnotations', 'RandomFlip', 'RandomChoice', 'PackDetInputs']
+    assert [step.type for step in steps[1:]] == kinds
+    assert steps[1].get('with_mask', False) == (name != DINO)
+    assert steps[2].prob == 0.5
+    plain, (first, crop, last) = steps[3].transforms
+    sides = [(1333, side) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)]
+    assert [plain[0].scales, last.scales] == [sides, sides]
+    assert first.scales == [(4200 if name == DINO else 1333, side) for side in (400, 500, 600)]
+    assert (crop.type, crop.crop_type, crop.crop_size) == ('RandomCrop', 'absolute_range', (384, 600))
+    assert all(step.keep_ratio for step in (plain[0], first, last))
+
+
+def test_a_crop_keeps_boxes_and_masks_together(coco):
+    np.random.seed(0)
+    shapes, flips = set(), set()
+    for sample in [sample for _ in range(3) for sample in samples(coco, load(MASK_RCNN_3X), 'train')]:
+        _, height, width = sample['inputs'].shape
+        objects = sample['data_samples'].gt_instances
+        assert len(objects.bboxes) == len(objects.masks) == len(objects.labels)
+        assert (objects.masks.height, objects.masks.width) == (height, width)
+        assert min(height, width) <= 800 and max(height, width) <= 1333
+        shapes.add((height, width))
+        flips.add(sample['data_samples'].flip)
+    assert len(shapes) > 3 and flips == {True, False}
+
+
+@pytest.mark.parametrize('name', [MASK_RCNN, *BOXES_ONLY])
+def test_evaluation_images_of_coco(coco, name):
+    wide, _, high, empty = samples(coco, load(name), 'val')
+    assert wide['inputs'].shape == empty['inputs'].shape == (3, 800, 1280)
+    assert high['inputs'].shape == (3, 1333, 667)
+    assert (wide['data_samples'].ori_shape, wide['data_samples'].img_id) == (LANDSCAPE[::-1], 1)
+    evaluator = load(name).val_evaluator
+    assert evaluator.type == 'CocoMetric'
+    assert evaluator.metric == ('bbox' if name in BOXES_ONLY else ['bbox', 'segm'])
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_boxes_alone_have_test_time_augmentation(name):
+    """mmdet's DetTTAModel refuses masks."""
+    if name not in BOXES_ONLY:
+        assert 'tta_model' not in load(name) and 'tta_pipeline' not in load(name)
+        return
+    sizes, flips, _ = load(name).tta_pipeline[1].transforms
+    assert [size.scale for size in sizes] == [(1333, 800), (1000, 600), (1667, 1000)]
+    assert [flip.prob for flip in flips] == [0.0, 1.0]
+
+
+# ADE20K ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_augmentation_on_ade20k(name):
+    steps = load(name).train_dataloader.dataset.pipeline
+    kinds = ['grootv.LoadSegAnnotations', 'grootv.CheckSegLabels', 'RandomResize', 'RandomCrop', 'RandomFlip']
+    assert [step.type for step in steps[1:]] == [*kinds, 'PhotoMetricDistortion', 'PackSegInputs']
+    check, resize, crop, flip = steps[2:6]
+    assert check.num_classes == 150
+    assert (resize.scale, resize.ratio_range, resize.keep_ratio) == ((2048, 512), (0.5, 2.0), True)
+    assert (crop.crop_size, crop.cat_max_ratio, flip.prob) == ((512, 512), 0.75, 0.5)
+    assert load(name).model.test_cfg == dict(mode='whole')
+    assert load(name).val_evaluator == dict(type='IoUMetric', iou_metrics=['mIoU'])
+
+
+def test_training_images_of_ade20k(ade):
+    pictures = samples(ade, load(UPERNET), 'train')
+    batch = {key: [picture[key] for picture in pictures] for key in ('inputs', 'data_samples')}
+    data = MODELS.build(load(UPERNET).model.data_preprocessor)(batch, training=True)
+    assert data['inputs'].shape == (3, 3, 512, 512)
+    labels = [sample.gt_sem_seg.data for sample in data['data_samples']]
+    assert all(label.shape == (1, 512, 512) for label in labels)
+    # 0 in the file says "no class", and so does the padding; a crop may miss one of the two classes.
+    found = [set(label.unique().tolist()) - {255} for label in labels]
+    assert all(found[:2]) and found[0] | found[1] <= {0, 149} and not found[2]
+
+
+def test_evaluation_images_of_ade20k(ade):
+    wide, high, _ = samples(ade, load(UPERNET), 'test')
+    assert wide['inputs'].shape == (3, 512, 819)
+    assert high['inputs'].shape == (3, 1024, 512)
+    assert wide['data_samples'].gt_sem_seg.shape == wide['data_samples'].ori_shape == LANDSCAPE[::-1]
+    assert wide['data_samples'].gt_sem_seg.data.unique().tolist() == [0, 149, 255]
+
+
+def test_six_sizes_and_their_mirror_images(ade):
+    config = on(ade, load(UPERNET))
+    assert config.tta_model == dict(type='SegTTAModel')
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+    wide = samples(ade, config, 'test')[0]
+    views = zip(wide['inputs'], wide['data_samples'], strict=True)
+    found = [(*view.shape[1:], sample.flip) for view, sample in views]
+    sizes = [(int(512 * ratio), int(819.2 * ratio + 0.5)) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
+    assert found == [(*size, flip) for size in sizes for flip in (False, True)]
+    assert all(sample.gt_sem_seg.shape == LANDSCAPE[::-1] for sample in wide['data_samples'])
+    for plain, mirrored in zip(wide['inputs'][::2], wide['inputs'][1::2], strict=True):
+        assert torch.equal(plain.flip(2), mirrored)
