@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def step(title: str, *command: object, show: str = '', label: str = '') -> None:
-    """Run a tool and pass on the lines of its output that contain ``show``; leave if it fails.
+    """Run a tool and print the lines of its output that contain ``show``; leave if it fails.
 
-    A label stands before every line, for steps that run at the same time.
+    A label precedes every line, for steps that run at the same time.
     """
     command = [str(part) for part in command]
     print(f'\n{label}{title}\n{label}$ python {" ".join(command)}', flush=True)
@@ -31,7 +31,7 @@ def step(title: str, *command: object, show: str = '', label: str = '') -> None:
             if show in line:
                 print(f'{label}{line.rstrip()}', flush=True)
         status = process.wait()
-    except KeyboardInterrupt:  # the tool got the signal too, and says how to go on
+    except KeyboardInterrupt:  # the tool got the signal too, and says how to continue
         status = process.wait()
     if status:
         sys.exit(f'demo: {command[0]} ended with status {status}; start the demo again to continue')
@@ -44,7 +44,7 @@ class Run:
         config: Config file, relative to the repository.
         work_dir: Its folder; by default work_dirs/CONFIG.
         options: Settings of the config to replace, KEY=VALUE.
-        label: Stands before every line of its output.
+        label: Precedes every line of its output.
     """
 
     def __init__(
@@ -76,6 +76,20 @@ class Run:
         """Run a tool unless its result is made."""
         if not self.made(result):
             step(title, *command, show=show, label=self.label)
+
+    def curves(self, *metrics: str) -> Path:
+        """The picture of the training's curves."""
+        picture, options = self.work_dir / 'curves.png', ('--metrics', *metrics) if metrics else ()
+        plot = ('tools/analysis_tools/plot_curves.py', self.work_dir, *options)
+        self.make('Curves', picture, *plot, '--out', picture)
+        return picture
+
+    def tree(self, image: Path | str) -> Path:
+        """The picture of an image and the tree of a block."""
+        picture = self.work_dir / 'tree.png'
+        draw = ('tools/analysis_tools/visualize_tree.py', image, '--config', self.config)
+        self.make('Spanning tree', picture, *draw, '--checkpoint', self.checkpoint, '--out', picture)
+        return picture
 
     def test(self, *command: object) -> dict[str, float]:
         """The metrics of the last checkpoint, from tools/test.py."""

@@ -18,15 +18,10 @@ def train() -> Run:
 def main() -> None:
     run = train()
     metrics = run.test()
-    curves, matrix, tree = (
-        run.work_dir / name for name in ('curves.png', 'confusion_matrix.png', 'tree.png')
-    )
-    run.make('Curves', curves, 'tools/analysis_tools/plot_curves.py', run.work_dir, '--out', curves)
+    curves, matrix = run.curves(), run.work_dir / 'confusion_matrix.png'
     plot = ('tools/analysis_tools/confusion_matrix.py', CONFIG, run.checkpoint, '--out', matrix)
     run.make('Confusion matrix', matrix, *plot, show='confusion matrix:')
-    image = sorted((ROOT / IMAGE).iterdir())[0].relative_to(ROOT)
-    draw = ('tools/analysis_tools/visualize_tree.py', image, '--config', CONFIG)
-    run.make('Spanning tree', tree, *draw, '--checkpoint', run.checkpoint, '--out', tree)
+    tree = run.tree(sorted((ROOT / IMAGE).iterdir())[0].relative_to(ROOT))
     summary(
         log=run.log(),
         checkpoint=run.checkpoint,

@@ -53,13 +53,10 @@ def main() -> None:
     loss = run.check_loss()
     shown = run.work_dir / 'pictures'
     metrics = run.test('--show-dir', shown)
-    curves, sheet, tree = (run.work_dir / name for name in ('curves.png', 'predictions.png', 'tree.png'))
-    draw = ('tools/analysis_tools/plot_curves.py', run.work_dir, '--metrics', *task.metrics)
-    run.make('Curves', curves, *draw, '--out', curves)
+    curves, sheet = run.curves(*task.metrics), run.work_dir / 'predictions.png'
     collect = ('tools/analysis_tools/contact_sheet.py', shown, '--columns', 3, '--count', 12)
     run.make('Predictions', sheet, *collect, '--scale', 1.5, '--out', sheet)
-    picture = ('tools/analysis_tools/visualize_tree.py', IMAGE, '--config', task.config)
-    run.make('Spanning tree', tree, *picture, '--checkpoint', run.checkpoint, '--out', tree)
+    tree = run.tree(IMAGE)
     summary(
         log=run.log(),
         checkpoint=run.checkpoint,

@@ -1,10 +1,18 @@
+"""The demos with tools that only write their results, and the notebook with a checkpoint and without one."""
+
 import importlib
 import json
 import os
+import subprocess
 import sys
 
+import nbformat
 import pytest
+import torch
+from mmengine.config import Config
+from nbclient import NotebookClient
 
+from grootv.visualization.network import build_model
 from tests.tools.tiny_run import ROOT
 
 STEPS = ['Data', 'Training', 'Evaluation', 'Curves', 'Confusion matrix', 'Spanning tree']
@@ -44,13 +52,12 @@ def demos(tmp_path, monkeypatch):
         monkeypatch.setattr(module, 'step', step)
         if hasattr(module, 'ROOT'):
             monkeypatch.setattr(module, 'ROOT', tmp_path)
-    demo = dict(digits=digits.main, scenes=scenes.main, root=tmp_path, calls=calls, losses=losses)
-    yield demo
+    yield dict(digits=digits.main, scenes=scenes.main, root=tmp_path, calls=calls, losses=losses)
     for module in (steps, digits, scenes):
         sys.modules.pop(module.__name__)
 
 
-def test_a_second_call_skips_what_is_done_and_prints_the_same(demos, capsys):
+def test_a_second_call_makes_what_is_missing_or_old_and_prints_the_same(demos, capsys):
     demos['digits']()
     assert demos['calls'] == STEPS
     first = capsys.readouterr().out
@@ -61,11 +68,8 @@ def test_a_second_call_skips_what_is_done_and_prints_the_same(demos, capsys):
     assert demos['calls'] == ['Data']
     assert first.strip() in capsys.readouterr().out
 
-
-def test_results_older_than_the_checkpoint_are_made_again(demos):
-    demos['digits']()
-    demos['calls'].clear()
     os.utime(demos['root'] / 'work_dirs/grootv-pico_digits/metrics.json', (1, 1))
+    demos['calls'].clear()
     demos['digits']()
     assert demos['calls'] == ['Data', 'Evaluation']
 
@@ -73,10 +77,7 @@ def test_results_older_than_the_checkpoint_are_made_again(demos):
 @pytest.mark.parametrize(
     'arguments, expected',
     [
-        (
-            ['detection'],
-            ['box AP at IoU 0.5   0.654', 'mask AP at IoU 0.5  0.543', 'fpn_digit-scenes/epoch_'],
-        ),
+        (['detection'], ['box AP at IoU 0.5   0.654', 'mask AP at IoU 0.5  0.543', 'digit-scenes/epoch_']),
         (['segmentation'], ['mIoU, %      81.500', 'upernet_digit-scenes/iter_']),
         (['segmentation', '--short'], ['work_dirs/short-segmentation/iter_40.pth']),
     ],
@@ -106,12 +107,44 @@ def test_a_loss_that_does_not_fall_ends_the_demo(demos, monkeypatch):
         demos['scenes']()
 
 
-def test_a_step_that_fails_ends_the_demo_with_its_status(capsys):
-    sys.path.insert(0, str(ROOT / 'demo'))
-    try:
-        steps = importlib.import_module('steps')
-        with pytest.raises(SystemExit, match='ended with status 1; start the demo again'):
-            steps.step('Sheet', 'tools/analysis_tools/contact_sheet.py', 'nowhere', '--out', 'sheet.png')
-    finally:
-        sys.path.remove(str(ROOT / 'demo'))
-        sys.modules.pop('steps')
+def test_a_step_that_fails_ends_the_demo_with_its_status(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'demo'))
+    steps = importlib.import_module('steps')
+    sys.modules.pop('steps')
+    with pytest.raises(SystemExit, match='ended with status 1; start the demo again'):
+        steps.step('Data', 'tools/dataset_converters/digits.py', ROOT / 'demo')
+
+
+def test_without_its_packages_the_page_names_the_extra():
+    blocked = (
+        "import runpy, sys; sys.modules['gradio'] = None; sys.path.insert(0, 'demo'); sys.argv = ['app.py']"
+    )
+    command = [sys.executable, '-c', f"{blocked}; runpy.run_path('demo/app.py', run_name='__main__')"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'app.py: the page needs the packages of the extra app' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('trained', [False, True])
+def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path, monkeypatch, trained):
+    notebook = nbformat.read(ROOT / 'demo/grootv_tour.ipynb', as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == 'code']
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+
+    for name in ('configs', 'tools'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    if trained:  # the parts that a checkpoint changes
+        notebook.cells = [cell for cell in code if 'ROOT = ' in cell.source or 'CHECKPOINT = ' in cell.source]
+        checkpoint = tmp_path / 'work_dirs/grootv-pico_digits/epoch_20.pth'
+        checkpoint.parent.mkdir(parents=True)
+        config = Config.fromfile(ROOT / 'configs/demo/grootv-pico_digits.py')
+        torch.save(build_model(config, None).state_dict(), checkpoint)
+    monkeypatch.setenv('PYDEVD_DISABLE_FILE_VALIDATION', '1')
+    resources = dict(metadata=dict(path=str(tmp_path)))
+    NotebookClient(notebook, timeout=120, kernel_name='python3', resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
+    text = ''.join(output.get('text', '') for output in outputs)
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == (1 if trained else 5)
+    assert ('epoch_20.pth: ' in text) == trained
+    assert ('step 40: loss' in text) != trained

@@ -24,6 +24,11 @@ def app(monkeypatch):
     return importlib.import_module('app')
 
 
+@pytest.fixture
+def viewer(app):
+    return importlib.import_module('viewer')
+
+
 def saved(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -42,25 +47,25 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP', 'BMP'])
 @pytest.mark.parametrize('mode', ['RGB', 'L', '1'])
-def test_pictures(app, tmp_path, kind, mode):
+def test_pictures(viewer, tmp_path, kind, mode):
     (tmp_path / 'file').write_bytes(saved(RED.convert(mode), kind))
-    found = app.read_upload(str(tmp_path / 'file'))
+    found = viewer.read_upload(str(tmp_path / 'file'))
     assert found.mode == 'RGB' and found.size == (6, 4)
 
 
-def test_a_transparent_picture_and_one_of_16_bits(app, tmp_path):
+def test_a_transparent_picture_and_one_of_16_bits(viewer, tmp_path):
     deep = Image.fromarray(np.full((4, 6), 51400, np.uint16))
     for image in (RED.convert('RGBA'), RED.convert('P'), deep):
         image.save(tmp_path / 'file.png')
-        found = np.asarray(app.read_upload(str(tmp_path / 'file.png')))
+        found = np.asarray(viewer.read_upload(str(tmp_path / 'file.png')))
         assert found.shape == (4, 6, 3) and abs(int(found[0, 0, 0]) - 200) <= 4
 
 
-def test_a_picture_is_turned_upright_and_scaled_down(app, tmp_path):
+def test_a_picture_is_turned_upright_and_scaled_down(viewer, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     (tmp_path / 'file').write_bytes(saved(RED.resize((3000, 1500)), 'JPEG', exif=exif))
-    assert app.read_upload(str(tmp_path / 'file')).size == (512, 1024)
+    assert viewer.read_upload(str(tmp_path / 'file')).size == (512, 1024)
 
 
 @pytest.mark.parametrize(
@@ -77,20 +82,20 @@ def test_a_picture_is_turned_upright_and_scaled_down(app, tmp_path):
     ],
     ids=['empty', 'text', 'cut PNG', 'cut JPEG', 'GIF', 'TIFF', 'SVG', 'bomb'],
 )
-def test_what_is_none_gets_a_sentence(app, tmp_path, content):
+def test_what_is_none_gets_a_sentence(viewer, tmp_path, content):
     (tmp_path / 'file.png').write_bytes(content)
     with pytest.raises(UserError, match=r'^The file is damaged or no PNG, JPEG, WebP or BMP picture: choose'):
-        app.read_upload(str(tmp_path / 'file.png'))
+        viewer.read_upload(str(tmp_path / 'file.png'))
 
 
-def test_limits(app, tmp_path):
+def test_limits(viewer, tmp_path):
     path = tmp_path / 'file.png'
     path.write_bytes(png_that_claims(6000, 5000))
     with pytest.raises(UserError, match=r'^The picture has 6000 x 5000 pixels, and 25 million are the limit'):
-        app.read_upload(str(path))
-    path.write_bytes(saved(RED, 'PNG') + bytes(app.MOST_BYTES))
+        viewer.read_upload(str(path))
+    path.write_bytes(saved(RED, 'PNG') + bytes(viewer.MOST_BYTES))
     with pytest.raises(UserError, match=r'^The file has more than 10 MiB: save the picture smaller\.$'):
-        app.read_upload(str(path))
+        viewer.read_upload(str(path))
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(app, tmp_path):
