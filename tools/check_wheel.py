@@ -1,4 +1,4 @@
-"""Tell what the libraries of a wheel need from the machine, and refuse what would tie them to one.
+"""Report what the libraries of a wheel need from the machine, and refuse what would tie them to one.
 
 python tools/check_wheel.py dist/grootv-*.whl
 
