@@ -12,10 +12,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 from grootv import ops
-from grootv.deployment import deployable, random_images
 from grootv.errors import UserError
+from grootv.export import deployable, random_images, translation_table
 from tests.tools.tiny_run import ROOT, load_tool, run_tool
 
 torch2onnx = load_tool('deployment/torch2onnx.py')
@@ -74,7 +75,7 @@ def test_outputs_are_those_of_pytorch_at_every_size(export, task):
         assert 'trees equal' in torch2onnx.verify(path, network, images)
 
 
-def test_the_file_is_light_on_notes_and_tells_the_normalisation(export):
+def test_the_file_has_no_notes_and_names_the_normalisation(export):
     _, _, path = export('detection')
     content = path.read_bytes()
     assert b'pkg.torch' not in content
@@ -104,7 +105,7 @@ def test_the_documented_run_needs_no_torch(export, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_verification_sees_other_trees_and_other_weights(export, tmp_path):
+def test_verification_finds_other_trees_and_other_weights(export, tmp_path):
     _, network, path = export('classification')
     images = random_images(1, 64, 64)
     model = onnx.load(path)
@@ -126,13 +127,13 @@ def test_without_the_library_the_operator_is_named(export, tmp_path, monkeypatch
     with pytest.raises(Exception, match=r'grootv:build_tree.*is not a registered function/op'):
         session(path, library=False)
     monkeypatch.setattr(ops._library, '_ONNXRUNTIME', tmp_path / '_onnxruntime.so')
-    monkeypatch.setattr(torch.onnx, 'export', lambda *_, **__: pytest.fail('exported before it was told'))
+    monkeypatch.setattr(torch.onnx, 'export', lambda *_, **__: pytest.fail('exported before the check'))
     out = ('--out', tmp_path / 'model.onnx', '--verify')
     assert run_tool('deployment/torch2onnx.py', config, *out) == 1
     assert f'_onnxruntime.so is not in {tmp_path}; build it with `pip install' in capsys.readouterr().err
 
 
-def test_bad_arguments_are_told(tmp_path, capsys):
+def test_bad_arguments_are_reported(tmp_path, capsys):
     config = ROOT / 'configs' / CONFIGS['classification']
     assert run_tool('deployment/torch2onnx.py', config, 'nowhere.pth', '--out', tmp_path / 'm.onnx') == 1
     assert 'checkpoint nowhere.pth does not exist' in capsys.readouterr().err
@@ -142,3 +143,41 @@ def test_bad_arguments_are_told(tmp_path, capsys):
     assert run_tool('deployment/torch2onnx.py', config, '--out', tmp_path / 'm.onnx', *size) == 2
     assert 'must be 1 or more, got 0' in capsys.readouterr().err
     assert not os.listdir(tmp_path)
+
+
+class Mixer(nn.Module):
+    """A module of a user's own: every operator once, with arguments that GrootV does not use."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.norms = nn.Parameter(torch.randn(5, channels))
+        self.A = nn.Parameter(-torch.rand(channels))
+
+    def forward(self, maps):
+        tree = ops.build_tree(maps, 'euclidean', root=1)
+        x = maps.flatten(1, 2)
+        up = ops.tree_scan(x, x.sigmoid(), tree, direction='up')
+        h = ops.selective_tree_scan(up, x.abs(), self.A, x[..., :1], tree, delta_softplus=False)
+        D, *norms = self.norms
+        return ops.gated_read_out(h, x[..., 1:2], x, D, up, norms[:2], norms[2:], eps=0.1), *tree
+
+
+def test_every_operator_is_exported_with_its_arguments(tmp_path):
+    module, path = Mixer().eval().requires_grad_(False), tmp_path / 'mixer.onnx'
+    torch.onnx.export(
+        module,
+        (torch.randn(2, 5, 7, 6),),
+        path,
+        input_names=['maps'],
+        dynamic_shapes=({0: 'batch', 1: 'height', 2: 'width'},),
+        custom_translation_table=translation_table(),
+        verbose=False,
+    )
+    model = session(path)
+    for shape in ((2, 5, 7, 6), (1, 1, 9, 6), (3, 12, 4, 6)):
+        maps = torch.randn(shape)
+        output, *tree = model.run(None, {'maps': maps.numpy()})
+        expected, *expected_tree = module(maps)
+        np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+        for array, tensor in zip(tree, expected_tree, strict=True):
+            np.testing.assert_array_equal(array, tensor)

@@ -14,18 +14,16 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor
 
 from grootv import cli
-from grootv.deployment import deployable, random_images
 from grootv.errors import UserError
-from grootv.ops import convolution
+from grootv.export import compare, compile_package, deployable, export_program, random_images
 
 SMALLEST = 33  # pixels; below, the last map has one row or column, which torch.export takes for constant
-TOLERANCE = 1e-3  # of the greatest value; compiled code rounds differently, an exported graph does not
+TOLERANCE = 1e-3  # of compiled code, which rounds differently; an exported graph does not
 
-# Run by another Python, which has to do with torch and grootv.ops.
+# Run by another Python, which imports torch and grootv.ops alone.
 RUN = """
 import sys
 import torch
@@ -47,37 +45,8 @@ if others:
 """
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cli.add_export_arguments(parser)
-    parser.add_argument('--aoti', action='store_true', help='compile it with AOTInductor')
-    return parser.parse_args()
-
-
-def export(network: nn.Module, height: int, width: int) -> ExportedProgram:
-    """Trace a network, with batch, height and width left open.
-
-    Args:
-        network: Image (B, 3, H, W) -> logits, or a tuple of maps.
-        height: Of the image to trace with.
-        width: Of the same.
-    """
-    with torch.no_grad():
-        return torch.export.export(
-            network,
-            (random_images(2, height, width),),
-            dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
-        )
-
-
-def compile_package(program: ExportedProgram, path: Path) -> None:
-    """Compile an exported program for the CPU of this machine and write the package."""
-    program = program.run_decompositions({torch.ops.aten.conv2d.default: convolution.opaque})
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-
-
 def run_apart(path: Path, aoti: bool, images: list[Tensor]) -> list[list[Tensor]]:
-    """Outputs of a model for each batch of images, from a process that knows torch and grootv.ops only."""
+    """Outputs of a model for each batch of images, from a process that imports torch and grootv.ops only."""
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, 'inputs.pt'), Path(folder, 'outputs.pt')
         torch.save(images, inputs)
@@ -90,41 +59,11 @@ def run_apart(path: Path, aoti: bool, images: list[Tensor]) -> list[list[Tensor]
         return torch.load(outputs)
 
 
-def verify(path: Path, aoti: bool, network: nn.Module, images: list[Tensor]) -> list[str]:
-    """Compare a model in a fresh process with the network here.
-
-    Args:
-        path: What was written.
-        aoti: Whether it is a package of AOTInductor.
-        network: What it was exported from.
-        images: Batches (B, 3, H, W).
-
-    Returns:
-        The greatest difference for each batch, in words.
-
-    Raises:
-        UserError: If the model does not run there, or an output differs by more than rounding.
-    """
-    lines = []
-    for batch, found in zip(images, run_apart(path, aoti, images), strict=True):
-        with torch.no_grad():
-            expected = network(batch)
-        expected = [expected] if isinstance(expected, Tensor) else expected
-        pairs = list(zip(found, expected, strict=True))
-        greatest = max(float((a - b).abs().max()) for a, b in pairs)
-        scale = max(float(b.abs().max()) for b in expected)
-        shape = ' x '.join(map(str, batch.shape))
-        if not greatest <= (TOLERANCE * scale if aoti else 0):
-            raise UserError(
-                f'{path} differs from PyTorch by {greatest:.2g} in values up to {scale:.2g} '
-                f'on images of {shape}'
-            )
-        lines.append(f'{shape}: outputs differ by {greatest:.2g} at most in values up to {scale:.2g}')
-    return lines
-
-
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_export_arguments(parser)
+    parser.add_argument('--aoti', action='store_true', help='compile it with AOTInductor')
+    args = parser.parse_args()
     cfg = cli.load_config(args.config, args.cfg_options)
     path = Path(args.out)
     if path.suffix != '.pt2':
@@ -133,7 +72,7 @@ def main() -> None:
     if min(height, width) < SMALLEST:  # or the traced graph would take such images alone
         raise UserError(f'--input-size must be {SMALLEST} or more each, got {height} {width}')
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
-    program = export(network, height, width)
+    program = export_program(network, height, width)
     path.parent.mkdir(parents=True, exist_ok=True)
     if args.aoti:
         compile_package(program, path)
@@ -142,8 +81,11 @@ def main() -> None:
     limits = [str(limit) for limit in program.range_constraints.values()]
     print(f'{path}: {path.stat().st_size / 2**20:.1f} MB; sizes {", ".join(limits)}', flush=True)
     if args.verify:
-        images = [random_images(2, height, width), random_images(3, height + 13, width + 6, seed=1)]
-        print(*verify(path, args.aoti, network, images), sep='\n', flush=True)
+        batches = [random_images(2, height, width), random_images(3, height + 13, width + 6, seed=1)]
+        for images, found in zip(batches, run_apart(path, args.aoti, batches), strict=True):
+            with torch.no_grad():
+                expected = network(images)
+            print(compare(path, images, found, expected, TOLERANCE if args.aoti else 0), flush=True)
 
 
 if __name__ == '__main__':

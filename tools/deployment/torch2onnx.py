@@ -7,8 +7,6 @@ classifier, or the maps of a backbone. Trees and scans are operators of the doma
 """
 
 import argparse
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,52 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grootv import cli, ops
-from grootv.deployment import deployable, random_images
 from grootv.errors import UserError
+from grootv.export import compare, deployable, difference, export_onnx, random_images
 
 TOLERANCE = 1e-3  # of the greatest value: rounding stays far below, one wrong edge of a tree far above
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    cli.add_export_arguments(parser)
-    return parser.parse_args()
-
-
-def export(network: nn.Module, image: Tensor, metadata: dict[str, str], path: Path) -> None:
-    """Write a network as ONNX, with batch, height and width left open.
-
-    Args:
-        network: Image (B, 3, H, W) -> logits, or a tuple of maps.
-        image: An example.
-        metadata: Texts by key, for the model's metadata.
-        path: File to write.
-    """
-    from grootv.integrations.onnx import translation_table
-
-    stages = getattr(network, 'out_indices', None)
-    logging.getLogger('onnxscript').setLevel(logging.ERROR)  # what it does not fold it tells node by node
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # of torch about itself
-        program = torch.onnx.export(
-            network,
-            (image,),
-            dynamo=True,
-            verbose=False,
-            input_names=['image'],
-            output_names=['logits'] if stages is None else [f'stage{index}' for index in stages],
-            dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
-            custom_translation_table=translation_table(),
-        )
-    model = program.model
-    model.ir_version = 9  # nothing needs more, and ONNX Runtime 1.17 reads no more
-    # The exporter leaves its notes everywhere, with paths of this machine.
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    values += [value for node in model.graph for value in node.outputs]
-    for each in (model.graph, *model.graph, *values):
-        each.metadata_props.clear()
-    model.metadata_props.update(metadata)
-    program.save(path)
 
 
 def normalisation(cfg: Config) -> dict[str, str]:
@@ -75,10 +31,10 @@ def normalisation(cfg: Config) -> dict[str, str]:
 
 
 class GivenTrees(TorchDispatchMode):
-    """Lets a network scan along trees from elsewhere, once each is what its guide calls for.
+    """Makes a network scan along trees from elsewhere, if each is the one that its map calls for.
 
     Args:
-        trees: For each call of build_tree, in order: the guide, and the tree that was built from it.
+        trees: For each call of build_tree, in order: the map, and the tree that was built from it.
     """
 
     def __init__(self, trees: Iterator[list[Tensor]]):
@@ -88,8 +44,8 @@ class GivenTrees(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is not torch.ops.grootv.build_tree.default:
             return function(*args, **(kwargs or {}))
-        guide, *tree = next(self.trees)
-        if not all(map(torch.equal, tree, function(guide, *args[1:]))):
+        x, *tree = next(self.trees)
+        if not all(map(torch.equal, tree, function(x, *args[1:]))):
             raise UserError('ONNX Runtime builds another tree than PyTorch from the same map')
         return tuple(tree)
 
@@ -121,40 +77,29 @@ def verify(path: Path, network: nn.Module, images: Tensor) -> str:
     names = [output.name for output in model.graph.output]
     nodes = [node for node in model.graph.node if node.domain == 'grootv' and node.op_type == 'build_tree']
     for node in nodes:
-        guide = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, None)
-        tree = [
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT32, None) for name in node.output
-        ]
-        model.graph.output.extend([guide, *tree])
+        extra = {node.input[0]: onnx.TensorProto.FLOAT, **dict.fromkeys(node.output, onnx.TensorProto.INT32)}
+        model.graph.output.extend(
+            onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in extra.items()
+        )
 
     def run(model: str | bytes) -> list[Tensor]:
         session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
         return [torch.from_numpy(array) for array in session.run(None, {'image': images.numpy()})]
 
-    def difference(found: list[Tensor], expected: Tensor | tuple[Tensor, ...]) -> float:
-        expected = (expected,) if isinstance(expected, Tensor) else expected
-        return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-
-    found = run(model.SerializeToString())
-    found, extra = found[: len(names)], found[len(names) :]
+    results = iter(run(model.SerializeToString()))
+    found = [next(results) for _ in names]
+    trees = [[next(results) for _ in (node.input[0], *node.output)] for node in nodes]
     with torch.inference_mode():
-        with GivenTrees(iter([extra[4 * i : 4 * i + 4] for i in range(len(nodes))])):
-            greatest = difference(found, network(images))
+        with GivenTrees(iter(trees)):
+            text = compare(path, images, found, network(images), TOLERANCE)
         own = difference(run(str(path)), network(images))
-    scale = max(float(array.abs().max()) for array in found)
-    shape = ' x '.join(map(str, images.shape))
-    if not greatest <= TOLERANCE * scale:
-        raise UserError(
-            f'{path} differs from PyTorch by {greatest:.2g} in values up to {scale:.2g} on images of {shape}'
-        )
-    return (
-        f'{shape}: {len(nodes)} trees equal, outputs differ by {greatest:.2g} at most in values up to '
-        f'{scale:.2g} ({own:.2g} if each builds its own trees)'
-    )
+    return f'{text}, {len(nodes)} trees equal ({own:.2g} if each builds its own trees)'
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_export_arguments(parser)
+    args = parser.parse_args()
     cfg = cli.load_config(args.config, args.cfg_options)
     height, width = args.input_size
     path = Path(args.out)
@@ -164,7 +109,7 @@ def main() -> None:
         ops.onnxruntime_library()  # raises before anything takes time
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    export(network, random_images(2, height, width), normalisation(cfg), path)
+    export_onnx(network, random_images(2, height, width), normalisation(cfg), path)
     print(f'{path}: {path.stat().st_size / 2**20:.1f} MB', flush=True)
     if args.verify:
         sizes = ((1, height, width), (3, height // 2 + 1, width // 3 + 1), (2, 32, width))

@@ -1,12 +1,11 @@
 """GrootV's inference as the deployment tools write it: any batch, height and width."""
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / 'deployment'))
+from grootv.export import compile_package, export_onnx, export_program
 
 # By the word for it in the results.
 KINDS = {'export': 'torch.export', 'aoti': 'AOTInductor', 'onnx': 'ONNX Runtime'}
@@ -43,30 +42,25 @@ def deployed(kind: str, network: nn.Module, size: int, folder: Path) -> Deployed
 
 
 def exported(network: nn.Module, size: int, folder: Path):
-    from torch2export import export
-
     path = folder / 'model.pt2'
-    torch.export.save(export(network, size, size), path)
+    torch.export.save(export_program(network, size, size), path)
     return torch.export.load(path).module().forward
 
 
 def compiled_ahead(network: nn.Module, size: int, folder: Path):
-    from torch2export import compile_package, export
-
     path = folder / 'package.pt2'
-    compile_package(export(network, size, size), path)
+    compile_package(export_program(network, size, size), path)
     return torch._inductor.aoti_load_package(str(path))
 
 
 def in_onnxruntime(network: nn.Module, size: int, folder: Path):
     import onnxruntime
-    from torch2onnx import export
 
     from grootv import ops
 
     path = folder / 'model.onnx'
     with torch.no_grad():
-        export(network, torch.randn(2, 3, size, size), {}, path)
+        export_onnx(network, torch.randn(2, 3, size, size), {}, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Waiting threads would otherwise keep the cores busy while the next network takes its turn.
