@@ -81,7 +81,7 @@ docs: $(BIN)/python
 
 bench: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
-	$(BIN)/python tools/benchmarks/benchmark_ops.py --out experiments/results/ops_cpu.json
+	$(BIN)/python experiments/benchmark_ops.py --out experiments/results/ops_cpu.jsonl
 
 clean:
 	rm -rf build dist *.egg-info ops/*.so work_dirs

@@ -73,7 +73,7 @@ def fault(words: list[str], written: set[str] = frozenset()) -> str | None:
     """
     for word in words:
         path = word.rpartition('=')[2]
-        named = re.fullmatch(r'(configs|tools|demo|requirements)/[\w./-]+\.\w+', path)
+        named = re.fullmatch(r'(configs|tools|demo|experiments|requirements)/[\w./-]+\.\w+', path)
         if named and path not in written and not (ROOT / path).is_file():
             return f'{path} does not exist'
     program, *arguments = words
@@ -83,7 +83,7 @@ def fault(words: list[str], written: set[str] = frozenset()) -> str | None:
     if program == 'pip':
         extras = [name for word in arguments for name in re.findall(r'\[(.+)\]', word)]
         return next((f'there is no extra {name}' for name in extras if name not in EXTRAS), None)
-    if program == 'python' and re.fullmatch(r'(tools|demo)/.*\.py', arguments[0]):
+    if program == 'python' and re.fullmatch(r'(tools|demo|experiments)/.*\.py', arguments[0]):
         return parse(arguments[0], arguments[1:])
     if program == 'bash' and arguments[0] in LAUNCHERS:
         tool, before, kept, dropped = LAUNCHERS[arguments[0]]

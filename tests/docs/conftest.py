@@ -34,7 +34,7 @@ def write_checkpoint(path: Path, config: Config) -> None:
 def checkout(tmp_path_factory) -> Path:
     """Its sources are links to the real ones; what is written stays in it."""
     root = tmp_path_factory.mktemp('checkout')
-    for name in ('tools', 'demo'):
+    for name in ('tools', 'demo', 'experiments'):
         (root / name).symlink_to(ROOT / name)
     (root / 'configs').mkdir()
     for folder in (ROOT / 'configs').iterdir():

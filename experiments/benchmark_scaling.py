@@ -1,0 +1,207 @@
+"""Time and memory of the tree scan against the number of vertices, compared with a raster scan and attention.
+
+    python experiments/benchmark_scaling.py --out experiments/results/scaling_cpu.jsonl
+
+One square map of random features, batch 1, float32. Three layers of equal width take turns on it:
+
+=========== ============================================================================================
+tree scan   TreeSSM: projections, convolution, spanning tree, scan, read-out
+raster scan the same layer on the path through all vertices, row by row, in place of a spanning tree
+attention   projections and PyTorch's scaled_dot_product_attention of every vertex to every other one
+=========== ============================================================================================
+
+and the operators of the first two, alone. 'training' is forward and backward. What by its growth so far would
+take longer than --limit seconds a call is left out. The exponent p of "grows as vertices^p" is the slope of
+the least-squares line through the logarithms from 56 x 56 to 512 x 512. experiments/tables.py makes tables
+and a picture of the record.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import measure
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from grootv import ops
+
+SIDES = (14, 28, 56, 128, 256, 512, 1024)
+FITTED = (56, 512)  # the sides between which growth is judged
+EXPONENT = 1.05
+HEAD_WIDTH = 40
+MODES = ('forward', 'training')
+
+
+class Scan(nn.Module):
+    """TreeSSM on the spanning tree of its own map, or on a given tree."""
+
+    def __init__(self, channels: int, tree: ops.Tree | None = None):
+        from grootv.models.layers.tree_ssm import TreeSSM
+
+        super().__init__()
+        self.ssm, self.tree = TreeSSM(channels), tree
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ssm(x, self.tree)[0]
+
+
+class Attention(nn.Module):
+    """Softmax attention of every vertex to every other one, in heads of 40 channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(channels // HEAD_WIDTH, 1)
+        self.qkv, self.out_proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).view(1, -1, 3, self.heads, x.shape[-1] // self.heads)
+        y = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        return self.out_proj(y.transpose(1, 2).reshape(x.shape))
+
+
+MIXERS = {
+    'tree scan': lambda channels, side, device: Scan(channels),
+    'raster scan': lambda channels, side, device: Scan(channels, ops.token_chain(1, side * side, device)),
+    'attention': lambda channels, side, device: Attention(channels),
+}
+
+
+def mixer_call(device: str, name: str, channels: int, side: int, mode: str) -> Callable[[], object]:
+    """A call of a layer on one random map of side x side vertices."""
+    torch.manual_seed(0)
+    mixer = MIXERS[name](channels, side, device).to(device)
+    x = torch.randn(1, side, side, channels, device=device)
+
+    def forward():
+        with torch.inference_mode():
+            mixer(x)
+
+    def training():
+        given = x.detach().requires_grad_()
+        torch.autograd.grad(mixer(given), [given, *mixer.parameters()], x)  # a gradient as good as any
+
+    return dict(forward=forward, training=training)[mode]
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of operators of grootv.ops that are made inside, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: dict[str, Callable[[], object]] = {}
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        if operator.namespace == 'grootv':
+            self.calls[operator._opname] = partial(torch.inference_mode()(operator), *arguments)
+        return operator(*arguments, **(options or {}))
+
+
+def operator_calls(forward: Callable[[], object]) -> dict[str, Callable[[], object]]:
+    """The operators of a forward pass, each alone on the inputs that it has there."""
+    with Recorder() as recorder:
+        forward()
+    return recorder.calls
+
+
+def at_side(args, record: measure.Record, mode: str, side: int) -> None:
+    """Memory, then time, of every layer on one map, or why they were not measured."""
+    rows, calls = {}, {}
+    for name in MIXERS:
+        earlier = [row for row in record.rows if (row['name'], row['mode']) == (name, mode)]
+        rows[name] = row = dict(mode=mode, name=name, side=side)
+        arguments = dict(name=name, channels=args.channels, mode=mode)
+        seconds = expected(earlier, side)
+        if seconds is None or seconds > args.limit:
+            row['not_measured'] = (
+                'smaller maps took too long' if seconds is None else f'about {seconds:.0f} s a call'
+            )
+            continue
+        small = arguments | dict(side=2)
+        peak = measure.peak_memory(
+            'benchmark_scaling', 'mixer_call', args.device, small, side=side, **arguments
+        )
+        if isinstance(peak, str):
+            row['not_measured'] = peak
+            continue
+        row['mib'] = peak / 2**20
+        calls[name] = mixer_call(args.device, side=side, **arguments)
+        if mode == 'forward':
+            for operator, call in operator_calls(calls[name]).items():
+                calls[f'{name}: {operator}'] = call
+    for name, seconds in measure.take_turns(calls, args.rounds, args.budget).items():
+        row = rows.setdefault(name, dict(mode=mode, name=name, side=side))
+        row |= dict(ms=statistics.median(seconds) * 1e3, rounds=len(seconds))
+    for row in rows.values():
+        record.add(**row)
+
+
+def expected(rows: list[dict], side: int) -> float | None:
+    """Seconds that a map will take, by its growth so far, or None after one that was left out."""
+    if any('ms' not in row for row in rows):
+        return None
+    if not rows:
+        return 0.0
+    power = 4.0
+    if len(rows) > 1:
+        (x1, y1), (x2, y2) = ((row['side'], row['ms']) for row in rows[-2:])
+        power = min(max(math.log(y2 / y1) / math.log(x2 / x1), 2.0), 4.0)
+    return rows[-1]['ms'] / 1e3 * (side / rows[-1]['side']) ** power
+
+
+def exponent(rows: list[dict], quantity: str) -> float | None:
+    """The p of y = c vertices^p that is nearest to the rows in logarithms, between the fitted sides."""
+    points = [(row['side'] ** 2, row[quantity]) for row in rows if FITTED[0] <= row['side'] <= FITTED[1]]
+    if len(points) < 2:
+        return None
+    xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
+    return statistics.linear_regression(xs, ys).slope
+
+
+def judge(record: measure.Record) -> None:
+    """Growth of the tree scan against its target; those of the others, and quotients, without one."""
+    for mode in dict.fromkeys(row['mode'] for row in record.rows):
+        rows = {name: [] for name in MIXERS}
+        for row in record.rows:
+            if row.get('mode') == mode and row.get('ms') and row['name'] in rows:
+                rows[row['name']].append(row)
+        for name, measured in rows.items():
+            target = EXPONENT if name == 'tree scan' else None
+            sides = ', '.join(str(row['side']) for row in measured if FITTED[0] <= row['side'] <= FITTED[1])
+            record.judge(
+                f'{name}, {mode}, exponent of time', exponent(measured, 'ms'), target, f'sides {sides}'
+            )
+        ours = {row['side']: row['ms'] for row in rows['tree scan']}
+        for name in [name for name in MIXERS if name != 'tree scan']:
+            both = [row for row in rows[name] if row['side'] in ours]
+            if both:
+                side, theirs = both[-1]['side'], both[-1]['ms']
+                title = f'tree scan, {mode}, time over {name}, {side} x {side}'
+                record.judge(title, ours[side] / theirs, None, f'{ours[side]:.2f} and {theirs:.2f} ms')
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = measure.make_parser(__doc__)
+    parser.add_argument(
+        '--sides', nargs='+', type=measure.positive, default=SIDES, help='heights of the maps'
+    )
+    parser.add_argument(
+        '--channels', type=measure.positive, default=80, help="width of the layers; GrootV-T's first stage"
+    )
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
+    parser.add_argument('--limit', type=float, default=30, help='most seconds for a call')
+    args = measure.parse(parser, argv)
+    record = measure.Record(
+        'scaling', args.out, args.quick, args.device, channels=args.channels, fitted=FITTED
+    )
+    for mode in args.modes:
+        for side in sorted(set(args.sides)):
+            at_side(args, record, mode, side)
+    judge(record)
+
+
+if __name__ == '__main__':
+    main()

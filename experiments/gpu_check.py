@@ -1,0 +1,126 @@
+"""Check the CUDA operators on a machine with an NVIDIA GPU and measure them, with one command.
+
+    python experiments/gpu_check.py --out experiments/results/gpu_check.jsonl
+
+It runs the tests of the operators on the device, compute-sanitizer over a small selection of them, and the
+benchmarks, each in a process of its own, and collects their rows in one record. It needs the built libraries
+in ops/, torch, pytest, hypothesis and numpy; see docs/gpu_check.md. The exit status is 0 if nothing
+failed, 1 if something did, 2 without a GPU.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+import torch
+
+TESTS = ['-m', 'pytest', 'tests/ops', '--device', 'cuda', '-q', '-p', 'no:cacheprovider']
+SMALL = ['-k', 'small or by_hand or equal', '--maxfail', '1']  # what fits under the sanitizer
+SANITIZERS = ('memcheck', 'racecheck', 'synccheck')
+BENCHMARKS = {
+    'benchmark_ops': [],
+    'benchmark_tokens': ['--operators'],
+    'benchmark_model': ['--batch', '128', '--dtype', 'bfloat16', '--modes', 'forward', 'step'],
+}
+NEEDS = {'benchmark_model': 'timm'}  # beyond torch
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer on PATH, in CUDA_HOME or in the usual place."""
+    homes = [Path(os.environ.get('CUDA_HOME', '/usr/local/cuda')), Path('/usr/local/cuda')]
+    folders = [str(home / name) for home in homes for name in ('compute-sanitizer', 'bin')]
+    return shutil.which('compute-sanitizer', path=os.pathsep.join([os.environ.get('PATH', ''), *folders]))
+
+
+def steps(folder: Path, quick: bool) -> dict[str, list[str] | str]:
+    """Command of each step, or why it cannot run here."""
+    found: dict[str, list[str] | str] = {'tests': [sys.executable, *TESTS]}
+    program = sanitizer()
+    for tool in SANITIZERS:
+        options = [
+            '--tool',
+            tool,
+            '--report-api-errors',
+            'no',
+            '--error-exitcode',
+            '1',
+            '--print-limit',
+            '20',
+        ]
+        command = [str(program), *options, sys.executable, *TESTS, *SMALL]
+        found[tool] = command if program else 'compute-sanitizer not found'
+    for name, options in BENCHMARKS.items():
+        out = str(folder / f'{name}.jsonl')
+        command = [sys.executable, f'experiments/{name}.py', '--device', 'cuda', *options, '--out', out]
+        missing = name in NEEDS and measure.version(NEEDS[name]) is None
+        found[name] = f'needs {NEEDS[name]}' if missing else command + ['--quick'] * quick
+    return found
+
+
+def run(command: list[str], seconds: float) -> str:
+    """'passed', 'failed with status N' or 'not finished within N s'; then its whole group is ended."""
+    environment = os.environ | dict(
+        PYTHONPATH=os.pathsep.join([str(measure.ROOT), os.environ.get('PYTHONPATH', '')])
+    )
+    if 'memcheck' in command:  # every tensor allocated by itself, so that a step beyond one is seen
+        environment['PYTORCH_NO_CUDA_MEMORY_CACHING'] = '1'
+    process = subprocess.Popen(command, cwd=measure.ROOT, env=environment, start_new_session=True)
+    try:
+        status = process.wait(seconds)
+        return 'passed' if status == 0 else f'failed with status {status}'
+    except subprocess.TimeoutExpired:
+        return f'not finished within {seconds:.0f} s'
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', type=Path, default=measure.ROOT / 'experiments/results/gpu_check.jsonl')
+    parser.add_argument('--steps', nargs='+', help='only these, by the names that the record has')
+    parser.add_argument('--quick', action='store_true', help='benchmarks with two turns of each function')
+    parser.add_argument('--time-limit', type=float, default=480, help='seconds for all steps together')
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print(f'gpu_check: torch {torch.__version__} sees no CUDA device', file=sys.stderr)
+        return 2
+    end, failed = time.monotonic() + args.time_limit, []
+    with tempfile.TemporaryDirectory() as folder:
+        todo = steps(Path(folder), args.quick)
+        if unknown := set(args.steps or ()) - set(todo):
+            parser.error(f'--steps: {", ".join(sorted(unknown))} is none of {", ".join(todo)}')
+        try:
+            measure.check_out(args.out)
+        except ValueError as error:
+            parser.error(str(error))
+        record = measure.Record('gpu_check', args.out, args.quick, 'cuda')
+        for name in args.steps or todo:
+            start, command = time.monotonic(), todo[name]
+            print(f'== {name}', flush=True)
+            if isinstance(command, str):
+                record.add(step=name, status=f'skipped: {command}')
+            elif start > end - 5:
+                record.add(step=name, status='skipped: no time left')
+            else:
+                status = run(command, end - start)
+                failed += [name] if status != 'passed' else []
+                record.add(step=name, status=status, seconds=time.monotonic() - start)
+            rows = Path(folder) / f'{name}.jsonl'
+            for row in measure.read(rows)[1] if rows.exists() else ():
+                record.add(step=name, **row)
+    if failed:
+        print(f'gpu_check: failed: {", ".join(failed)}')
+    return int(bool(failed))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
