@@ -19,7 +19,7 @@ MPI = {
 
 @pytest.fixture
 def started(monkeypatch) -> list[str]:
-    """Backends of the process groups that were started; none really is."""
+    """Backends of the process groups that ``prepare`` asks for; none is started."""
     groups = []
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', *SLURM, *MPI):
         monkeypatch.setenv(name, '')  # so that monkeypatch restores what the code sets
@@ -87,9 +87,18 @@ def test_slurm_jobs_on_one_node_have_their_own_ports(started, monkeypatch, devic
     assert os.environ['MASTER_PORT'] == '29501'
 
 
-def test_launcher_without_its_variables_is_refused(started):
-    with pytest.raises(UserError, match='RANK, WORLD_SIZE, LOCAL_RANK: start with tools/dist_tra'):
-        prepared('pytorch')
+@pytest.mark.parametrize(
+    'launcher, sentence',
+    [
+        ('pytorch', 'RANK, WORLD_SIZE, LOCAL_RANK: start with tools/dist_train.sh'),
+        ('slurm', 'SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID: start with tools/slurm_train.sh'),
+        ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK: start with mpirun'),
+    ],
+)
+def test_launcher_without_its_variables_is_refused(started, launcher, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prepared(launcher)
+    assert started == []
 
 
 def test_more_processes_than_gpus_are_refused(started, monkeypatch):

@@ -1,12 +1,40 @@
+import pickle
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 
-from tests.tools.tiny_run import TinyRun, train_tiny
+from tests.tools.tiny_run import TinyRun, run_tool, train_tiny
 
 
 @pytest.fixture(scope='session')
 def tiny_run(tmp_path_factory) -> Callable[[str], TinyRun]:
     """The finished run of a task; trained when it is first asked for."""
     return cache(lambda task: train_tiny(tmp_path_factory.mktemp(task), task))
+
+
+@pytest.fixture(scope='session')
+def predictions(tiny_run, tmp_path_factory) -> Callable[[str], list[dict]]:
+    """What tools/test.py predicts for the validation images of a task, with further arguments."""
+
+    def predict(task: str, *args: str) -> list[dict]:
+        run, folder = tiny_run(task), tmp_path_factory.mktemp('predictions')
+        out = folder / 'all.pkl'
+        args = ('--work-dir', folder, '--out', out, *args)
+        assert run_tool('test.py', run.config, run.checkpoint, *args) == 0
+        return pickle.loads(out.read_bytes())  # written by the tool just now
+
+    return cache(predict)
+
+
+@pytest.fixture
+def failure(capsys) -> Callable[..., str]:
+    """Run a tool that must fail with one sentence; the sentence."""
+
+    def run(name: str, *args: object, options: tuple[str, ...] = ()) -> str:
+        assert run_tool(name, *args, options=options) == 1
+        error = capsys.readouterr().err
+        assert 'Traceback' not in error
+        return error.strip().splitlines()[-1]
+
+    return run

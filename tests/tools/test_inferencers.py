@@ -1,7 +1,6 @@
 """The inferencers of the three libraries agree with tools/test.py."""
 
 import json
-import pickle
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from grootv.checkpoint import install_safe_loader
-from tests.tools.tiny_run import ROOT, TinyRun, run_tool
+from tests.tools.tiny_run import ROOT, TinyRun
 
 
 def without_data(run: TinyRun) -> Config:
@@ -54,17 +53,13 @@ def inferencers(tiny_run) -> dict:
     return {task: build(tiny_run(task)) for task, build in BUILDERS.items()}
 
 
-@pytest.fixture(scope='module')
-def tested(tiny_run, tmp_path_factory):
+@pytest.fixture
+def tested(tiny_run, predictions):
     """What tools/test.py predicts for the first image of a task, and the image's path."""
 
     def test(task: str) -> tuple[dict, str]:
-        run, folder = tiny_run(task), tmp_path_factory.mktemp('tested')
-        args = ('--work-dir', folder, '--out', folder / 'all.pkl')
-        assert run_tool('test.py', run.config, run.checkpoint, *args) == 0
-        first = pickle.loads((folder / 'all.pkl').read_bytes())[0]  # written by the test itself
-        image = first['img_path'] if 'img_path' in first else run.config.parent / 'images/val/0/00.png'
-        return first, str(image)
+        first = predictions(task)[0]
+        return first, str(first.get('img_path', tiny_run(task).config.parent / 'images/val/0/00.png'))
 
     return test
 
@@ -120,7 +115,7 @@ def test_label_maps(inferencers, tested, tmp_path):
     assert [path.name for path in pictures(tmp_path / 'vis')] == ['00000001_vis.jpg', Path(path).name]
 
 
-def test_the_colours_of_a_drawn_label_map_are_those_of_the_config(inferencers, tiny_run):
+def test_colours_of_a_drawn_label_map_are_those_of_the_config(inferencers, tiny_run):
     run = tiny_run('segmentation')
     metainfo = Config.fromfile(run.config).test_dataloader.dataset.metainfo
     kept = inferencers['segmentation'].model.dataset_meta
@@ -128,7 +123,7 @@ def test_the_colours_of_a_drawn_label_map_are_those_of_the_config(inferencers, t
     assert kept['palette'] == metainfo.palette
 
 
-def test_the_measurement_of_the_page_runs(capsys):
+def test_measurement_of_the_page_runs(capsys):
     code = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/inference.md').read_text(), re.DOTALL)[-1]
     code = code.replace('(800, 1333)', '(32, 53)')
     exec(compile(code.replace("'configs/", f"'{ROOT}/configs/"), 'docs/inference.md', 'exec'), {})

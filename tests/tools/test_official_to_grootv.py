@@ -1,6 +1,4 @@
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +6,9 @@ from mmpretrain.registry import MODELS
 
 from grootv.errors import UserError
 from tests.tools import published_network
+from tests.tools.tiny_run import load_tool
 
-TOOL = Path(__file__).parents[2] / 'tools/model_converters/official_to_grootv.py'
-spec = importlib.util.spec_from_file_location('official_to_grootv', TOOL)
-official_to_grootv = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(official_to_grootv)
-
+official_to_grootv = load_tool('model_converters/official_to_grootv.py')
 WIDTH, DEPTHS, CLASSES = 8, [2, 1, 2, 1], 5
 
 
@@ -35,14 +30,13 @@ def write(path, content):
     return str(path)
 
 
-@pytest.mark.parametrize('layer_scale', [False, True])
-@pytest.mark.parametrize('size', [(40, 40), (37, 29)])
 @pytest.mark.parametrize(
     ('dtype', 'logits_tolerance', 'gradient_tolerance'),
-    # Float32 must tell a wrong formula; float64 tells even a wrong epsilon of a LayerNorm.
+    # A wrong formula fails in float32; float64 also finds a wrong epsilon of a LayerNorm.
     [(torch.float32, 5e-4, 2e-3), (torch.float64, 1e-9, 1e-9)],
 )
-def test_the_converted_network_is_the_published_one(
+@pytest.mark.parametrize(('size', 'layer_scale'), [((40, 40), False), ((37, 29), True)])
+def test_converted_network_is_the_published_one(
     dtype, logits_tolerance, gradient_tolerance, size, layer_scale
 ):
     published = parameters(dtype, layer_scale=layer_scale)
@@ -77,7 +71,7 @@ def test_the_converted_network_is_the_published_one(
 
 
 @pytest.mark.parametrize('wrap', [lambda p: p, lambda p: {'model': p, 'epoch': 299}])
-def test_files(tmp_path, wrap, capsys):
+def test_converted_file_builds_and_loads(tmp_path, wrap, capsys):
     published = {f'module.{k}': v for k, v in parameters(torch.float64).items()}
     source = write(tmp_path / 'published.pth', wrap(published))
     official_to_grootv.main([source, str(tmp_path / 'new' / 'ours.pth')])
@@ -105,10 +99,6 @@ def test_published_sizes_get_their_names(width, depth, arch):
     assert official_to_grootv.infer_config(published) == config
 
 
-def renamed(published, old, new):
-    return {new if key == old else key: value for key, value in published.items()}
-
-
 def changed(key, value):
     return lambda published: {**published, key: value}
 
@@ -134,7 +124,7 @@ def changed(key, value):
         (lambda p: {'model': None}, "'model' of the checkpoint is NoneType, not parameters"),
     ],
 )  # fmt: skip
-def test_a_foreign_key_is_named(tmp_path, spoil, message):
+def test_foreign_key_is_named(tmp_path, spoil, message):
     target = tmp_path / 'ours.pth'
     target.write_text('precious')
     with pytest.raises(UserError, match=message):
@@ -142,7 +132,7 @@ def test_a_foreign_key_is_named(tmp_path, spoil, message):
     assert target.read_text() == 'precious'
 
 
-def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_target_as_it_was(tmp_path, monkeypatch):
     source, target = write(tmp_path / 'a.pth', parameters()), tmp_path / 'ours.pth'
     target.write_text('precious')
 
@@ -157,12 +147,12 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ['a.pth', 'ours.pth']
 
 
-def test_a_folder_is_no_target(tmp_path):
+def test_folder_is_refused_as_target(tmp_path):
     with pytest.raises(UserError, match='is a folder: give the file'):
         official_to_grootv.main([write(tmp_path / 'a.pth', parameters()), str(tmp_path)])
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
+def test_code_in_a_checkpoint_runs_only_if_trusted(tmp_path):
     class Trap:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / 'sprung'),))

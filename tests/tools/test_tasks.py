@@ -1,4 +1,4 @@
-"""Training and testing of all three tasks; test_train.py and test_test.py have the rest of classification."""
+"""Training and testing of all three tasks; test_train.py and test_test.py hold the rest of classification."""
 
 import json
 import multiprocessing
@@ -41,7 +41,7 @@ def metrics(run: TinyRun) -> dict[str, float]:
 
 
 def one_after_another(runs: dict[str, TinyRun], folder: Path) -> dict[str, dict]:
-    """Train and test each task in this process; losses, metrics and what each one left in force."""
+    """Train and test each task in this process; losses, metrics, default scope and visualizer afterwards."""
     found = {}
     for task, run in runs.items():
         work_dir = folder / task
@@ -60,15 +60,12 @@ def one_after_another(runs: dict[str, TinyRun], folder: Path) -> dict[str, dict]
     return found
 
 
-@pytest.mark.parametrize('fresh', [False, True], ids=['in order', 'in reverse order, in a fresh process'])
-def test_three_libraries_share_a_process(tiny_run, tmp_path, fresh):
+def test_three_libraries_share_a_process_in_any_order(tiny_run, tmp_path):
+    """This process trains them in order; a fresh one trains and tests them in reverse order."""
     runs = {task: tiny_run(task) for task in TASKS}
-    if fresh:
-        reverse = {task: runs[task] for task in reversed(TASKS)}
-        with multiprocessing.get_context('spawn').Pool(1) as pool:
-            found = pool.apply(one_after_another, (reverse, tmp_path))
-    else:
-        found = one_after_another(runs, tmp_path)
+    reverse = {task: runs[task] for task in reversed(TASKS)}
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        found = pool.apply(one_after_another, (reverse, tmp_path))
     for task, run in runs.items():
         assert found[task]['scope'] == SCOPES[task]
         assert found[task]['visualizer'] == VISUALIZERS[task]
@@ -81,7 +78,7 @@ def test_three_libraries_share_a_process(tiny_run, tmp_path, fresh):
 
 
 @pytest.mark.parametrize('task, number', [('detection', signal.SIGTERM), ('segmentation', signal.SIGINT)])
-def test_a_stopped_run_ends_like_an_uninterrupted_one(tiny_run, tmp_path, monkeypatch, task, number):
+def test_stopped_run_ends_like_an_uninterrupted_one(tiny_run, tmp_path, monkeypatch, task, number):
     """Stopped after iteration 6 of 8; the last checkpoint is of iteration 4."""
     run = tiny_run(task)
 
@@ -107,7 +104,7 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(tiny_run, tmp_path, monkey
     assert all(torch.equal(value, again['state_dict'][name]) for name, value in whole['state_dict'].items())
 
 
-def test_ctrl_c_reaches_the_loading_processes_too_and_ends_in_one_sentence(tiny_run, tmp_path):
+def test_ctrl_c_ends_in_one_sentence_with_loading_processes(tiny_run, tmp_path):
     """A terminal sends SIGINT to every process of the run.
 
     Right after a checkpoint these processes end and start, where Python loses the exception of a signal.
@@ -135,8 +132,8 @@ def test_ctrl_c_reaches_the_loading_processes_too_and_ends_in_one_sentence(tiny_
 
     assert process.returncode == 128 + signal.SIGINT, stderr
     # A loader that was being made may add what Python ignored at its end.
-    (told,) = [line for line in stderr.splitlines() if line.startswith('train.py: ')]
-    assert told.startswith('train.py: stopped by SIGINT; continue from') and told.endswith('with --resume')
+    (line,) = [line for line in stderr.splitlines() if line.startswith('train.py: ')]
+    assert line.startswith('train.py: stopped by SIGINT; continue from') and line.endswith('with --resume')
 
     iteration = load_checkpoint_file((tmp_path / 'last_checkpoint').read_text())['meta']['iter']
     options = (f'train_cfg.max_iters={iteration + 1}',)
@@ -146,10 +143,6 @@ def test_ctrl_c_reaches_the_loading_processes_too_and_ends_in_one_sentence(tiny_
 
 
 # Testing -------------------------------------------------------------------------------------
-
-
-def unpickle(path: Path) -> list[dict]:
-    return pickle.loads(path.read_bytes())  # written by the test itself
 
 
 @pytest.mark.parametrize('task', SCENES)
@@ -169,14 +162,6 @@ def test_metrics_and_pictures(tiny_run, tmp_path, task):
         assert left.std() > 10 and (left != right).any()
 
 
-def predictions(run: TinyRun, folder: Path, *args: str) -> list[dict]:
-    out = folder / 'predictions.pkl'
-    assert run_tool('test.py', run.config, run.checkpoint, '--work-dir', folder, '--out', out, *args) == 0
-    found = unpickle(out)
-    assert len(found) == 3
-    return found
-
-
 def check_boxes(objects: dict, most: int) -> None:
     """Boxes of an image of 128 x 128 pixels with ten classes."""
     assert 0 < len(objects['bboxes']) == len(objects['scores']) == len(objects['labels']) <= most
@@ -185,16 +170,19 @@ def check_boxes(objects: dict, most: int) -> None:
     assert ((objects['labels'] >= 0) & (objects['labels'] < 10)).all()
 
 
-def test_predicted_objects(tiny_run, tmp_path):
-    for image in predictions(tiny_run('detection'), tmp_path):
+def test_predicted_objects(predictions):
+    images = predictions('detection')
+    assert len(images) == 3
+    for image in images:
         objects = image['pred_instances']
         check_boxes(objects, most=20)
         assert len(objects['masks']) == len(objects['bboxes'])
         assert coco_mask.decode(objects['masks']).shape[:2] == image['ori_shape'] == (128, 128)
 
 
-def test_predicted_label_maps(tiny_run, tmp_path):
-    plain, views = (predictions(tiny_run('segmentation'), tmp_path, *args) for args in ((), ('--tta',)))
+def test_predicted_label_maps(predictions):
+    plain, views = predictions('segmentation'), predictions('segmentation', '--tta')
+    assert len(plain) == 3
     for image in (*plain, *views):
         labels = image['pred_sem_seg']['data']
         assert labels.shape == (1, 128, 128)
@@ -202,15 +190,6 @@ def test_predicted_label_maps(tiny_run, tmp_path):
     # The averaged sample keeps the scores of its last view.
     pairs = zip(plain, views, strict=True)
     assert not any(torch.equal(a['seg_logits']['data'], b['seg_logits']['data']) for a, b in pairs)
-
-
-def test_masks_have_no_tta_and_the_tool_says_so(tiny_run, tmp_path, capsys):
-    run = tiny_run('detection')
-    assert run_tool('test.py', run.config, run.checkpoint, '--work-dir', tmp_path, '--tta') == 1
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told == [
-        f'test.py: --tta: {run.config} predicts masks, which mmdet cannot average over views: leave --tta out'
-    ]
 
 
 def test_boxes_without_masks_have_tta(tiny_run, tmp_path):
@@ -245,7 +224,11 @@ tta_pipeline = _base_.tta_pipeline
     model = Config.fromfile(config).model
     init_default_scope('mmdet')
     torch.save(dict(state_dict=MODELS.build(model).state_dict()), tmp_path / 'untrained.pth')
-    untrained = TinyRun(config, tmp_path, tmp_path / 'untrained.pth')
-    for image in predictions(untrained, tmp_path, '--tta'):
+    out = tmp_path / 'predictions.pkl'
+    args = ('--work-dir', tmp_path, '--tta', '--out', out)
+    assert run_tool('test.py', config, tmp_path / 'untrained.pth', *args) == 0
+    images = pickle.loads(out.read_bytes())  # written by the tool just now
+    assert len(images) == 3
+    for image in images:
         check_boxes(image['pred_instances'], most=100)
         assert 'masks' not in image['pred_instances']

@@ -135,7 +135,7 @@ class TinyRun:
     """A finished training.
 
     Attributes:
-        config: Its config; the data lie beside it.
+        config: Its config; the data are in the same folder.
         work_dir: What it left.
         checkpoint: The last one.
     """

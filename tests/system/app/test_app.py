@@ -109,7 +109,7 @@ def test_upload_click_and_choose(page, picture):
     wait_for(lambda: page.picture('affinities') == first, 'the first affinity')
 
 
-def test_a_picture_twice_as_wide_is_clicked_where_it_lies(page, tmp_path):
+def test_click_on_a_wide_picture_marks_that_pixel(page, tmp_path):
     Image.radial_gradient('L').resize((200, 100)).save(tmp_path / 'wide.jpg')
     show(page, tmp_path / 'wide.jpg', 'detection')
     assert page.message() == '64 x 128 pixels reach the network; row 32, column 64 is marked.'
@@ -118,7 +118,7 @@ def test_a_picture_twice_as_wide_is_clicked_where_it_lies(page, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['detection', 'segmentation'])
-def test_what_is_found_is_drawn(page, picture, kind):
+def test_predictions_are_drawn(page, picture, kind):
     show(page, picture, kind)
     drawn = wait_for(lambda: page.picture('drawn'), 'the prediction')
     assert not [element for element in page.all('#scores') if element.is_displayed()]
@@ -129,7 +129,7 @@ def test_what_is_found_is_drawn(page, picture, kind):
     assert (shown != original).any()
 
 
-def test_a_broken_file_gets_a_sentence_and_the_next_picture_works(page, picture, tmp_path):
+def test_broken_file_gets_a_sentence_and_the_next_picture_works(page, picture, tmp_path):
     show(page, picture)
     (tmp_path / 'cut.png').write_bytes(picture.read_bytes()[:2000])
     page.upload(tmp_path / 'cut.png')
@@ -139,7 +139,7 @@ def test_a_broken_file_gets_a_sentence_and_the_next_picture_works(page, picture,
     show(page, picture)
 
 
-def test_a_file_of_another_type_and_a_huge_one_are_turned_away(page, tmp_path):
+def test_other_types_and_huge_files_are_refused(page, tmp_path):
     (tmp_path / 'text.txt').write_text('no picture')
     page.upload(tmp_path / 'text.txt')
     wait_for(lambda: any('Invalid file type' in toast.text for toast in page.all('.toast-body')), 'the toast')
@@ -148,20 +148,20 @@ def test_a_file_of_another_type_and_a_huge_one_are_turned_away(page, tmp_path):
     wait_for(lambda: any('maximum' in toast.text for toast in page.all('.toast-body')), 'the toast')
 
 
-def test_the_page_fits_the_screen_and_asks_nobody_else(page, picture):
+def test_page_fits_the_screen_and_requests_nothing_elsewhere(page, picture):
     show(page, picture)
     wide, tall, about = page.driver.execute_script(
         'const page = document.documentElement; return [page.scrollWidth, page.scrollHeight,'
         ' [...document.querySelectorAll("#about, #about div")].map(getComputedStyle).map(s => s.overflowY)]'
     )
     assert wide <= SIZE[0] and tall <= SIZE[1]
-    assert set(about) == {'visible'}  # no scroll bars beside the formula
+    assert set(about) == {'visible'}  # no scroll bars next to the formula
     urls = page.requested()
     assert len(urls) > 10
     assert {urlparse(url).netloc for url in urls} == {urlparse(page.address).netloc}
 
 
-def test_no_other_address_of_the_machine_is_served(page):
+def test_only_the_loopback_address_is_served(page):
     port = urlparse(page.address).port
     assert urlparse(page.address).hostname == '127.0.0.1'
     with pytest.raises(ConnectionRefusedError):

@@ -124,32 +124,21 @@ def test_training_and_testing_on_two_tasks(slurm, tmp_path):
     assert f'{trained["accuracy/top1"]:.4f}' in out.read_text()
 
 
-def test_a_refused_config_reaches_the_caller(slurm, tmp_path):
+def test_error_of_a_config_reaches_the_caller(slurm, tmp_path):
     status, messages = finish(slurm.start('slurm_train.sh', 'absent.py', tmp_path))
     assert status in (1, ENDED)
     assert 'train.py: config absent.py does not exist' in messages
 
 
-@pytest.fixture
-def python(tmp_path) -> Callable[[str], str]:
-    """Writes a stand-in for Python, a shell script."""
-
-    def write(script: str) -> str:
-        path = tmp_path / 'python'
-        path.write_text(f'#!/bin/sh\n{script}\n')
-        path.chmod(0o755)
-        return str(path)
-
-    return write
-
-
-def test_the_exit_status_of_a_task_reaches_the_caller(slurm, tmp_path, python):
-    script = python('if [ "$SLURM_PROCID" = 0 ]; then exit 0; fi; sleep 1; exit 7')
-    status, _ = finish(slurm.start('slurm_train.sh', CONFIG, tmp_path, PYTHON=script))
+def test_exit_status_of_a_task_reaches_the_caller(slurm, tmp_path):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\nif [ "$SLURM_PROCID" = 0 ]; then exit 0; fi; sleep 1; exit 7\n')
+    python.chmod(0o755)
+    status, _ = finish(slurm.start('slurm_train.sh', CONFIG, tmp_path, PYTHON=str(python)))
     assert status == 7
 
 
-def test_a_killed_rank_ends_the_job(slurm, tmp_path):
+def test_killed_rank_ends_the_job(slurm, tmp_path):
     """Even if the other one hangs."""
     launcher = slurm.start('slurm_train.sh', CONFIG, tmp_path, *slurm.options(1000))
     wait_for(lambda: last_checkpoint(tmp_path) or launcher.poll() is not None, 'the first checkpoint')
@@ -167,8 +156,8 @@ def test_a_killed_rank_ends_the_job(slurm, tmp_path):
             os.kill(pid, 0)
 
 
-def test_a_requeued_job_resumes_from_its_last_checkpoint(slurm, tmp_path):
-    """The template asks to be requeued when it is told that the time limit is near."""
+def test_requeued_job_resumes_from_its_last_checkpoint(slurm, tmp_path):
+    """The template requeues itself when a signal says that the time limit is near."""
     epochs, log, work_dir = 4, tmp_path / 'log', tmp_path / 'run'
     resources = ('--nodes=1', '--ntasks-per-node=2', '--gres=gpu:2', '--cpus-per-task=1')
     script = ('tools/slurm_train.sbatch', CONFIG, work_dir, *slurm.options(epochs))
