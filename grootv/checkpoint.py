@@ -185,48 +185,40 @@ def check_keys(
             break
         model = model.module
     wanted, found = model.state_dict(), state_dict_of(checkpoint)
-    faults = misfits(wanted, found)
-    if not faults:
+    misfits, fits = compare(wanted, found)
+    if not misfits:
         return
-    text = describe(faults) + other_classes(checkpoint, classes)
+    name, text = type(model).__name__, misfits + other_classes(checkpoint, classes)
     if strict:
         raise UserError(
-            f'checkpoint does not fit the model {type(model).__name__} of the config '
-            f'({text}): give the config that the checkpoint was trained with'
+            f'checkpoint does not fit the model {name} of the config ({text}): '
+            'give the config that the checkpoint was trained with'
         )
-    if not fitting(wanted, found):
+    if not fits:
         raise UserError(
-            f'checkpoint shares no weight with the model {type(model).__name__} of the config '
+            f'checkpoint shares no weight with the model {name} of the config '
             f'(it holds {first(found)}; the model needs {first(wanted)}): load another file'
         )
-    print_log(
-        f'checkpoint fits the model {type(model).__name__} in part, the rest is not loaded ({text})',
-        'current',
-        logging.WARNING,
-    )
+    warn(f'checkpoint fits the model {name} in part, the rest is not loaded ({text})')
 
 
-def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Names of the weights that cannot be loaded, by what is wrong with them."""
-    faults = {
+def compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, bool]:
+    """The weights that cannot be loaded, in words (empty if there are none), and whether any can."""
+    shared = [name for name in wanted if name in found]
+    other = [name for name in shared if found[name].shape != wanted[name].shape]
+    misfits = {
         'missing': [name for name in wanted if name not in found and 'num_batches_tracked' not in name],
         'unknown': [name for name in found if name not in wanted],
         'other shape': [
-            f'{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}'
-            for name in wanted
-            if name in found and found[name].shape != wanted[name].shape
+            f'{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}' for name in other
         ],
     }
-    return {kind: names for kind, names in faults.items() if names}
+    text = '; '.join(f'{kind}: {first(names)}' for kind, names in misfits.items() if names)
+    return text, len(shared) > len(other)
 
 
-def describe(faults: Mapping[str, list[str]]) -> str:
-    return '; '.join(f'{kind}: {first(names)}' for kind, names in faults.items())
-
-
-def fitting(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Names of the weights that can be loaded."""
-    return [name for name in wanted if name in found and found[name].shape == wanted[name].shape]
+def warn(text: str) -> None:
+    print_log(text, 'current', logging.WARNING)
 
 
 def other_classes(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) -> str:

@@ -5,7 +5,6 @@ know of a single sample is in ``grootv.datasets``; checkpoints are compared with
 ``grootv.checkpoint``.
 """
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,19 +12,10 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from grootv.checkpoint import (
-    describe,
-    fitting,
-    initialisations,
-    is_pretrained,
-    members,
-    misfits,
-    state_dict_of,
-)
+from grootv.checkpoint import compare, initialisations, is_pretrained, members, state_dict_of, warn
 from grootv.errors import UserError, first
 
 
@@ -127,7 +117,7 @@ def check_pretrained_fit(model: Any) -> None:
 
 
 def _compare_pretrained(module: nn.Module, path: str, prefix: str | None) -> None:
-    wanted, name = module.state_dict(), type(module).__name__
+    name = type(module).__name__
     checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
     if prefix is None:
         found = state_dict_of(checkpoint)
@@ -140,18 +130,14 @@ def _compare_pretrained(module: nn.Module, path: str, prefix: str | None) -> Non
                 f'pretrained weights {path} have none under the prefix {prefix} that {name} asks for '
                 f'(they hold {first(state)}): set the prefix in init_cfg, or load another file'
             )
-    faults = misfits(wanted, found)
-    if not fitting(wanted, found):
+    misfits, fits = compare(module.state_dict(), found)
+    if not fits:
         raise UserError(
-            f'pretrained weights {path} do not fit {name} ({describe(faults)}): '
+            f'pretrained weights {path} do not fit {name} ({misfits}): '
             'load those of a network of the same arch'
         )
-    if faults:
-        print_log(
-            f'pretrained weights {path} fit {name} in part, the rest starts at random ({describe(faults)})',
-            'current',
-            logging.WARNING,
-        )
+    if misfits:
+        warn(f'pretrained weights {path} fit {name} in part, the rest starts at random ({misfits})')
 
 
 def check_schedule(cfg: Config) -> None:

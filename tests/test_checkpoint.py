@@ -193,7 +193,7 @@ def classifier(count: int) -> dict:
 
 def test_both_numbers_of_classes_are_reported(monkeypatch):
     warnings = []
-    monkeypatch.setattr(module, 'print_log', lambda text, *_: warnings.append(text))
+    monkeypatch.setattr(module, 'warn', warnings.append)
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     shapes = '1.weight (5, 3) instead of (2, 3), 1.bias (5,) instead of (2,)'
     counts = '; it was trained with 5 classes, a, b, c and 2 more, and the config has 2, x, y'
