@@ -14,9 +14,10 @@ import re
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
-from grootv.checkpoint import load_checkpoint_file
+from grootv.checkpoint import build_model, load_checkpoint_file
 from grootv.cli import run
 from grootv.errors import UserError
 from grootv.files import write_atomically
@@ -124,10 +125,8 @@ def infer_depth(published: dict[str, Tensor], level: int) -> int:
 
 def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Shapes of the classifier's state dict, without allocating it."""
-    from mmpretrain.registry import MODELS
-
     with torch.device('meta'):
-        model = MODELS.build(config)
+        model = build_model(Config(dict(model=config)))
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
