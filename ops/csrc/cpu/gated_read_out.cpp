@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     Tensor vectors[PARAMETERS] = {new_vector(), new_vector(), new_vector(), new_vector(), new_vector()};
     in.dispatch([&]<class acc_t, class scalar_t>(acc_t, scalar_t) {
         const int64_t tasks = (in.rows() + TASK_VERTICES - 1) / TASK_VERTICES, channels = in.channels;
-        std::vector<acc_t> parts(tasks * PARAMETERS * channels);  // the same for any number of threads
+        std::vector<acc_t> parts(tasks * PARAMETERS * channels);
         for_each_task(in, [&](int64_t task, int64_t row, int64_t offset, int64_t rows) {
             Workspace workspace;
             acc_t* part = parts.data() + task * PARAMETERS * channels;
@@ -182,11 +182,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                               grad_x.mutable_data_ptr<acc_t>() + offset, grad_z.mutable_data_ptr<scalar_t>() + offset,
                               sums, workspace.take<acc_t>(channels), workspace.take<acc_t>(channels));
         });
-        std::vector<double> total(PARAMETERS * channels);
-        for (int64_t task = 0; task < tasks; ++task)
-            for (int64_t i = 0; i < PARAMETERS * channels; ++i) total[i] += parts[task * PARAMETERS * channels + i];
         for (int64_t k = 0; k < PARAMETERS; ++k)
-            std::copy_n(total.begin() + k * channels, channels, vectors[k].mutable_data_ptr<acc_t>());
+            add_parts<double>(parts.data() + k * channels, tasks, PARAMETERS * channels, channels,
+                              vectors[k].mutable_data_ptr<acc_t>());
     });
     return {grad_h, grad_C, grad_x, vectors[0], grad_z, vectors[1], vectors[2], vectors[3], vectors[4]};
 }

@@ -104,7 +104,7 @@ GROOTV_INLINE void prefetch(TileRows<T> rows, int64_t vertex, int64_t channels) 
     for (int64_t c = 0; c < channels; c += CACHE_LINE) __builtin_prefetch(rows[vertex] + c, !std::is_const_v<T>);
 }
 
-constexpr int64_t AHEAD = 4;  // positions to prefetch ahead: the vertices of a level lie scattered
+constexpr int64_t AHEAD = 4;  // positions to prefetch ahead: the vertices of a level are scattered
 
 // Where sums are kept: in the result itself if it has their type, else in scratch memory.
 template <class scalar_t, class acc_t = acc_type<scalar_t>>
@@ -218,9 +218,9 @@ struct KeepGradients {
 };
 
 // The gradient of the signal is the scan of the gradient, because P(i, j) is symmetric. That of a decay multiplies what
-// comes down its edge by what goes up, for signal and gradient in turn.
+// comes down its edge by what goes up, for signal and gradient each.
 // On entry sum and grad_sum hold the up passes; on return grad_sum holds the gradient of the signal. `window` keeps
-// the totals of the last vertices until their children have read them, since grad_decay may lie in sum's place.
+// the totals of the last vertices until their children have read them, since grad_decay may be in sum's place.
 // consumer.finish(v) is called once both gradients of v are known, and may overwrite grad_decay[v].
 template <class scalar_t, class acc_t, class Consumer>
 GROOTV_INLINE void down_pass_backward(TreeSchedule tree, int64_t channels, TileRows<const scalar_t> decay,

@@ -228,7 +228,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     Tensor grad_B = torch::stable::new_empty(B, {batch, vertices});
     dispatch(x, delta_softplus, [&]<class scalar_t, bool SOFTPLUS>(scalar_t, std::bool_constant<SOFTPLUS>) {
         using acc_t = acc_type<scalar_t>;
-        // Partial sums, which are the same for any number of threads.
         const int64_t groups = (channels + SUM_CHANNELS - 1) / SUM_CHANNELS;
         std::vector<double> A_sums(batch * channels), bias_sums(batch * channels);
         std::vector<acc_t> B_sums(batch * groups * vertices);
@@ -261,24 +260,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
                 take_zeros((tile.channels + SIMD_WIDTH - 1) / SIMD_WIDTH * SIMD_WIDTH)};
             scan_tile_backward(tile.tree, in, tile.rows<const scalar_t>(g), window, window_size, gradients);
         });
-        auto add_items = [&](const std::vector<double>& sums, Tensor& to) {
-            acc_t* sum = to.mutable_data_ptr<acc_t>();
-            for (int64_t c = 0; c < channels; ++c) {
-                double total = 0;
-                for (int64_t item = 0; item < batch; ++item) total += sums[item * channels + c];
-                sum[c] = static_cast<acc_t>(total);
-            }
-        };
-        add_items(A_sums, grad_A);
-        add_items(bias_sums, grad_delta_bias);
-        scalar_t* to_B = grad_B.mutable_data_ptr<scalar_t>();
-        for (int64_t item = 0; item < batch; ++item) {
-            for (int64_t v = 0; v < vertices; ++v) {
-                acc_t total = 0;
-                for (int64_t i = 0; i < groups; ++i) total += B_sums[(item * groups + i) * vertices + v];
-                to_B[item * vertices + v] = static_cast<scalar_t>(total);
-            }
-        }
+        add_parts<double>(A_sums.data(), batch, channels, channels, grad_A.mutable_data_ptr<acc_t>());
+        add_parts<double>(bias_sums.data(), batch, channels, channels, grad_delta_bias.mutable_data_ptr<acc_t>());
+        for (int64_t item = 0; item < batch; ++item)
+            add_parts<acc_t>(B_sums.data() + item * groups * vertices, groups, vertices, vertices,
+                             grad_B.mutable_data_ptr<scalar_t>() + item * vertices);
     });
     return {grad_x, grad_delta, grad_A, grad_B, grad_delta_bias};
 }

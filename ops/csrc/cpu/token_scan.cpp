@@ -294,7 +294,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
         TokenReader<scalar_t> reader(scan, x, delta, A, B, C, delta_bias, delta_softplus);
         const int64_t padded = reader.states, row = TILE * padded;
         const int64_t groups = (channels + SUM_CHANNELS - 1) / SUM_CHANNELS;
-        // Partial sums, which are the same for any number of threads.
         std::vector<double> A_sums(batch * groups * SUM_CHANNELS * padded), bias_sums(batch * groups * SUM_CHANNELS);
         std::vector<acc_t> B_sums(batch * groups * length * padded), C_sums(batch * groups * length * padded);
         parallel_for_each(scan.function, batch * groups, [&](int64_t task) {
@@ -330,28 +329,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
             }
         });
 
-        auto* to_A = grad_A.mutable_data_ptr<acc_t>();
-        auto* to_bias = grad_delta_bias.mutable_data_ptr<acc_t>();
-        for (int64_t c = 0; c < channels; ++c) {
-            auto total = [&](const std::vector<double>& sums, int64_t width, int64_t n) {
-                double sum = 0;
-                for (int64_t item = 0; item < batch; ++item)
-                    sum += sums[(item * groups * SUM_CHANNELS + c) * width + n];
-                return static_cast<acc_t>(sum);
-            };
-            to_bias[c] = total(bias_sums, 1, 0);
-            for (int64_t n = 0; n < states; ++n) to_A[c * states + n] = total(A_sums, padded, n);
-        }
+        const int64_t item_channels = groups * SUM_CHANNELS;
+        add_parts<double>(bias_sums.data(), batch, item_channels, channels, grad_delta_bias.mutable_data_ptr<acc_t>());
+        for (int64_t c = 0; c < channels; ++c)
+            add_parts<double>(A_sums.data() + c * padded, batch, item_channels * padded, states,
+                              grad_A.mutable_data_ptr<acc_t>() + c * states);
         auto add_groups = [&](const std::vector<acc_t>& sums, scalar_t* to) {
-            parallel_for_each(scan.function, batch, [&](int64_t item) {
-                for (int64_t t = 0; t < length; ++t) {
-                    for (int64_t n = 0; n < states; ++n) {
-                        acc_t total = 0;
-                        for (int64_t i = 0; i < groups; ++i)
-                            total += sums[((item * groups + i) * length + t) * padded + n];
-                        to[(item * length + t) * states + n] = static_cast<scalar_t>(total);
-                    }
-                }
+            parallel_for_each(scan.function, batch * length, [&](int64_t token) {
+                const int64_t row = token / length * groups * length + token % length;
+                add_parts<acc_t>(sums.data() + row * padded, groups, length * padded, states, to + token * states);
             });
         };
         add_groups(B_sums, grad_B.mutable_data_ptr<scalar_t>());
