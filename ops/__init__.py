@@ -3,7 +3,7 @@
 ====================================== =====================================================
 :func:`grid_edge_weight`               features to the weight of every edge of the grid
 :func:`minimum_spanning_tree`          edge weights to the edges of the tree
-:func:`breadth_first_order`            tree edges to a :class:`Tree`: order and parents
+:func:`breadth_first_order`            tree edges to a :class:`Tree`, order and parents
 :func:`build_tree`                     the three above in one step
 :func:`tree_scan`                      the state-space recurrence along the tree
 :func:`selective_tree_scan`            the same from the parts of a selective state-space model
@@ -15,15 +15,20 @@
 :mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.
 """
 
-from . import convolution as convolution  # its operator has to be there when a compiled model calls it
+from . import convolution as convolution  # registers the operator that compiled models call
 from ._library import onnxruntime_library
-from .edge_weight import METRICS, grid_edge_weight
-from .read_out import gated_read_out
-from .spanning_tree import minimum_spanning_tree, minimum_spanning_tree_from_edges
-from .token_scan import token_scan
-from .token_tree import token_chain, token_edge_weight, token_edges, token_tree
-from .traversal import Tree, breadth_first_order, breadth_first_order_from_edges, build_tree
-from .tree_scan import selective_tree_scan, tree_scan
+from .scan import gated_read_out, selective_tree_scan, tree_scan
+from .tokens import token_chain, token_edge_weight, token_edges, token_scan, token_tree
+from .tree import (
+    METRICS,
+    Tree,
+    breadth_first_order,
+    breadth_first_order_from_edges,
+    build_tree,
+    grid_edge_weight,
+    minimum_spanning_tree,
+    minimum_spanning_tree_from_edges,
+)
 
 __all__ = [
     'METRICS',

@@ -1,4 +1,4 @@
-"""Load the compiled operators; the one place that explains a missing or unusable build."""
+"""Load the compiled operators, or explain why a build is missing or unusable."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ _BUILD = 'build it with `pip install --no-build-isolation -e .` in the checkout'
 
 
 class _Missing:
-    """Stands in for ``torch.ops.grootv`` where the library cannot be loaded."""
+    """Replaces ``torch.ops.grootv`` where the library cannot be loaded."""
 
     def __init__(self, reason: str):
         self._reason = reason
@@ -21,7 +21,7 @@ class _Missing:
 
 
 def _load(library: Path, build: str = _BUILD) -> str | None:
-    """Load a library, or say why it cannot be."""
+    """Load a library, or return the reason why it cannot be."""
     if not library.exists():
         return f'{library.name} is not in {library.parent}; {build}.'
     try:
@@ -32,7 +32,7 @@ def _load(library: Path, build: str = _BUILD) -> str | None:
 
 
 def _explain_missing_cuda(reason: str) -> None:
-    """Let every operator tell the reason when it is called on a CUDA tensor."""
+    """Let every operator raise the reason when it is called on a CUDA tensor."""
 
     def explain(name: str):
         def kernel(*args, **kwargs):
@@ -51,7 +51,7 @@ def _load_all():
     if reason:
         return _Missing(reason)
     if torch.version.cuda:
-        reason = _load(_CUDA, f'{_BUILD}, with nvcc of CUDA {torch.version.cuda.split(".")[0]} at hand')
+        reason = _load(_CUDA, f'{_BUILD}, with nvcc of CUDA {torch.version.cuda.split(".")[0]} available')
         if reason:
             _explain_missing_cuda(reason)
     return torch.ops.grootv
@@ -62,12 +62,12 @@ available = not isinstance(ops, _Missing)
 
 
 def require() -> None:
-    """Raise an ImportError that names the mend if the compiled library is not there."""
+    """Raise an ImportError that says what to do if the compiled library is missing."""
     _ = ops.tree_scan
 
 
 def onnxruntime_library() -> str:
-    """Path of the operators for ONNX Runtime, 1.17 or later, on the CPU.
+    """Return the path of the operators for ONNX Runtime, 1.17 or later, on the CPU.
 
     ``SessionOptions.register_custom_ops_library`` takes it; then sessions run :func:`build_tree`,
     :func:`tree_scan`, :func:`selective_tree_scan` and :func:`gated_read_out` as operators of the domain

@@ -1,18 +1,18 @@
-"""Convolution of a map as one operator that compilers call and do not look into.
+"""Convolution of a map as one operator that compilers call and do not trace.
 
-For ``torch.compile`` and AOTInductor alone. Inductor's own lowering of a convolution compares the strides
+For ``torch.compile`` and AOTInductor only. Inductor's own lowering of a convolution compares the strides
 of its input, and where height and width are both symbolic torch 2.13 fails in that comparison
 (``ValueRangeError: Invalid ranges [0:-1]``, pytorch/pytorch#188422). Sizes written as ceil(H / stride) also
-keep the index expressions of all that follows short.
+keep the index expressions of later operators short.
 
-Plain PyTorch on every device, hence a namespace of its own beside that of the compiled operators.
+Plain PyTorch on every device, hence another namespace than that of the compiled operators.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._fake import check_dim, empty
+from ._register import check_shapes, empty
 
 
 @torch.library.custom_op('grootv_opaque::convolve', mutates_args=())
@@ -59,10 +59,9 @@ def _empty_grads(x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor,
 
 @convolve.register_fake
 def _(x, weight, bias, stride, groups):
-    check_dim('convolve', 'x', x, 4, '(B, H, W, C)')
-    batch, height, width, _ = x.shape
-    size = ((side + stride - 1) // stride for side in (height, width))
-    return empty(x, (batch, *size, weight.shape[0]))
+    sizes = check_shapes('convolve', dict(x=x), {'x': ('B H W C', 'a map')})
+    size = ((sizes[side] + stride - 1) // stride for side in 'HW')
+    return empty(x, (sizes['B'], *size, weight.shape[0]))
 
 
 @convolve_backward.register_fake

@@ -1,4 +1,4 @@
-"""The operators in plain PyTorch, slow and obvious: the yardstick of every kernel.
+"""The operators in plain PyTorch, slow and obvious, which every kernel is compared with.
 
 Names, arguments and results are those of :mod:`grootv.ops`. Trees are equal to the compiled ones bit for
 bit; scans are differentiable by PyTorch itself, to any order.
@@ -9,28 +9,11 @@ import math
 import torch
 from torch import Tensor
 
-from .edge_weight import METRICS, check_metric
 from .grid_graph import grid_edges
-from .token_tree import token_chain, token_edges
-from .traversal import Tree
-
-__all__ = [
-    'METRICS',
-    'Tree',
-    'breadth_first_order',
-    'breadth_first_order_from_edges',
-    'build_tree',
-    'grid_edge_weight',
-    'minimum_spanning_tree',
-    'minimum_spanning_tree_from_edges',
-    'selective_tree_scan',
-    'token_chain',
-    'token_edge_weight',
-    'token_edges',
-    'token_scan',
-    'token_tree',
-    'tree_scan',
-]
+from .tokens import token_chain as token_chain
+from .tokens import token_edges
+from .tree import METRICS as METRICS
+from .tree import Tree, check_metric
 
 SIMD_WIDTH = 16  # csrc/metric.h
 
@@ -181,7 +164,7 @@ def _scan(input: Tensor, decay: Tensor, order: list, parent: list, direction: st
         return torch.stack(up)
     total = {root: up[root]}
     for vertex in below:
-        # up[vertex] already flowed into its parent: take that share out before the total flows back.
+        # up[vertex] already flowed into its parent: remove that share before the total flows back.
         elsewhere = total[parent[vertex]] - decay[vertex] * up[vertex]
         total[vertex] = up[vertex] + decay[vertex] * elsewhere
     return torch.stack([total[vertex] for vertex in range(len(input))])
@@ -197,14 +180,16 @@ def selective_tree_scan(
     delta_softplus: bool = True,
 ) -> Tensor:
     """The tree scan of decays and a signal in full; see :func:`grootv.ops.selective_tree_scan`."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    step = delta.to(wide)
-    if delta_bias is not None:
-        step = step + delta_bias.to(wide)
-    if delta_softplus:
-        step = torch.nn.functional.softplus(step)
-    rate, write = A.to(wide).view(-1), B.to(wide).view(*x.shape[:2], 1)
-    return tree_scan(step * (write * x.to(wide)), torch.exp(step * rate), tree).to(x.dtype)
+    step = _step(delta, delta_bias, delta_softplus)
+    A, B, signal = A.to(step.dtype).view(-1), B.to(step.dtype).view(*x.shape[:2], 1), x.to(step.dtype)
+    return tree_scan(step * (B * signal), torch.exp(step * A), tree).to(x.dtype)
+
+
+def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:
+    """Steps of a selective scan in the dtype that it computes in."""
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    step = delta.to(wide) if delta_bias is None else delta.to(wide) + delta_bias.to(wide)
+    return torch.nn.functional.softplus(step) if delta_softplus else step
 
 
 def gated_read_out(
@@ -250,15 +235,15 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     pairs = edges.tolist()
     trees = []
     for weights, (_, stop) in zip(weight.tolist(), context.tolist(), strict=True):
-        alike = {}  # edge from every token to the earlier one that it is most alike to
+        nearest = {}  # edge from every token to the earlier one that it is most similar to
         for edge in sorted(range(len(pairs)), key=lambda edge: weights[edge]):
-            alike.setdefault(pairs[edge][1], edge)
-        hanging = {}
+            nearest.setdefault(pairs[edge][1], edge)
+        to_parent = {}
         for later in range(1, length):
-            hanging.setdefault(pairs[alike[later]][0], alike[later])
-        for token in set(range(length - 1)).difference(hanging):
-            hanging[token] = pairs.index([token, min(token + reach, stop - 1, length - 1)])
-        trees.append([hanging[token] for token in range(length - 1)])
+            to_parent.setdefault(pairs[nearest[later]][0], nearest[later])
+        for token in set(range(length - 1)).difference(to_parent):
+            to_parent[token] = pairs.index([token, min(token + reach, stop - 1, length - 1)])
+        trees.append([to_parent[token] for token in range(length - 1)])
     tree_edges = torch.tensor(trees, dtype=torch.int32).view(len(x), length - 1)
     return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
 
@@ -274,13 +259,8 @@ def token_scan(
     delta_softplus: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The definition, token by token; see :func:`grootv.ops.token_scan`."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    step = delta.to(wide)
-    if delta_bias is not None:
-        step = step + delta_bias.to(wide)
-    if delta_softplus:
-        step = torch.nn.functional.softplus(step)
-    step = step.unsqueeze(-1)
+    step = _step(delta, delta_bias, delta_softplus).unsqueeze(-1)
+    wide = step.dtype
     decay = torch.exp(A.to(wide) * step)
     signal = step * B.to(wide).unsqueeze(2) * x.to(wide).unsqueeze(-1)
     states = []

@@ -1,5 +1,5 @@
 // Every operator's schema. Kernels register themselves in cpu/ and cuda/; fake kernels, autograd and
-// autocast are registered in Python, in the module of the same name.
+// autocast are registered in Python, by ops/_register.py.
 #include "tensor.h"
 
 STABLE_TORCH_LIBRARY(grootv, m) {

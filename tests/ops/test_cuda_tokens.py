@@ -35,7 +35,7 @@ def test_token_trees_are_equal(backend, monkeypatch, causal):
         expected = ops.token_tree(x, B, context, reach, causal)
         with monkeypatch.context() as patch:
             patch.setenv('GROOTV_NO_WAIT', '1')
-            patch.setattr(importlib.import_module('grootv.ops.token_tree'), 'ops', backend)
+            patch.setattr(importlib.import_module('grootv.ops.tokens'), 'ops', backend)
             assert_same_tree(ops.token_tree(x, B, context, reach, causal), expected)
 
 

@@ -1,0 +1,157 @@
+"""Register what PyTorch needs of an operator besides its kernels: shapes, gradient, autocast and FLOPs.
+
+A shape is a string of sizes, 'B L C' for (B, L, C); the first argument that has a size gives it its value.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ._library import available, ops
+
+Shapes = dict[str, tuple[str, str]]  # name of an argument: its shape, and in words what that means
+
+
+def check_shapes(
+    function: str, tensors: dict[str, Tensor | None], shapes: Shapes, sizes: dict[str, int] | None = None
+) -> dict[str, int]:
+    """Check what needs no data, with the sentences of ``csrc/checks.h``, and return the sizes by name.
+
+    Args:
+        function: Name of the operator.
+        tensors: Arguments by name; a missing optional one is None.
+        shapes: Shape and rule of every argument.
+        sizes: Sizes that are known beforehand.
+    """
+    sizes = {'2': 2} | (sizes or {})
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    for name, tensor in given.items():
+        shape, rule = shapes[name]
+        found, axes = tuple(tensor.shape), shape.split()
+        if len(found) != len(axes):
+            raise RuntimeError(f'{function}: {name} must have shape ({", ".join(axes)}), got {found}')
+        expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, found, strict=True))
+        if found != expected:
+            raise RuntimeError(f'{function}: {name} needs {rule}, shape {expected}, got {found}')
+    (_, first), *others = given.items()
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f'{function}: all tensors must be on one device, but {name} is on another than the first'
+            )
+    return sizes
+
+
+def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Allocate a contiguous tensor of one dimension or more on the device of another.
+
+    PyTorch's own function gives symbolic sizes strides with Max(1, size) in them: no compiler sees that such
+    a tensor is contiguous, and sympy takes long over them.
+    """
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return like.new_empty_strided(shape, strides, dtype=dtype)
+
+
+def register_fake(name: str) -> Callable:
+    """Decorate the fake kernel of an operator; without the compiled library there is nothing to register."""
+    return torch.library.register_fake(f'{ops.name}::{name}') if available else lambda kernel: kernel
+
+
+def register_flops(name: str, shapes: Shapes, multiply_adds: Callable[..., int], times: int = 1) -> None:
+    """Let ``torch.utils.flop_counter.FlopCounterMode`` count an operator: two for every multiply-add.
+
+    Args:
+        name: Name of the operator.
+        shapes: Shapes of its tensors, as for :func:`check_shapes`.
+        multiply_adds: Function of the sizes and of the operator's other arguments, by name.
+        times: Factor of the result.
+    """
+    if not available:
+        return
+    arguments = _argument_names(name)
+
+    @register_flop_formula(getattr(ops, name))
+    def _(*args, out_shape=None, **kwargs):  # a shape in the place of every tensor
+        given = dict(zip(arguments, args, strict=False)) | kwargs
+        sizes = {
+            axis: size
+            for argument, (shape, _) in shapes.items()
+            if given[argument] is not None
+            for axis, size in zip(shape.split(), given[argument], strict=True)
+        }
+        return 2 * times * multiply_adds(**given | sizes)
+
+
+def register_differentiable(
+    name: str,
+    shapes: Shapes,
+    results: dict[str, str],
+    gradients: int,
+    multiply_adds: Callable[..., int],
+) -> None:
+    """Register an operator whose gradient is the operator of the same name with '_backward'.
+
+    The latter receives the gradients of the results and then the same arguments, and returns the gradients of
+    the leading ones. Its own gradient is refused. Under autocast the operator computes in float32. The
+    backward pass counts as two forward passes, as a matrix product's does.
+
+    Args:
+        name: Name of the operator, whose tensors come before its other arguments.
+        shapes: Shape and rule of every tensor. All are kept for the backward pass.
+        results: Shape of every result, under the argument that has its dtype.
+        gradients: Number of leading tensors that receive a gradient.
+        multiply_adds: As for :func:`register_flops`, of one forward pass.
+    """
+    if not available:
+        return
+    backward = f'{name}_backward'
+    grads = {argument: shape for argument, (shape, _) in list(shapes.items())[:gradients]}
+
+    def allocate(function, args, results):
+        tensors = dict(zip(_argument_names(function), args, strict=True))
+        tensors = {argument: tensors[argument] for argument in shapes}
+        sizes = check_shapes(function, tensors, shapes)
+        # delta_bias, the one optional argument, has the dtype of A.
+        like = {argument: tensors['A'] if tensor is None else tensor for argument, tensor in tensors.items()}
+        return tuple(
+            empty(like[source], [sizes[axis] for axis in shape.split()]) for source, shape in results.items()
+        )
+
+    def fake(*args):
+        found = allocate(name, args, results)
+        return found if len(found) > 1 else found[0]
+
+    def fake_backward(*args):
+        return allocate(backward, args, grads)
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[: len(shapes)])
+        ctx.options = inputs[len(shapes) :]
+
+    def differentiate(ctx, *grads):
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks its tensors a single time
+        found = getattr(ops, backward)(*grads, *saved, *ctx.options)
+        needed = (grad if saved[i] is not None else None for i, grad in enumerate(found))
+        return *needed, *[None] * (len(saved) + len(ctx.options) - gradients)
+
+    def refuse(ctx, *grads):
+        raise NotImplementedError(
+            f'{name}: the second derivative is not implemented; call backward without create_graph=True'
+        )
+
+    register_fake(name)(fake)
+    register_fake(backward)(fake_backward)
+    torch.library.register_autograd(f'{ops.name}::{name}', differentiate, setup_context=save)
+    torch.library.register_autograd(f'{ops.name}::{backward}', refuse)
+    for device in ('cpu', 'cuda'):
+        torch.library.register_autocast(f'{ops.name}::{name}', device, torch.float32)
+    register_flops(name, shapes, multiply_adds)
+    register_flops(backward, shapes, multiply_adds, times=2)
+
+
+def _argument_names(name: str) -> list[str]:
+    return [argument.name for argument in getattr(ops, name).default._schema.arguments]

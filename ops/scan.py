@@ -1,0 +1,163 @@
+"""State-space scans along a tree in linear time, and from their states to the output of the model."""
+
+import torch
+from torch import Tensor
+
+from ._library import ops
+from ._register import register_differentiable
+from .tree import Tree
+
+DIRECTIONS = ('both', 'up')
+
+
+def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both') -> Tensor:
+    """Sum every vertex's input at every vertex, attenuated by the decays along the path.
+
+    With P(i, j) the product of the decays on the path between i and j: ``h[i] = sum_j P(i, j) input[j]``.
+    Direction ``'up'`` sums over the subtree below i only, the root receiving all inputs: the causal form.
+
+    Sums are kept in float32 for float16 and bfloat16, and the same bits come back for any number of
+    threads. Under autocast the scan runs in float32.
+
+    Args:
+        input: Signal, shape (B, L, C), vertices in row-major order.
+        decay: Factor of the edge from a vertex to its parent, shape (B, L, C), dtype of ``input``. The
+            root's entry is never read.
+        tree: Order and parents from :func:`grootv.ops.breadth_first_order` or
+            :func:`grootv.ops.build_tree`.
+        direction: ``'both'`` or ``'up'``.
+
+    Returns:
+        Shape (B, L, C), dtype of ``input``. Differentiable once, in reverse mode, in ``input`` and
+        ``decay``, keeping nothing but the arguments for the backward pass; O(L) per channel.
+
+    Raises:
+        ValueError: If the direction is unknown.
+        RuntimeError: If shapes, dtypes or devices disagree, or the tree is not in breadth-first order. A
+            CUDA device is not waited for, and gives NaN for such an item.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f'tree_scan: direction must be one of {", ".join(DIRECTIONS)}, got {direction!r}')
+    return ops.tree_scan(input, decay, tree.order, tree.parent, direction)
+
+
+def selective_tree_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    tree: Tree,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = True,
+) -> Tensor:
+    """Run the tree scan of a selective state-space model of state size 1, in both directions.
+
+    With the step ``d = softplus(delta + delta_bias)`` (PyTorch's, which is ``delta + delta_bias`` itself
+    above 20) this is ``tree_scan(d * B * x, exp(d * A), tree)``, with signal and decay computed on the way:
+    neither is stored as a whole, forward or backward. All arithmetic is in float32, and in float64 for
+    float64. Under autocast the inputs are taken in float32 as well.
+
+    Args:
+        x: Signal before its weights, shape (B, L, C), vertices in row-major order.
+        delta: Step of every vertex and channel before bias and softplus, shape (B, L, C), dtype of ``x``.
+        A: Rate of every channel, negative for decays below 1, shape (C,) or (C, 1); converted to float32,
+            to float64 if ``x`` is.
+        B: Weight of every vertex, shape (B, L) or (B, L, 1), dtype of ``x``.
+        tree: Order and parents, as for :func:`tree_scan`.
+        delta_bias: Added to ``delta`` in every vertex, shape (C,), converted as ``A`` is.
+        delta_softplus: Whether the step is a softplus, or ``delta + delta_bias`` itself.
+
+    Returns:
+        Shape (B, L, C), dtype of ``x``. Differentiable once, in reverse mode, in ``x``, ``delta``,
+        ``A``, ``B`` and ``delta_bias``, keeping nothing but the arguments for the backward pass. Every
+        gradient, also the sums over channels or vertices, has the same bits for any number of threads;
+        O(L) per channel.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices disagree, or the tree is not in breadth-first order. A
+            CUDA device is not waited for, and gives NaN for such an item.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if A.dim() == 2 and A.shape[1] == 1:
+        A = A.squeeze(1)
+    if B.dim() == 3 and B.shape[2] == 1:
+        B = B.squeeze(2)
+    bias = None if delta_bias is None else delta_bias.to(wide)
+    return ops.selective_tree_scan(x, delta, A.to(wide), B, bias, tree.order, tree.parent, delta_softplus)
+
+
+def gated_read_out(
+    h: Tensor,
+    C: Tensor,
+    x: Tensor,
+    D: Tensor,
+    z: Tensor,
+    h_norm: tuple[Tensor, Tensor],
+    y_norm: tuple[Tensor, Tensor],
+    eps: float = 1e-5,
+) -> Tensor:
+    """Compute ``LayerNorm(C * LayerNorm(h) + D * x) * silu(z)`` in one pass over the vertices.
+
+    All arithmetic is in the dtype of ``h``; under autocast every input is taken in float32.
+
+    Args:
+        h: States, shape (B, L, C), float32 or float64.
+        C: Weight of every vertex, shape (B, L) or (B, L, 1), dtype of ``h``.
+        x: The signal of the scan, shape (B, L, C), dtype of ``h``.
+        D: Weight of every channel of ``x``, shape (C,); converted to the dtype of ``h``.
+        z: Gate, shape (B, L, C); float64 if ``h`` is, otherwise float32, float16 or bfloat16.
+        h_norm: Weight and bias of the norm of the states, both (C,), converted as ``D`` is.
+        y_norm: Weight and bias of the outer norm, likewise.
+        eps: Added to the variance by both norms.
+
+    Returns:
+        Shape (B, L, C), dtype of ``z``. Differentiable once, in reverse mode, in all tensors, keeping
+        nothing but these for the backward pass; every gradient has the same bits for any number of threads.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices disagree.
+    """
+    if C.dim() == 3 and C.shape[2] == 1:
+        C = C.squeeze(2)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    vectors = [vector.to(wide) for vector in (D, *h_norm, *y_norm)]
+    return ops.gated_read_out(h, C, x, vectors[0], z, *vectors[1:], eps)
+
+
+FIRST = ('B L C', 'vertices and channels of each item')
+LIKE_FIRST = ('B L C', 'one value per vertex and channel')
+PER_VERTEX = ('B L', 'one value per vertex')
+PER_CHANNEL = ('C', 'one value per channel')
+TREE = dict.fromkeys(Tree._fields, ('B L', 'one entry per vertex of each item'))
+
+register_differentiable(
+    'tree_scan',
+    dict(input=FIRST, decay=LIKE_FIRST, **TREE),
+    results={'input': 'B L C'},
+    gradients=2,
+    # One on the way to the root, two on the way back.
+    multiply_adds=lambda B, L, C, direction, **_: (3 if direction == 'both' else 1) * B * L * C,
+)
+register_differentiable(
+    'selective_tree_scan',
+    dict(x=FIRST, delta=LIKE_FIRST, A=PER_CHANNEL, B=PER_VERTEX, delta_bias=PER_CHANNEL, **TREE),
+    results={'x': 'B L C'},
+    gradients=5,
+    # As Mamba counts its scan, per value of a state.
+    multiply_adds=lambda B, L, C, **_: 9 * B * L * C,
+)
+register_differentiable(
+    'gated_read_out',
+    dict(
+        h=FIRST,
+        C=PER_VERTEX,
+        x=LIKE_FIRST,
+        D=PER_CHANNEL,
+        z=LIKE_FIRST,
+        **dict.fromkeys(('h_weight', 'h_bias', 'y_weight', 'y_bias'), PER_CHANNEL),
+    ),
+    results={'z': 'B L C'},
+    gradients=9,
+    # Five for either norm, as fvcore counts them, two for C and D, one for the gate.
+    multiply_adds=lambda B, L, C, **_: (2 * 5 + 3) * B * L * C,
+)
