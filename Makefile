@@ -9,7 +9,7 @@ APP := $(VENV)-app/bin
 $(BIN)/python $(APP)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(@D:/bin=)
 
-.PHONY: demo demo-detection demo-segmentation demo-language test test-slurm test-wheel wheel sanitize lint format docs bench clean
+.PHONY: demo demo-detection demo-segmentation demo-language test test-ops test-slurm test-wheel wheel sanitize lint format docs bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -26,6 +26,16 @@ demo-language: $(BIN)/python
 test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/system -n logical --maxprocesses 4 --dist loadfile
+
+# The operators alone, which need torch, pytest, hypothesis and scipy; one process a device. FORCE_CUDA=1 builds
+# the CUDA library too, for DEVICES=cuda.
+DEVICES ?= cpu emulated
+test-ops: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test-ops
+	FORCE_CUDA=$(or $(FORCE_CUDA),0) $(BIN)/python setup.py -q build_ext --inplace
+	$(MAKE) -j 2 --output-sync $(DEVICES:%=test-ops-%)
+test-ops-%:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops --device $* $(ARGS)
 
 # Installs Debian's Slurm where there is none, and starts a cluster of its own.
 test-slurm: $(BIN)/python

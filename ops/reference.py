@@ -170,15 +170,7 @@ def _scan(input: Tensor, decay: Tensor, order: list, parent: list, direction: st
     return torch.stack([total[vertex] for vertex in range(len(input))])
 
 
-def selective_tree_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    tree: Tree,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-) -> Tensor:
+def selective_tree_scan(x, delta, A, B, tree: Tree, delta_bias=None, delta_softplus=True) -> Tensor:
     """The tree scan of decays and a signal in full; see :func:`grootv.ops.selective_tree_scan`."""
     step = _step(delta, delta_bias, delta_softplus)
     A, B, signal = A.to(step.dtype).view(-1), B.to(step.dtype).view(*x.shape[:2], 1), x.to(step.dtype)
@@ -192,16 +184,7 @@ def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Ten
     return torch.nn.functional.softplus(step) if delta_softplus else step
 
 
-def gated_read_out(
-    h: Tensor,
-    C: Tensor,
-    x: Tensor,
-    D: Tensor,
-    z: Tensor,
-    h_norm: tuple[Tensor, Tensor],
-    y_norm: tuple[Tensor, Tensor],
-    eps: float = 1e-5,
-) -> Tensor:
+def gated_read_out(h, C, x, D, z, h_norm, y_norm, eps=1e-5) -> Tensor:
     """The definition, step by step; see :func:`grootv.ops.gated_read_out`."""
 
     def norm(x, weight, bias):
@@ -248,16 +231,7 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
 
 
-def token_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    tree: Tree,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-) -> tuple[Tensor, Tensor]:
+def token_scan(x, delta, A, B, C, tree: Tree, delta_bias=None, delta_softplus=True) -> tuple[Tensor, Tensor]:
     """The definition, token by token; see :func:`grootv.ops.token_scan`."""
     step = _step(delta, delta_bias, delta_softplus).unsqueeze(-1)
     wide = step.dtype

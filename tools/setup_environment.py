@@ -30,6 +30,7 @@ PROFILES = {
     'test': True,
     'app': False,
     'test-app': True,
+    'test-ops': None,
     'docs': True,
 }
 BUILD_TOOLS = ['setuptools>=80', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy']
@@ -73,15 +74,16 @@ def ensure_build_tools() -> None:
     pip('install', '-q', *BUILD_TOOLS)
 
 
-def ensure_torch() -> str:
-    """Install torch and torchvision if there are none; return torch's full version."""
+def ensure_torch(vision: bool = True) -> str:
+    """Install torch, and torchvision with it, if there are none; return the full version of torch."""
+    wanted = TORCH_PAIR if vision else TORCH_PAIR[:1]
     if version('torch') is None:
-        say(f'installing {" and ".join(TORCH_PAIR)} (no torch found)')
-        pip('install', '-q', *TORCH_PAIR)
-    elif version('torchvision') is None:
+        say(f'installing {" and ".join(wanted)} (no torch found)')
+        pip('install', '-q', *wanted)
+    elif vision and version('torchvision') is None:
         say(f'keeping torch {version("torch")} and installing the torchvision that fits')
         pip('install', '-q', 'torchvision', '-c', constraints())
-    works, found = python('import torch, torchvision; print(torch.__version__)')
+    works, found = python(f'import torch{", torchvision" * vision}; print(torch.__version__)')
     if not works:
         pair = f'torch {version("torch")} and torchvision {version("torchvision")}'
         fail(f'{pair} do not fit together ({found}): install both from one source.')
@@ -175,13 +177,14 @@ def main() -> None:
         ensure_requirements(profile)
         return
     ensure_build_tools()
-    torch_version = ensure_torch()
+    torch_version = ensure_torch(vision=profile != 'test-ops')
     if profile == 'wheel':
         return
     if PROFILES[profile] is not None:
         ensure_mmcv(torch_version, compiled=PROFILES[profile])
     ensure_requirements(profile)
-    ensure_operator()
+    if profile != 'test-ops':  # which builds the libraries in the checkout
+        ensure_operator()
 
 
 if __name__ == '__main__':

@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
 
 from grootv import ops
-from tests.ops.cases import features, scan_inputs
+from tests.ops.cases import READ_OUT, features, gated_read_out, selective_tree_scan, spanning_tree
+
+onnxruntime, onnx = pytest.importorskip('onnxruntime'), pytest.importorskip('onnx')
+TensorProto, helper = onnx.TensorProto, onnx.helper
 
 TREE = ('order', 'parent')
 SCAN = ('x', 'delta', 'A', 'B', 'delta_bias', *TREE)
@@ -54,9 +55,8 @@ def scan_session(bias=True, delta_softplus=1, **options):
 
 def selection(batch, height, width, channels):
     """Arguments of selective_tree_scan, in order, with a bias."""
-    x, delta, tree = scan_inputs(batch, height, width, channels)
-    rate, write, bias = -torch.rand(channels), torch.randn(batch, height * width), torch.randn(channels)
-    return x, delta, rate, write, bias, *tree
+    call = selective_tree_scan(spanning_tree(batch, height, width), channels)
+    return *call.tensors, *call.tree
 
 
 def test_scan_of_a_path_of_three_vertices():
@@ -91,28 +91,25 @@ def test_trees_are_those_of_torch(shape, metric, root, threads):
 @pytest.mark.parametrize('shape', [(2, 14, 14, 40), (3, 5, 7, 300), (1, 1, 33, 1), (0, 3, 3, 8)])
 @pytest.mark.parametrize('threads', [1, 2])
 def test_scans_are_those_of_torch(shape, threads):
-    x, delta, rate, write, bias, *tree = arguments = selection(*shape)
+    x, delta, A, B, bias, *tree = arguments = selection(*shape)
     trees = ops.Tree(*tree)
     (found,) = run(scan_session(threads=threads), *arguments)
-    np.testing.assert_array_equal(found, ops.selective_tree_scan(x, delta, rate, write, trees, bias))
-    (found,) = run(scan_session(False, 0, threads=threads), x, delta, rate, write, *tree)
-    np.testing.assert_array_equal(found, ops.selective_tree_scan(x, delta, rate, write, trees, None, False))
+    np.testing.assert_array_equal(found, ops.selective_tree_scan(x, delta, A, B, trees, bias))
+    (found,) = run(scan_session(False, 0, threads=threads), x, delta, A, B, *tree)
+    np.testing.assert_array_equal(found, ops.selective_tree_scan(x, delta, A, B, trees, None, False))
     for direction in ('both', 'up'):
         scan = session('tree_scan', ('input', 'decay', *TREE), ['h'], threads, direction=direction)
-        (found,) = run(scan, x, rate.exp().expand_as(x).contiguous(), *tree)
-        expected = ops.tree_scan(x, rate.exp().expand_as(x).contiguous(), trees, direction)
+        (found,) = run(scan, x, A.exp().expand_as(x).contiguous(), *tree)
+        expected = ops.tree_scan(x, A.exp().expand_as(x).contiguous(), trees, direction)
         np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize('shape', [(2, 14, 14, 40), (1, 1, 33, 1), (0, 3, 3, 8)])
 def test_read_outs_are_those_of_torch(shape):
     batch, height, width, channels = shape
-    h, x, z = torch.randn(3, batch, height * width, channels)
-    C, (D, *norms) = torch.randn(batch, height * width), torch.randn(5, channels)
-    names = ('h', 'C', 'x', 'D', 'z', 'h_weight', 'h_bias', 'y_weight', 'y_bias')
-    (found,) = run(session('gated_read_out', names, ['y'], eps=1e-5), h, C, x, D, z, *norms)
-    expected = ops.gated_read_out(h, C, x, D, z, norms[:2], norms[2:], 1e-5)
-    np.testing.assert_array_equal(found, expected)
+    call = gated_read_out(batch, height * width, channels, eps=1e-5)
+    (found,) = run(session('gated_read_out', READ_OUT, ['y'], eps=1e-5), *call.tensors)
+    np.testing.assert_array_equal(found, call(ops)[0])
 
 
 @pytest.mark.parametrize(
@@ -130,13 +127,13 @@ def test_read_outs_are_those_of_torch(shape):
         (dict(x=torch.rand(2, 12, 5).double()), 'Unexpected input data type'),
     ],
 )
-def test_bad_arguments_of_a_scan_are_told(change, sentence):
+def test_bad_arguments_of_a_scan_are_reported(change, sentence):
     arguments = dict(zip(SCAN, selection(2, 3, 4, 5), strict=True)) | change
     with pytest.raises(Exception, match=re.escape(sentence)):
         run(scan_session(), *arguments.values())
 
 
-def test_bad_arguments_of_a_tree_are_told():
+def test_bad_arguments_of_a_tree_are_reported():
     maps = features('normal', 1, 3, 4, 5)
     with pytest.raises(Exception, match=re.escape('features must have shape (B, H, W, C), got (3, 4, 5)')):
         run(tree_session(), maps[0])
@@ -153,11 +150,11 @@ def test_bad_arguments_of_a_tree_are_told():
             session('build_tree', ['features'], outputs, metric='cosine', root=0)
 
 
-def test_an_older_runtime_is_told():
+def test_an_older_runtime_is_reported():
     """Of its functions, found by their places, this runtime has CreateStatus only."""
-    told, version = [], ctypes.create_string_buffer(b'1.16.3')
+    messages, version = [], ctypes.create_string_buffer(b'1.16.3')
     status = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p)(
-        lambda code, message: told.append(message.decode()) or 1
+        lambda code, message: messages.append(message.decode()) or 1
     )
     api = (ctypes.c_void_p * 1)(ctypes.cast(status, ctypes.c_void_p))
     get_api = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_uint32)(
@@ -168,7 +165,7 @@ def test_an_older_runtime_is_told():
     register = ctypes.CDLL(ops.onnxruntime_library()).RegisterCustomOps
     register.restype = ctypes.c_size_t
     assert register(None, base) == 1
-    assert told == ['grootv needs ONNX Runtime 1.17 or later, this is 1.16.3']
+    assert messages == ['grootv needs ONNX Runtime 1.17 or later, this is 1.16.3']
 
 
 def test_the_library_runs_without_torch():
@@ -194,7 +191,7 @@ def test_the_library_gives_one_function_and_takes_none_of_torch():
     assert not [name for name in symbols('--undefined-only') if re.search('torch|c10|Ort', name)]
 
 
-def test_a_missing_library_is_told(monkeypatch, tmp_path):
+def test_a_missing_library_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(ops._library, '_ONNXRUNTIME', tmp_path / '_onnxruntime.so')
     with pytest.raises(ImportError, match=re.escape(f'_onnxruntime.so is not in {tmp_path}; build it with')):
         ops.onnxruntime_library()

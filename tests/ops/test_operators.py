@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from grootv import ops
 from grootv.ops import grid_graph
-from tests.ops.cases import features, scan_inputs
+from tests.ops.cases import FORMS, features, make
 
 CHECKS = (
     'test_schema',
@@ -19,106 +20,157 @@ CHECKS = (
 )
 
 
-def operator_calls():
+def operator_calls(library, device: str = 'cpu') -> dict[str, tuple]:
+    """Arguments of every operator, by its name and a word where there are several."""
     maps = features('normal', 2, 3, 4, 5)
     weights = ops.grid_edge_weight(maps)
     tree_edges = ops.minimum_spanning_tree(weights, 3, 4)
     edges = grid_graph.grid_edges(3, 4).unsqueeze(0)
-    signal, decay, tree = scan_inputs(2, 3, 4, 5)
-    trained = signal.requires_grad_(), decay.requires_grad_()
-    fixed = signal.detach(), decay.detach()
-    rate, write, bias = torch.rand(5).neg(), torch.rand(2, 12), torch.rand(5)
-    selected = *trained, *(tensor.requires_grad_() for tensor in (rate, write, bias))
-    selected_fixed = *fixed, *(tensor.detach() for tensor in (rate, write, bias))
-    vectors = [torch.randn(5) for _ in range(5)]
-    read_out = fixed[0], torch.randn(2, 12), fixed[1], vectors[0], torch.randn(2, 12, 5), *vectors[1:]
-    tokens, states = signal.detach()[:, :6], torch.randn(2, 6, 3)
-    context, chain = torch.tensor([[0, 6], [1, 4]], dtype=torch.int32), ops.token_chain(2, 6)[:2]
-    sequence = tokens, tokens.clone(), -torch.rand(5, 3), states, states.clone(), torch.rand(5)
-    return {
+    tokens, states = torch.randn(2, 6, 5), torch.randn(2, 6, 3)
+    context = torch.tensor([[0, 6], [1, 4]], dtype=torch.int32)
+    calls = {
         'grid_edge_weight': (maps, 'cosine'),
         'minimum_spanning_tree': (weights, 3, 4),
         'minimum_spanning_tree_from_edges': (edges, weights, 12),
         'breadth_first_order': (tree_edges, 3, 4, 0),
         'breadth_first_order_from_edges': (edges, tree_edges, 12, 0),
         'build_tree': (maps, 'cosine', 0),
-        'tree_scan': (*trained, *tree, 'both'),
-        'tree_scan_backward': (torch.randn(2, 12, 5), *fixed, *tree, 'both'),
-        'selective_tree_scan': (*selected, *tree, True),
-        'selective_tree_scan without bias': (*selected[:4], None, *tree, False),
-        'selective_tree_scan_backward': (torch.randn(2, 12, 5), *selected_fixed, *tree, True),
         'token_edge_weight': (tokens, states, context, 3),
-        'token_scan': (*(tensor.clone().requires_grad_() for tensor in sequence), *chain, True),
-        'token_scan without bias': (*sequence[:5], None, *chain, False),
-        'token_scan_backward': (torch.randn(2, 6, 5), torch.randn(2, 5, 3), *sequence, *chain, True),
-        'gated_read_out': (*(tensor.clone().requires_grad_() for tensor in read_out), 1e-5),
-        'gated_read_out_backward': (torch.randn(2, 12, 5), *read_out, 1e-5),
+    }
+    for form in ('tree_scan both', *FORMS[2:7], 'token_scan plain'):
+        call = make(form, 2, 3, 4, 5)
+        fixed = *call.tensors, *(call.tree or ()), *call.options.values()
+        calls[form] = *call.trained().tensors, *(call.tree or ()), *call.options.values()
+        calls[f'{call.name}_backward'] = *map(torch.randn_like, call(ops)), *fixed
+    return {
+        name: tuple(to_leaf(x, device) if isinstance(x, torch.Tensor) else x for x in arguments)
+        for name, arguments in calls.items()
     }
 
 
-@pytest.mark.parametrize('name', operator_calls())
-def test_opcheck(name):
-    operator = getattr(torch.ops.grootv, name.split()[0]).default
-    torch.library.opcheck(operator, operator_calls()[name], test_utils=CHECKS)
+def to_leaf(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    return tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+
+
+@pytest.mark.parametrize('name', operator_calls(ops))
+def test_opcheck(backend, name):
+    operator = getattr(backend.library, name.split()[0]).default
+    torch.library.opcheck(operator, operator_calls(ops, backend.device)[name], test_utils=CHECKS)
 
 
 def test_every_operator_is_checked():
     names = torch._C._dispatch_get_all_op_names()
-    ours = {name.removeprefix('grootv::') for name in names if name.startswith('grootv::')}
-    assert ours == {name.split()[0] for name in operator_calls()}
+    own = {name.removeprefix('grootv::') for name in names if name.startswith('grootv::')}
+    assert own == {name.split()[0] for name in operator_calls(ops)}
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast_scans_in_float32(dtype):
-    signal, decay, tree = scan_inputs(1, 4, 4, 3)
-    with torch.autocast('cpu', dtype):
-        found = ops.tree_scan(signal.to(dtype), decay.to(dtype), tree)
-        double = ops.tree_scan(signal.double(), decay.double(), tree)
-    assert found.dtype == torch.float32
-    assert double.dtype == torch.float64
-    rounded = signal.to(dtype).float(), decay.to(dtype).float()
-    assert torch.equal(found, ops.tree_scan(*rounded, tree))
+class Block(torch.nn.Module):
+    """A tree, a scan along it and its read-out, of a map (B, H, W, C)."""
+
+    def __init__(self, channels: int, library=ops):
+        super().__init__()
+        self.library = library
+        self.project, self.delta = (
+            torch.nn.Linear(channels, 2 * channels),
+            torch.nn.Linear(channels, channels),
+        )
+        self.A = torch.nn.Parameter(torch.zeros(channels))
+        self.D = torch.nn.Parameter(torch.ones(channels))
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(channels) for _ in range(2))
+
+    def forward(self, maps):
+        tree = self.library.build_tree(maps)
+        x, z = self.project(maps).flatten(1, 2).chunk(2, -1)
+        B, C = x.mean(-1), z.mean(-1)
+        h = self.library.selective_tree_scan(x, self.delta(x), -self.A.exp(), B, tree)
+        norms = [(norm.weight, norm.bias) for norm in self.norms]
+        y = self.library.gated_read_out(h, C.to(h), x.to(h), self.D, z, *norms)
+        return y.view(maps.shape)
 
 
-def block(maps, decay):
-    batch, height, width, channels = maps.shape
-    tree = ops.build_tree(maps)
-    signal = maps.view(batch, height * width, channels)
-    return ops.tree_scan(signal * 2, decay.sigmoid(), tree) + 1
-
-
-def test_compiles_without_a_graph_break_for_any_size():
+@pytest.mark.devices('cpu', 'cuda')
+def test_compiles_without_a_graph_break_for_any_size(backend):
+    block = Block(6, backend.ops).to(backend.device)
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend='aot_eager')
     for height, width in ((4, 4), (5, 3), (2, 9)):
-        maps = features('normal', 2, height, width, 6).requires_grad_()
-        decay = torch.randn(2, height * width, 6, requires_grad=True)
-        found, expected = compiled(maps, decay), block(maps, decay)
+        maps = features('normal', 2, height, width, 6).to(backend.device).requires_grad_()
+        found, expected = compiled(maps), block(maps)
         torch.testing.assert_close(found, expected)
-        grads = [torch.autograd.grad(h.sum(), (maps, decay)) for h in (found, expected)]
+        grads = [
+            torch.autograd.grad(y.square().sum(), (maps, *block.parameters())) for y in (found, expected)
+        ]
         torch.testing.assert_close(*grads)
+
+
+def test_flop_counter_counts_the_operators(backend):
+    """Two for every multiply-add, backward twice as many as forward."""
+    batch, height, width, channels = 2, 5, 6, 4
+    block = Block(channels, backend.ops).to(backend.device)
+    maps = torch.randn(batch, height, width, channels, device=backend.device, requires_grad=True)
+    vertices, edges = height * width, 4 * 6 + 5 * 5
+    linear = batch * vertices * channels * (2 * channels + channels)
+    scan, read_out = 9 * batch * vertices * channels, 13 * batch * vertices * channels
+    tree = batch * (vertices + edges) * channels
+    with FlopCounterMode(display=False) as counter:
+        y = block(maps)
+    assert counter.get_total_flops() == 2 * (linear + scan + read_out + tree)
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * (linear + scan + read_out)
+
+
+def test_flops_of_single_operators(backend):
+    def count(name, *arguments):
+        with FlopCounterMode(display=False) as counter:
+            getattr(backend.library, name)(*arguments)
+        return counter.get_total_flops()
+
+    calls = operator_calls(ops, backend.device)
+    rows = 2 * 12 * 5
+    assert count('tree_scan', *calls['tree_scan both']) == 2 * 3 * rows
+    assert count('tree_scan', *calls['tree_scan both'][:-1], 'up') == 2 * rows
+    assert count('tree_scan_backward', *calls['tree_scan_backward']) == 2 * 2 * 3 * rows
+    assert count('token_scan', *calls['token_scan chain']) == 2 * 9 * rows * 3
+    assert count('token_scan_backward', *calls['token_scan_backward']) == 2 * 2 * 9 * rows * 3
+    assert count('grid_edge_weight', calls['grid_edge_weight'][0], 'manhattan') == 2 * 2 * 17 * 5
+
+
+@pytest.mark.devices('cpu', 'cuda')
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_training_under_autocast_lowers_the_loss(backend, dtype):
+    net = torch.nn.Sequential(Block(16, backend.ops), Block(16, backend.ops)).to(backend.device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler(backend.device, enabled=dtype == torch.float16)
+    maps, target, losses = *(torch.randn(2, 4, 6, 6, 16).to(backend.device)), []
+    for _ in range(12):
+        with torch.autocast(backend.device, dtype):
+            loss = (net(maps).float() - target).square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
 def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
 
 
-def test_other_devices_and_shapes_are_refused_before_any_kernel():
-    signal, decay, tree = scan_inputs(2, 3, 4, 5)
-    for name in tree._fields:
-        moved = tree._replace(**{name: getattr(tree, name).to('meta')})
-        with pytest.raises(RuntimeError, match=f'tree_scan: all tensors must be on one device, but {name}'):
-            ops.tree_scan(signal, decay, moved)
-    meta = ops.Tree(*(field.to('meta') for field in tree))
+def test_shapes_are_refused_before_any_kernel():
+    call = make('tree_scan both', 2, 3, 4, 5).to('meta')
     with pytest.raises(RuntimeError, match=r'decay needs .*, shape \(2, 12, 5\), got \(2, 12, 4\)'):
-        ops.tree_scan(signal.to('meta'), decay[..., :4].to('meta'), meta)
+        ops.tree_scan(call.tensors[0], call.tensors[1][..., :4], call.tree)
+    with pytest.raises(RuntimeError, match=r'input must have shape \(B, L, C\), got \(24, 5\)'):
+        ops.tree_scan(call.tensors[0].flatten(0, 1), call.tensors[1], call.tree)
     with pytest.raises(RuntimeError, match=r'shape \(1, 110\), got \(1, 4\)'):
         ops.minimum_spanning_tree(torch.ones(1, 4, device='meta'), 7, 9)
-    with pytest.raises(RuntimeError, match='but edge_weight is on another'):
+    with pytest.raises(RuntimeError, match='all tensors must be on one device, but ed'):
         edges = grid_graph.grid_edges(3, 4)
         ops.minimum_spanning_tree_from_edges(edges, torch.ones(1, 17, device='meta'), 12)
 
 
-def test_running_out_of_memory_is_told_and_survived():
+def test_running_out_of_memory_is_reported_and_survived():
     code = (
         'import resource, torch\n'
         'from grootv import ops\n'
@@ -198,7 +250,7 @@ def test_the_cuda_library_resolves_every_symbol():
     library = Path(ops.__file__).with_name('_cuda.so')
     if not torch.version.cuda or not library.exists():
         pytest.skip('no CUDA build of torch, or no CUDA library')
-    for name in {call.split()[0] for call in operator_calls()}:
+    for name in {call.split()[0] for call in operator_calls(ops)}:
         assert (
             'csrc/cuda/' in torch._C._dispatch_dump(f'grootv::{name}').partition('\nCUDA:')[2].splitlines()[0]
         )

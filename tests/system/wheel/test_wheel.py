@@ -11,7 +11,16 @@ import pytest
 from tests.system.wheel import environment
 from tests.tools.tiny_run import ROOT, load_tool
 
-OPERATORS = ('edge_weight', 'operators', 'selective_tree_scan', 'spanning_tree', 'traversal', 'tree_scan')
+OPERATORS = (
+    'cases',
+    'conftest',
+    'devices',
+    'test_differentiable',
+    'test_operators',
+    'test_scan',
+    'test_tokens',
+    'test_tree',
+)
 TOOLS = ('pip', 'pytest', 'hypothesis', 'scipy')  # to install and to test, not to run
 check_wheel = load_tool('check_wheel.py')
 
@@ -47,16 +56,14 @@ def test_the_operators_where_only_torch_is(wheel, tmp_path):
     run(python, '-m', 'pip', 'install', '--no-index', wheel)
     tests = tmp_path / 'tests'
     (tests / 'ops').mkdir(parents=True)
-    names = ('__init__', 'cases', *(f'test_{name}' for name in OPERATORS))
-    for name in ('__init__.py', 'conftest.py', *(f'ops/{name}.py' for name in names)):
+    for name in ('__init__.py', 'conftest.py', 'ops/__init__.py', *(f'ops/{name}.py' for name in OPERATORS)):
         shutil.copy(ROOT / 'tests' / name, tests / name)
 
     where = 'import importlib.util as u, grootv.ops as o; print(o.__file__, u.find_spec("mmengine"))'
     found, mmengine = run(python, '-c', where, cwd=tmp_path).split()
     assert Path(found).is_relative_to(tmp_path) and mmengine == 'None'
-    summary = run(python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', tests, cwd=tmp_path).splitlines()[
-        -1
-    ]
+    options = ('-q', '-p', 'no:cacheprovider', '--device=cpu')
+    summary = run(python, '-m', 'pytest', *options, tests, cwd=tmp_path).splitlines()[-1]
     assert 'passed' in summary and 'failed' not in summary
 
 

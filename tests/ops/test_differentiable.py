@@ -1,0 +1,235 @@
+"""All scans and the read-out: reference, gradients, dtypes, strides, autocast, invalid trees."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grootv import ops
+from grootv.ops import reference
+from tests.ops.cases import (
+    FORMS,
+    PARENTS,
+    SCAN_DTYPES,
+    Call,
+    assert_close,
+    assert_same,
+    gated_read_out,
+    make,
+    parent_edges,
+    selective_tree_scan,
+    spanning_tree,
+    token_scan,
+    token_tree,
+    tree_of,
+    tree_scan,
+    twice,
+)
+
+OPERATORS = ['tree_scan both', 'selective_tree_scan', 'token_scan published', 'gated_read_out']
+
+
+def check(backend, call: Call, oracle=ops, gradients: bool = True) -> None:
+    """Results and gradients next to those in float64, and the same bits twice."""
+    weights = [torch.randn(result.shape).to(result) for result in call(ops)]
+    exact, moved = call.double(), call.to(backend.device)
+    if not gradients:
+        for found, expected in zip(moved(backend.ops), exact(oracle), strict=True):
+            assert_close(found, expected)
+        return
+    found = twice(lambda: moved.with_gradients(backend.ops, [w.to(backend.device) for w in weights]))
+    expected = exact.with_gradients(oracle, weights)
+    for gradient in (False, True):
+        for ours, theirs in zip(found[gradient], expected[gradient], strict=True):
+            assert_close(ours, theirs, gradient)
+    assert [x.dtype for x in found[1]] == [x.dtype for x in call.given()]
+    assert [x.dtype for x in found[0]] == [weight.dtype for weight in weights]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    form=st.sampled_from(FORMS),
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 6), st.integers(0, 150)),
+    states=st.integers(1, 20),
+    dtype=st.sampled_from(SCAN_DTYPES),
+)
+def test_results_equal_the_reference(backend, form, shape, states, dtype):
+    if form == 'gated_read_out' and shape[3] == 0:
+        return
+    call = make(form, *shape, dtype, states)
+    check(backend, call, reference, gradients=False)
+    if call.name == 'tree_scan' and backend.name == 'cpu':
+        assert_same(call(ops), call(reference))
+
+
+@pytest.mark.parametrize('dtype', SCAN_DTYPES)
+@pytest.mark.parametrize('form', FORMS)
+def test_gradients_equal_the_reference(backend, form, dtype):
+    for shape in [(2, 5, 7, 70), (1, 1, 1, 2), (0, 2, 3, 4)]:
+        check(backend, make(form, *shape, dtype, states=20), reference)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_gradcheck(backend, form):
+    for height, width in [(1, 1), (1, 4), (3, 4)]:
+        call = make(form, 2, height, width, 3, torch.float64, states=2).to(backend.device).trained()
+        run = lambda *tensors, call=call: call.fill(tensors)(backend.ops)  # noqa: E731
+        assert torch.autograd.gradcheck(run, call.given(), fast_mode=backend.name != 'cpu')
+
+
+@pytest.mark.parametrize('kind', PARENTS)
+def test_deep_and_wide_trees(backend, kind):
+    vertices = 5000 if backend.name == 'cuda' else 150
+    tree, tokens = tree_of(parent_edges(kind, vertices), 2, root=1), token_tree(kind, 2, vertices)
+    for dtype in (torch.float32, torch.bfloat16):
+        for direction in ('both', 'up'):
+            call = tree_scan(tree, 5, dtype, direction=direction)
+            check(backend, call)
+            if dtype == torch.float32:  # decays near 1: sums over all vertices
+                check(backend, call.fill([call.tensors[0], 1 - call.tensors[1] / 50]))
+        check(backend, selective_tree_scan(tree, 5, dtype))
+        check(backend, token_scan(tokens, 5, 16, dtype))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_large_grids(backend, dtype):
+    for height, width in backend.large:
+        for batch, channels in ((1, 40), (3, 1)):
+            tree = spanning_tree(batch, height, width)
+            for direction in ('both', 'up'):
+                check(backend, tree_scan(tree, channels, dtype, direction=direction))
+            check(backend, selective_tree_scan(tree, channels, dtype))
+            check(backend, gated_read_out(batch, height * width, max(channels, 8), gate=dtype))
+
+
+def test_many_channels(backend):
+    """More slices of channels than blocks may wait for each other in the emulation."""
+    for batch, channels in ((1, 200), (2, 33)):
+        check(backend, tree_scan(spanning_tree(batch, 20, 17), channels))
+        check(backend, selective_tree_scan(spanning_tree(batch, 20, 17), channels))
+
+
+@pytest.mark.devices('cpu')
+@pytest.mark.parametrize('form', OPERATORS)
+def test_any_number_of_threads_returns_the_same_bits(backend, form):
+    threads = torch.get_num_threads()
+    for batch in (1, 3):
+        call, results = make(form, batch, 10, 15, 300, states=16), []
+        try:
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                results.append(call.with_gradients(ops))
+        finally:
+            torch.set_num_threads(threads)
+        for result in results[1:]:
+            assert_same(result[0], results[0][0])
+            assert_same(result[1], results[0][1])
+
+
+@pytest.mark.parametrize('form', OPERATORS)
+def test_inputs_are_left_alone_and_may_be_strided(backend, form):
+    call = make(form, 2, 4, 5, 8, torch.float32, states=4).to(backend.device)
+    copies, expected = [x.clone() for x in call.given()], call.with_gradients(backend.ops)
+    assert_same(call.given(), copies)
+    for change in (
+        lambda x: x.mT.contiguous().mT if x.dim() > 1 else torch.stack([x, x], 1)[:, 0],
+        lambda x: torch.stack([x, x], -1)[..., 0],
+        lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),  # not aligned to 16 bytes
+    ):
+        strided = call.map(change)
+        if call.tree is not None:
+            strided.tree = ops.Tree(*map(change, call.tree))
+        found = strided.with_gradients(backend.ops)
+        for ours, theirs in zip(found, expected, strict=True):
+            for one, two in zip(ours, theirs, strict=True):
+                assert_close(one, two.double())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('form', OPERATORS)
+def test_autocast_computes_in_float32(backend, form, dtype):
+    call = make(form, 1, 4, 4, 6, dtype).to(backend.device)
+    call = call.map(lambda x: x.to(dtype) if x.dim() > 1 else x)
+    with torch.autocast(backend.device, dtype):
+        found = call(backend.ops)
+        double = call.double()(backend.ops)
+    assert all(result.dtype == torch.float32 for result in found)
+    assert all(result.dtype == torch.float64 for result in double)
+    assert_same(found, call.map(torch.Tensor.float)(backend.ops))
+
+
+@pytest.mark.parametrize('form', OPERATORS)
+def test_nothing_but_the_arguments_is_kept_for_the_backward_pass(backend, form):
+    call, kept = make(form, 1, 4, 4, 3, torch.float64).to(backend.device).trained(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
+        call(backend.ops)
+    own = {tensor.data_ptr() for tensor in (*call.given(), *(call.tree or ()))}
+    assert kept and {tensor.data_ptr() for tensor in kept} == own
+
+
+@pytest.mark.parametrize('form', OPERATORS)
+def test_second_derivatives_are_refused(backend, form):
+    call = make(form, 1, 2, 2, 2, torch.float64).to(backend.device).trained()
+    (grad,) = torch.autograd.grad(call(backend.ops)[0].square().sum(), call.given()[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match=f'{call.name}: the second derivative'):
+        grad.sum().backward()
+
+
+def invalid_trees(tree: ops.Tree) -> dict[str, ops.Tree]:
+    order, parent, vertices = tree.order, tree.parent, tree.order.shape[1]
+
+    def changed(part, position, value):
+        return part.clone().index_fill_(1, torch.tensor([position]), value)
+
+    own, last = torch.arange(vertices, dtype=torch.int32).expand_as(order), vertices - 1
+    trees = {
+        'a vertex twice': tree._replace(order=changed(order, 1, int(order[0, 0]))),
+        'a leaf twice': tree._replace(order=torch.cat([order[:, :-1], order[:, -2:-1]], 1)),
+        'no vertex': tree._replace(order=changed(order, 2, vertices)),
+        'no parent': tree._replace(parent=changed(parent, 3, -1)),
+        'a parent outside': tree._replace(parent=changed(parent, 3, vertices)),
+        'every vertex a root': tree._replace(parent=own),
+        'leaves first': tree._replace(order=order.flip(1)),
+    }
+    if int(order[0, 0]):  # of tokens
+        trees['the first token as root'] = ops.Tree(last - order, (last - parent).flip(1))
+    return trees
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    'form', ['tree_scan both', 'tree_scan up', 'selective_tree_scan', 'token_scan causal']
+)
+def test_invalid_tree_is_refused_or_gives_nan(backend, form, dtype):
+    """A device cannot raise an error without waiting, but neither may it hang or read beyond its memory."""
+    for shape in [(1, 3, 4), (2, 3, 4), (2, *backend.large[0])]:
+        call = make(form, *shape, 5, dtype)
+        for name, tree in invalid_trees(call.tree).items():
+            wrong = call.map(torch.clone)
+            wrong.tree = tree
+            wrong = wrong.to(backend.device)
+            if backend.raises:
+                with pytest.raises(RuntimeError, match=f'{call.name}: .*but those of item [01] are not'):
+                    wrong(backend.ops)
+                continue
+            for results in wrong.with_gradients(backend.ops):
+                assert all(result.isnan().all() for result in results), name
+    if backend.raises:
+        return
+    order = call.tree.order.clone()
+    order[0, 1] = order[0, 0]
+    wrong = call.map(torch.clone)
+    wrong.tree = call.tree._replace(order=order)
+    for found, expected in zip(wrong.to(backend.device)(backend.ops), call.double()(ops), strict=True):
+        assert found[0].isnan().all()
+        assert_close(found[1:], expected[1:])  # the other items keep their results
+
+
+@pytest.mark.parametrize('form', OPERATORS)
+def test_other_devices_are_refused(backend, form):
+    call = make(form, 1, 3, 3, 4).to(backend.device)
+    for i in range(1, len(call.tensors)):
+        moved = call.map(torch.clone)
+        moved.tensors[i] = moved.tensors[i].to('meta')
+        with pytest.raises(RuntimeError, match=f'{call.name}: all tensors must be on one device, but '):
+            moved(backend.ops)

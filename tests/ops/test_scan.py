@@ -1,0 +1,326 @@
+"""Tree scans and the read-out: drawn cases, the definition, extreme values, exp and softplus, bad input."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from grootv import ops
+from grootv.ops import reference
+from tests.ops.cases import (
+    GRIDS,
+    READ_OUT,
+    gated_read_out,
+    make,
+    parent_edges,
+    selective_tree_scan,
+    spanning_tree,
+    to_device,
+    tree_of,
+    tree_scan,
+)
+
+
+def make_tree(parent: list[int]) -> ops.Tree:
+    """The tree in which vertex 0 is the root and parent[v] the parent of the others."""
+    return tree_of(torch.tensor([[v, parent[v]] for v in range(1, len(parent))]), 1)
+
+
+def scan_by_definition(input, decay, tree, direction='both'):
+    """h[i] = sum over j of P(i, j) input[j], every product of decays multiplied out."""
+    output = torch.zeros_like(input)
+    for item, parents in enumerate(tree.parent.tolist()):
+        paths = []
+        for vertex in range(len(parents)):
+            path = [vertex]
+            while parents[path[-1]] != path[-1]:
+                path.append(parents[path[-1]])
+            paths.append(path)
+        for i, path_i in enumerate(paths):
+            for j, path_j in enumerate(paths):
+                if direction == 'up' and i not in path_j:
+                    continue
+                edges = set(path_i) ^ set(path_j)  # vertices below the meeting point
+                product = decay[item, sorted(edges)].prod(0)
+                output[item, i] += product * input[item, j]
+    return output
+
+
+def test_scan_of_a_drawn_tree(backend):
+    #       0          decays: 1 -> 1/2, 2 -> 1/4, 3 -> 1/2 (below 1)
+    #      / \
+    #     1   2        inputs: 1, 2, 4, 8
+    #     |
+    #     3
+    tree = to_device(make_tree([0, 0, 0, 1]), backend.device)
+    signal = torch.tensor([[[1.0], [2], [4], [8]]], device=backend.device)
+    decay = torch.tensor(
+        [[[math.nan], [0.5], [0.25], [0.5]]], device=backend.device
+    )  # the root's is never read
+    up = backend.ops.tree_scan(signal, decay, tree, 'up')
+    assert up.flatten().tolist() == [1 + 0.5 * 6 + 0.25 * 4, 2 + 0.5 * 8, 4, 8]
+    both = backend.ops.tree_scan(signal, decay, tree)
+    assert both.flatten().tolist() == [5, 6 + 0.5 * 2, 4 + 0.25 * 4, 8 + 0.5 * 3]
+
+
+@pytest.mark.parametrize('direction', ['both', 'up'])
+@pytest.mark.parametrize(('height', 'width'), GRIDS[:-1])
+def test_definition_over_all_pairs(height, width, direction):
+    call = make(f'tree_scan {direction}', 2, height, width, 3, torch.float64)
+    (found,) = call(ops)
+    expected = scan_by_definition(*call.tensors, call.tree, direction)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # rounding of float64 only
+
+
+def test_float16_accumulates_in_float32(backend):
+    tree = to_device(tree_of(parent_edges('path', 1000), 1), backend.device)
+    ones = torch.ones(1, 1000, 1, dtype=torch.float16, device=backend.device)
+    up = backend.ops.tree_scan(ones, ones * 0.999, tree, 'up')
+    assert up.max() > 600  # adding in float16 stalls earlier
+    huge = backend.ops.tree_scan(ones * 100, ones, tree)
+    assert huge.isinf().all()  # sums beyond float16's range become infinite, not NaN
+
+
+def test_decays_of_one_and_zero(backend):
+    call = make('tree_scan both', 1, 4, 4, 2, torch.float64).to(backend.device)
+    signal, everything = call.tensors[0], call.tensors[0].sum(1, keepdim=True)
+    ones = torch.ones_like(signal)
+    torch.testing.assert_close(backend.ops.tree_scan(signal, ones, call.tree), everything.expand_as(signal))
+    assert torch.equal(backend.ops.tree_scan(signal, ones * 0, call.tree), signal)
+
+
+def test_selective_scan_of_a_drawn_tree(backend):
+    #   0 -- 1         steps 1, 2; A = -log 2: decays 1/2, 1/4
+    def tensor(*values):
+        return torch.tensor(values, device=backend.device)
+
+    tree = to_device(make_tree([0, 0]), backend.device)
+    x, delta, B = tensor(3.0, 5.0).view(1, 2, 1), tensor(0.5, 1.5).view(1, 2, 1), tensor(1.0, 2.0).view(1, 2)
+    h = backend.ops.selective_tree_scan(
+        x, delta, -tensor(2.0).log(), B, tree, tensor(0.5), delta_softplus=False
+    )
+    torch.testing.assert_close(h.flatten(), tensor(3 + 20 / 4, 20 + 3 / 4))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_parameters_as_mamba_stores_them(backend, dtype):
+    """A as (C, 1) and B as (B, L, 1); A and the bias in half types or in float32."""
+    call = make('selective_tree_scan', 2, 3, 4, 5, dtype).to(backend.device)
+    x, delta, A, B, bias = (tensor.to(dtype) for tensor in call.tensors)
+    stored = call.fill([x, delta, A.unsqueeze(1), B.unsqueeze(2), bias])
+    wide = call.fill([x, delta, A.to(call.tensors[2]), B, bias.to(call.tensors[2])])
+    (found, grads), (expected, wanted) = (each.with_gradients(backend.ops) for each in (stored, wide))
+    assert torch.equal(found[0], expected[0])
+    for grad, want, leaf in zip(grads, wanted, stored.tensors, strict=True):
+        assert grad.shape == leaf.shape
+        assert torch.equal(grad.flatten(), want.to(dtype).flatten())
+
+
+def test_sums_over_many_vertices_keep_their_digits(backend):
+    vertices = 40_000 if backend.name != 'emulated' else 4000
+    tree = to_device(tree_of(parent_edges('path', vertices), 1), backend.device)
+    x = torch.full((1, vertices, 1), 0.1, device=backend.device)
+    A = x.new_tensor([-1e4])  # decays of 0: every vertex alone
+    bias = torch.zeros(1, requires_grad=True, device=backend.device)
+    h = backend.ops.selective_tree_scan(x, torch.ones_like(x), A, x[..., 0] * 0 + 1, tree, bias, False)
+    (grad,) = torch.autograd.grad(h.sum(), bias)
+    # one after the other in float32 they would be off by 5e-4
+    torch.testing.assert_close(grad, x.double().sum((0, 1)).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('step', [-100.0, 50.0, -math.inf])
+def test_extreme_steps(backend, step):
+    for grid in ((1, 1), (3, 5), (13, 9)):
+        call = make('selective_tree_scan', 2, *grid, 3).to(backend.device)
+        call.tensors[1], call.tensors[4] = torch.full_like(call.tensors[1], step), None
+        (found, grads), expected = call.with_gradients(backend.ops), call.to('cpu')(reference)
+        torch.testing.assert_close(found[0].cpu(), expected[0], rtol=1e-5, atol=1e-12)
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_nan_and_infinity_stay_in_their_channels(backend):
+    call = make('selective_tree_scan', 1, 4, 4, 20)
+    call.tensors[1][0, 5, 3] = math.nan
+    (h,), grads = call.to(backend.device).with_gradients(backend.ops)
+    assert h[0, :, 3].isnan().all() and h.isnan().sum() == 16
+    assert grads[1][0, 5, 3].isnan()
+    for direction in ('both', 'up'):
+        call = make(f'tree_scan {direction}', 2, 7, 7, 5)
+        call.tensors[0][0, 17, 1], call.tensors[0][1, 3, 2] = math.nan, math.inf
+        found, expected = call.to(backend.device)(backend.ops)[0].cpu().isnan(), call(reference)[0].isnan()
+        # On CUDA the root of an infinite sum is NaN, and infinite on the CPU.
+        root = torch.zeros_like(found).index_fill_(1, torch.tensor([0]), backend.name != 'cpu')
+        assert torch.equal(found & ~root, expected & ~root)
+
+
+def units(found, expected) -> float:
+    """Greatest difference in float32's units in the last place of the expected float64 values."""
+    rounded = expected.float()
+    unit = (torch.nextafter(rounded, torch.full_like(rounded, math.inf)) - rounded).double()
+    return ((found.double() - expected) / unit).abs().max().item()
+
+
+def test_exp_and_softplus_are_off_by_few_units():
+    # Channels carry arguments: of vertices 0 -- 1, the first receives exp(A) of the second and nothing else.
+    arguments = torch.cat([torch.linspace(-110, 88.7, 100_001), torch.linspace(-1, 1, 20_001)])
+    tree = ops.build_tree(torch.rand(1, 1, 2, 1))
+    x = torch.tensor([0.0, 1.0]).view(1, 2, 1).expand(1, 2, len(arguments))
+    B = torch.ones(1, 2)
+    ones = torch.ones_like(x)
+    decay = ops.selective_tree_scan(x, ones, arguments, B, tree, delta_softplus=False)[0, 0]
+    assert units(decay, arguments.double().exp()) < 1.5
+    # A vertex of weight 1 alone has its own step for its state.
+    alone, wide = ops.build_tree(torch.rand(1, 1, 1, 1)), arguments.double().requires_grad_()
+    delta = arguments.view(1, 1, -1).clone().requires_grad_()
+    one = torch.ones_like(arguments)
+    step = ops.selective_tree_scan(one.view(1, 1, -1), delta, one, B[:, :1], alone)
+    exact = F.softplus(wide, threshold=40)
+    assert units(step.flatten(), exact.detach()) < 2.5
+    (slope,), (exact_slope,) = (torch.autograd.grad(f.sum(), v) for f, v in ((step, delta), (exact, wide)))
+    assert units(slope.flatten(), exact_slope) < 3
+
+
+def test_exp_of_infinities():
+    A = torch.tensor([-math.inf, math.inf, -200.0, 200.0, 0.0, -0.0, math.nan])
+    tree = make_tree([0, 0])
+    x = A.new_tensor([0.0, 1.0]).view(1, 2, 1).expand(1, 2, 7)
+    ones = torch.ones_like(x)
+    h = ops.selective_tree_scan(x, ones, A, ones[..., 0], tree, delta_softplus=False)
+    torch.testing.assert_close(h[0, 0], A.exp(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_read_out_of_a_row_by_hand(backend):
+    #   LN(h) = (-1, 1); y = 2 LN(h) + D x = (-2 + 5, 2) and LN(y) = (1, -1); silu(0) = 0
+    def tensor(*values):
+        return torch.tensor(values, device=backend.device)
+
+    one, zero = tensor(1.0, 1.0), tensor(0.0, 0.0)
+    h, x, z = (tensor(*values).view(1, 1, 2) for values in ((3.0, 7.0), (5.0, 9.0), (-3.0, 0.0)))
+    norms = (one, zero), (one * 4, one * 5)
+    found = backend.ops.gated_read_out(h, tensor(2.0).view(1, 1), x, tensor(1.0, 0.0), z, *norms, eps=1e-12)
+    torch.testing.assert_close(found.flatten(), tensor(9 * -3 / (1 + math.exp(3)), 0.0))
+
+
+def test_read_out_equals_the_layers_it_replaces():
+    h, C, x, D, z, *_ = gated_read_out(2, 7, 6).tensors
+    state_norm, out_norm = torch.nn.LayerNorm(6), torch.nn.LayerNorm(6)
+    expected = out_norm(C.unsqueeze(2) * state_norm(h) + D * x) * F.silu(z)
+    norms = [(norm.weight, norm.bias) for norm in (state_norm, out_norm)]
+    torch.testing.assert_close(ops.gated_read_out(h, C, x, D, z, *norms, out_norm.eps), expected)
+
+
+def test_weights_of_the_read_out_as_models_store_them(backend):
+    call = gated_read_out(2, 6, 5).to(backend.device)
+    vectors = {3, 5, 6, 7, 8}
+    stored = call.fill([x.bfloat16() if i in vectors else x for i, x in enumerate(call.tensors)])
+    stored.tensors[1] = stored.tensors[1].unsqueeze(2)
+    rounded = call.fill([x.bfloat16().float() if i in vectors else x for i, x in enumerate(call.tensors)])
+    (found,), grads = stored.with_gradients(backend.ops)
+    assert torch.equal(found, rounded(backend.ops)[0])
+    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in stored.tensors]
+
+
+@pytest.mark.parametrize('gate', [-math.inf, -200.0, -21.0, 21.0, 200.0])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_gates_far_open_and_far_closed(backend, gate, dtype):
+    call = gated_read_out(1, 3, 4, dtype)
+    call.tensors[4] = torch.full_like(call.tensors[4], gate)
+    found, expected = (
+        call.to(backend.device).with_gradients(backend.ops),
+        call.double().with_gradients(reference),
+    )
+    if not math.isfinite(gate):
+        assert found[0][0].isnan().all()
+        return
+    for ours, theirs in zip(found[0] + found[1], expected[0] + expected[1], strict=True):
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_nan_stays_with_its_vertex_in_the_read_out(backend):
+    call = gated_read_out(1, 5, 20)
+    call.tensors[0][0, 3, 7] = math.nan
+    (y,) = call.to(backend.device)(backend.ops)
+    assert y[0, 3].isnan().all() and y.isnan().sum() == 20
+
+
+def bad_scans():
+    call = tree_scan(spanning_tree(2, 3, 3), 4)
+    (signal, decay), tree = call.tensors, call.tree
+    good = dict(input=signal, decay=decay, tree=tree)
+    return good, {
+        'decay needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': dict(
+            decay=decay[..., :3]
+        ),
+        'decay must be float32, got float64': dict(decay=decay.double()),
+        'input must have shape (B, L, C), got (2, 36)': dict(input=signal.flatten(1)),
+        'input must be float32, float64, float16 or bfloat16, got int32': dict(input=signal.int()),
+        'order needs one entry per vertex of each item, shape (2, 9), got (1, 9)': dict(
+            tree=ops.Tree(*(field[:1] for field in tree))
+        ),
+        'order must be int32, got int64': dict(tree=tree._replace(order=tree.order.long())),
+        "direction must be one of both, up, got 'down'": dict(direction='down'),
+    }
+
+
+def bad_selective_scans():
+    call = selective_tree_scan(spanning_tree(2, 3, 3), 4)
+    x, delta, A, B, bias = call.tensors
+    good = dict(x=x, delta=delta, A=A, B=B, delta_bias=bias, tree=call.tree)
+    return good, {
+        'x must have shape (B, L, C), got (2, 36)': dict(x=x.flatten(1)),
+        'x must have at least one vertex, got shape (2, 0, 4)': dict(x=x[:, :0]),
+        'x must be float32, float64, float16 or bfloat16, got int32': dict(x=x.int()),
+        'delta needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': dict(
+            delta=delta[..., :3]
+        ),
+        'delta must be float32, got float64': dict(delta=delta.double()),
+        'A needs one value per channel, shape (4), got (4, 16)': dict(A=A.view(-1, 1).expand(4, 16)),
+        'B needs one value per vertex, shape (2, 9), got (2, 4)': dict(B=B[:, :4]),
+        'B must be float16, got float32': dict(x=x.half(), delta=delta.half()),
+        'delta_bias needs one value per channel, shape (4), got (5)': dict(delta_bias=A.new_zeros(5)),
+        'order must be int32, got int64': dict(tree=call.tree._replace(order=call.tree.order.long())),
+    }
+
+
+def bad_read_outs():
+    good = dict(zip(READ_OUT, gated_read_out(2, 9, 4).tensors, strict=True))
+    h, C, x, z = (good[name] for name in ('h', 'C', 'x', 'z'))
+    return good, {
+        'h must have shape (B, L, C), got (2, 36)': dict(h=h.flatten(1)),
+        'h must be float32 or float64, got float16': dict(h=h.half()),
+        'C needs one value per vertex, shape (2, 9), got (2, 4)': dict(C=C[:, :4]),
+        'x needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': dict(x=x[..., :3]),
+        'x must be float32, got float64': dict(x=x.double()),
+        'z must be float32, float16 or bfloat16, got float64': dict(z=z.double()),
+        'z must be float32, float64, float16 or bfloat16, got int32': dict(z=z.int()),
+        'z needs one value per vertex and channel, shape (2, 9, 4), got (2, 9)': dict(z=z[..., 0]),
+        'D needs one value per channel, shape (4), got (5)': dict(D=torch.zeros(5)),
+        'y_bias needs one value per channel, shape (4), got (1)': dict(y_bias=torch.zeros(1)),
+    }
+
+
+BAD = {
+    'tree_scan': bad_scans(),
+    'selective_tree_scan': bad_selective_scans(),
+    'gated_read_out': bad_read_outs(),
+}
+
+
+@pytest.mark.parametrize(('name', 'message'), [(name, message) for name in BAD for message in BAD[name][1]])
+def test_bad_input(backend, name, message):
+    good, changes = BAD[name]
+    arguments = {}
+    for key, value in {**good, **changes[message]}.items():
+        tensor = isinstance(value, torch.Tensor)
+        arguments[key] = value.to(backend.device) if tensor else value
+        if isinstance(value, ops.Tree):
+            arguments[key] = to_device(value, backend.device)
+    if name == 'gated_read_out':
+        *tensors, h_weight, h_bias, y_weight, y_bias = arguments.values()
+        arguments = dict(zip(READ_OUT[:5], tensors, strict=True))
+        arguments |= dict(h_norm=(h_weight, h_bias), y_norm=(y_weight, y_bias))
+    with pytest.raises((RuntimeError, ValueError)) as error:
+        getattr(backend.ops, name)(**arguments)
+    assert str(error.value).startswith(f'{name}: {message}')
