@@ -201,8 +201,8 @@ def stress(model: nn.Module, size: tuple[int, int], own: Setting, metrics: list[
         image = stress_inputs(*size)[name].to(preprocessor.mean)
         logits, built = predict(model, ((image - preprocessor.mean) / preprocessor.std).unsqueeze(0))
         first = built[0, 0]
-        weight = grid_edge_weight(first.guide, metric)[0].nan_to_num(torch.inf)
-        even = rooted_tree(torch.zeros_like(first.guide), metric, own[2])
+        weight = grid_edge_weight(first.features, metric)[0].nan_to_num(torch.inf)
+        even = rooted_tree(torch.zeros_like(first.features), metric, own[2])
         chances = logits.softmax(1)[0]
         finite = bool(logits.isfinite().all())
         found.setdefault(name, {})[metric] = dict(

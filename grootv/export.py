@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,10 @@ class Logits(nn.Module):
 
     def __init__(self, classifier: nn.Module):
         super().__init__()
-        self.backbone = classifier.backbone
-        self.neck = nn.Identity() if classifier.neck is None else classifier.neck
-        self.head = classifier.head
+        parts: Any = classifier
+        self.backbone: nn.Module = parts.backbone
+        self.neck: nn.Module = nn.Identity() if parts.neck is None else parts.neck
+        self.head: nn.Module = parts.head
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.neck(self.backbone(image)))
@@ -60,7 +61,8 @@ def deployable(cfg: 'Config', checkpoint: str | None = None, trust: bool = False
         raise UserError(f'{cfg.filename} has no model with a backbone: give a config that trains a network')
     model = build_model(cfg, checkpoint, trust)
     is_classifier = cfg.model.type.split('.')[-1] == 'ImageClassifier'
-    return (Logits(model) if is_classifier else model.backbone).eval().requires_grad_(False)
+    network: Any = Logits(model) if is_classifier else model.backbone
+    return network.eval().requires_grad_(False)
 
 
 def random_images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -113,6 +115,7 @@ def export_onnx(network: nn.Module, image: Tensor, metadata: dict[str, str], pat
             dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
             custom_translation_table=translation_table(),
         )
+    assert program is not None  # only torch's older exporter returns nothing
     model = program.model
     model.ir_version = 9  # nothing needs more, and ONNX Runtime 1.17 reads no more
     # The exporter leaves its notes everywhere, with paths of this machine.

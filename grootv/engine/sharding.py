@@ -33,8 +33,8 @@ def clip_sharded_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Ten
     Returns:
         The norm before, a scalar that is equal on every process.
     """
-    gradients = [parameter.grad for parameter in parameters]
-    squares = sum(gradient.float().square().sum() for gradient in gradients)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = sum((gradient.float().square().sum() for gradient in gradients), torch.zeros(()))
     torch.distributed.all_reduce(squares)
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -66,7 +66,7 @@ class FSDPStrategy(_FSDPStrategy):
             self.model_wrapper = {**wrapper, 'device_id': torch.device('cpu')}
             # What is there already is read after it has been freed.
             self.state_dict_config.offload_to_cpu = self.optim_state_dict_config.offload_to_cpu = False
-        return super()._wrap_model(model)
+        return super()._wrap_model(model)  # pyright: ignore[reportReturnType]: declared to return None
 
     def build_optim_wrapper(self, optim_wrapper: dict, model: nn.Module) -> OptimWrapper:
         if optim_wrapper.get('type') == 'AmpOptimWrapper':
@@ -79,7 +79,7 @@ class FSDPStrategy(_FSDPStrategy):
         for group in built.optimizer.param_groups:
             group['params'] = [shards[names[id(parameter)]] for parameter in group['params']]
         if getattr(built, 'clip_func', None) is nn.utils.clip_grad_norm_:
-            built.clip_func = clip_sharded_grad_norm
+            built.clip_func = clip_sharded_grad_norm  # pyright: ignore[reportAttributeAccessIssue]: one of two
         return built
 
     def load_optim_state_dict(self, state_dict: dict) -> None:

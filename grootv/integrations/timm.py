@@ -8,7 +8,11 @@ with timm load there.
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Format, SelectAdaptivePool2d, register_notrace_module
+from timm.layers import (
+    Format,  # pyright: ignore[reportPrivateImportUsage]: timm declares no public names
+    SelectAdaptivePool2d,  # pyright: ignore[reportPrivateImportUsage]
+    register_notrace_module,  # pyright: ignore[reportPrivateImportUsage]
+)
 from timm.models import (
     FeatureGraphNet,
     FeatureHookNet,
@@ -176,7 +180,7 @@ class TimmGrootV(nn.Module):
             stage.with_cp = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, beside the biases and vectors that timm exempts itself: none.
+        """Parameters without weight decay besides the biases and vectors that timm exempts itself: none.
 
         The published run decays A_log.
         """

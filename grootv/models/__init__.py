@@ -1,6 +1,11 @@
 """The networks, each imported when it is asked for: they need different packages."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .backbones import GrootV
+    from .heads import GrootVClsHead
 
 _MODULES = {'GrootV': 'backbones', 'GrootVClsHead': 'heads'}
 __all__ = ['GrootV', 'GrootVClsHead']

@@ -1,11 +1,11 @@
-"""What the blocks of a network built on their way."""
+"""The trees that the blocks of a network build in a forward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from grootv.models.backbones import GrootV
 from grootv.models.layers.tree_ssm import TreeSSM
@@ -17,25 +17,26 @@ class BlockTree:
     """A tree, and the features it was built from.
 
     Attributes:
-        guide: The features, shape (B, H, W, C), in float32 or wider.
+        features: What the tree was built from, shape (B, H, W, C), in float32 or wider.
         tree: Its L = H * W vertices are theirs, row-major.
         metric: Distance that the tree minimises.
         decay_along: Gives the factor of the edge from every vertex to its parent in a tree, (B, L, D).
     """
 
-    guide: Tensor
+    features: Tensor
     tree: Tree
     metric: str
     decay_along: Callable[[Tree], Tensor]
 
     @property
     def grid(self) -> tuple[int, int]:
-        return tuple(self.guide.shape[1:3])
+        _, height, width, _ = self.features.shape
+        return height, width
 
     @property
     def vertices(self) -> Tensor:
         """Features by vertex, shape (B, L, C)."""
-        return self.guide.flatten(1, 2)
+        return self.features.flatten(1, 2)
 
 
 @contextmanager
@@ -47,10 +48,10 @@ def recorded(backbone: GrootV) -> Iterator[dict[tuple[int, int], BlockTree]]:
     found: dict[tuple[int, int], BlockTree] = {}
 
     def keep(place: tuple[int, int], ssm: TreeSSM, args: tuple, output: tuple) -> None:
-        guide, _ = ssm.project(args[0])
-        guide = guide.detach().to(torch.promote_types(guide.dtype, torch.float32))
-        vertices = guide.flatten(1, 2)
-        found[place] = BlockTree(guide, output[1], ssm.metric, lambda _: ssm.decay(vertices).detach())
+        x, _ = ssm.project(args[0])
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        vertices = x.flatten(1, 2)
+        found[place] = BlockTree(x, output[1], ssm.metric, lambda _: ssm.decay(vertices).detach())
 
     hooks = [
         ssm.register_forward_hook(lambda *call, place=place: keep(place, *call))
@@ -63,7 +64,7 @@ def recorded(backbone: GrootV) -> Iterator[dict[tuple[int, int], BlockTree]]:
             hook.remove()
 
 
-def scans(backbone: nn.Module) -> dict[tuple[int, int], TreeSSM]:
+def scans(backbone: GrootV) -> dict[tuple[int, int], TreeSSM]:
     """The scan of every block by (stage, block)."""
     return {
         (i, k): block.ssm for i, stage in enumerate(backbone.stages) for k, block in enumerate(stage.blocks)

@@ -1,6 +1,7 @@
-"""A network as its config and checkpoint say, and what it gets to see of an image."""
+"""A network as its config and checkpoint say, and its input for an image."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -37,7 +38,7 @@ def network_input(cfg: Config, model: nn.Module, path: str | Path) -> tuple[np.n
     """What the test pipeline makes of an image: the picture (H, W, 3) uint8 and the network's input."""
     steps = [step for step in test_set(cfg).pipeline if not step.type.endswith(('Annotations', 'SegLabels'))]
     data = Compose([TRANSFORMS.build(step) for step in steps])(dict(img_path=str(path), img_id=0))
-    preprocessor = model.data_preprocessor
+    preprocessor: Any = model.data_preprocessor
     inputs = preprocessor(pseudo_collate([data]), False)['inputs']
     picture = inputs * preprocessor.std + preprocessor.mean
     return picture[0].permute(1, 2, 0).round().clamp(0, 255).byte().cpu().numpy(), inputs

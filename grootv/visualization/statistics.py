@@ -1,6 +1,7 @@
-"""A tree in figures beside random trees and the raster scan, over one image or many."""
+"""A tree in figures, compared with random trees and the raster scan, over one image or many."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ def draw_histogram(axes: Axes, name: str, found: dict[str, list], metric: str) -
     label, unit = QUANTITIES[name]
     for offset, kind in zip((-0.27, 0, 0.27), KINDS, strict=True):
         share = np.array(found[kind]) / max(sum(found[kind]), 1)
-        style = dict(color=COLOURS[kind], label=KINDS[kind])
+        style: dict[str, Any] = dict(color=COLOURS[kind], label=KINDS[kind])
         if name == 'degree':
             axes.bar(np.arange(len(share)) + offset, share, width=0.25, **style)
         else:

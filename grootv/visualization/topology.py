@@ -99,7 +99,7 @@ def edge_weight(vertices: Tensor, tree: Tree, metric: str) -> Tensor:
         metric: One of ``grootv.ops.METRICS``.
 
     Returns:
-        Shape (B, L) float32; what stands at the root means nothing.
+        Shape (B, L) float32; the entry of the root is undefined.
     """
     parents = vertices.gather(1, tree.parent.long().unsqueeze(-1).expand_as(vertices))
     pairs = torch.stack([vertices, parents], dim=2).flatten(0, 1).unsqueeze(1)  # grids of one edge

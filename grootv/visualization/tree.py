@@ -1,6 +1,7 @@
-"""A spanning tree over its image, and how far a vertex is heard along it."""
+"""A spanning tree over its image, and how far the signal of a vertex reaches along it."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, patheffects
@@ -16,11 +17,11 @@ from grootv.ops import Tree
 from .blocks import BlockTree
 from .topology import affinity, edge_weight, raster_tree, vertex_depth
 
-FAINTEST = 1e-3  # weaker affinities look alike
+FAINTEST = 1e-3  # smaller affinities look alike
 DEPTH_COLOURS = LinearSegmentedColormap.from_list('depth', colormaps['plasma'](np.linspace(0, 0.88)))
 WEIGHT_COLOURS = LinearSegmentedColormap.from_list('weight', colormaps['viridis'](np.linspace(0, 0.92)))
 WHOLE = MaxNLocator(integer=True, min_n_ticks=1)
-BAR = dict(shrink=0.9, pad=0.02, aspect=30)
+BAR: dict[str, Any] = dict(shrink=0.9, pad=0.02, aspect=30)
 DISTANCES = dict(cosine='exp(-cosine)', euclidean='squared L2 distance', manhattan='L1 distance')
 
 
@@ -62,10 +63,10 @@ def draw_affinities(panels: Iterable[Axes], image: np.ndarray, block: BlockTree,
     """Affinity of a vertex along its tree and along a raster scan, on one scale."""
     paths = {'tree': block.tree, 'raster scan': raster_tree(1, block.vertices.shape[1])}
     maps = {name: affinity(block.decay_along(tree), tree, vertex) for name, tree in paths.items()}
-    scale = affinity_scale(min(float(heard.min()) for heard in maps.values()))
+    scale = affinity_scale(min(float(strength.min()) for strength in maps.values()))
     centre = vertex_centres(block.grid, image.shape[:2])[vertex]
-    for axes, (name, heard) in zip(panels, maps.items(), strict=True):
-        draw_affinity(axes, image, heard[0].reshape(block.grid).cpu().numpy(), centre, scale)
+    for axes, (name, strength) in zip(panels, maps.items(), strict=True):
+        draw_affinity(axes, image, strength[0].reshape(block.grid).cpu().numpy(), centre, scale)
         axes.set_title(f'affinity to the marked pixel along the {name}', fontsize=10)
 
 
@@ -95,7 +96,7 @@ def draw_tree(
     shown = value[vertices] if len(vertices) else np.zeros(1)
     low, high = (shown.min(), shown.max()) if ticks else np.quantile(shown, (0.01, 0.99))
     lines = LineCollection(
-        np.stack([centres[vertices], centres[parent[vertices]]], axis=1),
+        list(np.stack([centres[vertices], centres[parent[vertices]]], axis=1)),
         array=value[vertices],
         cmap=colours,
         norm=Normalize(low, max(high, low + 1e-6)),
@@ -116,7 +117,7 @@ def draw_affinity(
     axes.imshow(greyed(image), cmap='gray', vmin=-100, vmax=400, **extent(image))
     mappable = ScalarMappable(scale, 'inferno')
     colours = mappable.to_rgba(strength)
-    colours[..., 3] = scale(strength).clip(0, 1) ** 0.5 * 0.85  # unheard vertices show the image
+    colours[..., 3] = scale(strength).clip(0, 1) ** 0.5 * 0.85  # vertices out of reach show the image
     axes.imshow(colours, interpolation='nearest', **extent(image))
     mark(axes, centre, '+')
     ticks = [n * 10.0**k for k in range(-3, 1) for n in (1, 2, 5)] if isinstance(scale, LogNorm) else None

@@ -27,7 +27,7 @@ def test_the_recorded_trees_are_those_of_the_scans():
     assert torch.equal(block.tree.parent, used[1, 1].parent)
     decay = block.decay_along(block.tree)
     assert decay.shape == (2, 20, 32) and (decay > 0).all() and (decay < 1).all()
-    assert not decay.requires_grad and not block.guide.requires_grad
+    assert not decay.requires_grad and not block.features.requires_grad
 
     network(torch.randn(2, 3, 32, 40))
     assert found[1, 1] is block  # nothing is kept outside

@@ -1,6 +1,7 @@
 """Randomness that depends on the run's seed and the progress, not on the process's past."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ class EpochSeedHook(Hook):
     """Make a run that was resumed from a checkpoint equal to one that was never interrupted.
 
     MMEngine restores weights, averages, optimizer and schedules, but neither the random state nor,
-    where the config leaves the seed open, the sampler's seed. This hook draws both anew from (seed
+    where the config leaves the seed open, the sampler's seed. This hook draws both again from (seed
     of the run, rank, iteration): at each epoch, and in a training by iterations at its start, at
     every step that writes a checkpoint and after every validation. There the data loader starts
-    anew too, as it does in a resumed run: its processes end, and the sampler counts off what has
+    again too, as it does in a resumed run: its processes end, and the sampler counts off what has
     been used. What follows a checkpoint then depends on the checkpoint alone.
 
     It also lets PyTorch seed the data-loading processes. MMEngine's own function gives them the
@@ -47,27 +48,27 @@ class EpochSeedHook(Hook):
         self._writers = [h for h in runner.hooks if isinstance(h, CheckpointHook) and not h.by_epoch]
         if runner.cfg.get('randomness', {}).get('diff_rank_seed', False):
             return
-        sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+        sampler: Any = getattr(loader.batch_sampler, 'sampler', loader.sampler)
         if isinstance(getattr(sampler, 'seed', None), int):
             sampler.seed = runner.seed
 
     def before_train_epoch(self, runner: Runner) -> None:
-        draw_anew(runner, runner.iter)
+        draw_again(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         if any(self.every_n_train_iters(runner, h.interval, h.save_begin) for h in self._writers):
-            self._start_anew(runner, runner.iter + 1)
+            self._start_again(runner, runner.iter + 1)
 
     def after_val(self, runner: Runner) -> None:
-        self._start_anew(runner, runner.iter)
+        self._start_again(runner, runner.iter)
 
-    def _start_anew(self, runner: Runner, iteration: int) -> None:
+    def _start_again(self, runner: Runner, iteration: int) -> None:
         if self._batches is not None:
             self._batches.skip_iter(iteration)  # counted from the start of the run
-            draw_anew(runner, iteration)
+            draw_again(runner, iteration)
 
 
-def draw_anew(runner: Runner, iteration: int) -> None:
+def draw_again(runner: Runner, iteration: int) -> None:
     entropy = np.random.SeedSequence([runner.seed, runner.rank, iteration])
     seed = int(entropy.generate_state(1)[0])
     random.seed(seed)

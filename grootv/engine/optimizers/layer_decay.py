@@ -1,6 +1,7 @@
 """Learning rates that fall from the head to the stem."""
 
 import inspect
+from typing import Any
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -20,7 +21,7 @@ _CUSTOM = {'lr_mult', 'decay_mult'}
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor, whose learning rates are then multiplied by ``rate ** distance``.
 
-    The distance of a parameter is the number of depths between it and the heads; the backbone tells
+    The distance of a parameter is the number of depths between it and the heads; the backbone gives
     it by ``get_layer_depth(name, prefix)``. Parameters outside the backbone have distance 0.
 
     Args:
@@ -64,9 +65,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:
             return  # the base class is on its way through the modules
+        backbone: Any = module.backbone
         names = {parameter: name for name, parameter in module.named_parameters()}
         for group in params:  # one parameter each
-            depth, count = module.backbone.get_layer_depth(names[group['params'][0]], 'backbone.')
+            depth, count = backbone.get_layer_depth(names[group['params'][0]], 'backbone.')
             group['lr'] = group.get('lr', self.base_lr) * self.rate ** (count - 1 - depth)
 
     def _optimizer_class(self) -> type[torch.optim.Optimizer]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -51,6 +51,8 @@ class GrootV(BaseModule):
             published one.
     """
 
+    stages: 'list[Stage]'
+
     def __init__(
         self,
         arch: str | dict = 'tiny',
@@ -79,7 +81,7 @@ class GrootV(BaseModule):
         self.norm_eval = norm_eval
 
         self.stem = Stem(in_channels, self.embed_dims)
-        self.stages = nn.ModuleList()
+        self.stages = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]: it names no element type
         rates = iter(linear_rates(drop_path_rate, sum(self.depths)))
         for index, depth in enumerate(self.depths):
             stage = Stage(
@@ -111,7 +113,8 @@ class GrootV(BaseModule):
                 maps.append(x.permute(0, 3, 1, 2).contiguous())
             if index == wanted[-1]:
                 break
-            x = stage.downsample(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
         return tuple(maps)
 
     def train(self, mode: bool = True):
@@ -191,6 +194,8 @@ class Stage(nn.Module):
         **block_options: The other arguments of :class:`Block`.
     """
 
+    blocks: 'list[Block]'
+
     def __init__(
         self,
         channels: int,
@@ -203,7 +208,8 @@ class Stage(nn.Module):
         super().__init__()
         self.share_tree = share_tree
         self.with_cp = with_cp
-        self.blocks = nn.ModuleList(Block(channels, rate, **block_options) for rate in drop_paths)
+        blocks = nn.ModuleList(Block(channels, rate, **block_options) for rate in drop_paths)
+        self.blocks = blocks  # pyright: ignore[reportAttributeAccessIssue]: as GrootV.stages
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.downsample = Downsample(channels) if downsample else None
 
@@ -229,6 +235,9 @@ class Block(nn.Module):
         layer_scale: Initial value of the branches' factors per channel; None leaves them out.
     """
 
+    gamma1: Tensor | None
+    gamma2: Tensor | None
+
     def __init__(
         self,
         channels: int,
@@ -252,14 +261,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, tree: Tree | None = None) -> tuple[Tensor, Tree]:
         """Map (B, H, W, channels) -> new map and the tree it used (``tree`` or its own)."""
         if self.post_norm:
-            update, tree = self.ssm(x, tree)
+            update, used = self.ssm(x, tree)
             x = x + self.branch(self.norm1(update), self.gamma1)
             update = self.norm2(self.mlp(x))
         else:
-            update, tree = self.ssm(self.norm1(x), tree)
+            update, used = self.ssm(self.norm1(x), tree)
             x = x + self.branch(update, self.gamma1)
             update = self.mlp(self.norm2(x))
-        return x + self.branch(update, self.gamma2), tree
+        return x + self.branch(update, self.gamma2), used
 
     def branch(self, update: Tensor, gamma: Tensor | None) -> Tensor:
         return self.drop_path(update if gamma is None else gamma * update)
@@ -311,9 +320,9 @@ class Classifier(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, hidden_ratio: float = 1.5, **others):
         super().__init__(**others)
         hidden = int(in_channels * hidden_ratio)
-        self.conv = PointwiseConv2d(in_channels, hidden, 1, bias=False)
-        self.norm = nn.BatchNorm2d(hidden)
-        self.act = nn.GELU()
+        self.conv: nn.Module = PointwiseConv2d(in_channels, hidden, 1, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(hidden)
+        self.act: nn.Module = nn.GELU()
         self.fc = linear(hidden, num_classes) if num_classes else nn.Identity()
 
     def project(self, x: Tensor) -> Tensor:

@@ -86,9 +86,10 @@ class TreeSSM(nn.Module):
 
     def project_out(self, h: Tensor, C: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Read the states out through the gate and project them back, (B, L, channels)."""
-        norms = [(norm.weight, norm.bias) for norm in (self.state_norm, self.out_norm)]
+        inner, outer = self.state_norm, self.out_norm
+        norms = (inner.weight, inner.bias), (outer.weight, outer.bias)
         with torch.autocast(x.device.type, enabled=False):
-            y = gated_read_out(h, C, x, self.D, z, *norms, self.out_norm.eps)
+            y = gated_read_out(h, C, x, self.D, z, *norms, outer.eps)
         return self.out_proj(y)
 
     def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -143,7 +144,8 @@ def conv2d(*args, **options) -> nn.Conv2d:
     PyTorch would copy a weight of another format in every call. ``fully_shard`` takes contiguous weights
     only: call ``model.to(memory_format=torch.contiguous_format)`` before.
     """
-    return nn.Conv2d(*args, **options).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(*args, **options)
+    return conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch omits it
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
