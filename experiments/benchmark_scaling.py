@@ -109,78 +109,68 @@ def operator_calls(forward: Callable[[], object]) -> dict[str, Callable[[], obje
 
 def at_side(args, record: measure.Record, mode: str, side: int) -> None:
     """Memory, then time, of every layer on one map, or why they were not measured."""
-    rows, calls = {}, {}
+    mib, left_out, calls = {}, {}, {}
     for name in MIXERS:
-        earlier = [row for row in record.rows if (row['name'], row['mode']) == (name, mode)]
-        rows[name] = row = dict(mode=mode, name=name, side=side)
         arguments = dict(name=name, channels=args.channels, mode=mode)
-        seconds = expected(earlier, side)
-        if seconds is None or seconds > args.limit:
-            row['not_measured'] = (
-                'smaller maps took too long' if seconds is None else f'about {seconds:.0f} s a call'
-            )
+        seconds = expected([row for row in record.rows if row['mode'] == mode], name, side)
+        if seconds > args.limit:
+            left_out[name] = f'about {seconds:.0f} s a call'
             continue
         small = arguments | dict(side=2)
         peak = measure.peak_memory(
             'benchmark_scaling', 'mixer_call', args.device, small, side=side, **arguments
         )
         if isinstance(peak, str):
-            row['not_measured'] = peak
+            left_out[name] = peak
             continue
-        row['mib'] = peak / 2**20
+        mib[name] = peak / 2**20
         calls[name] = mixer_call(args.device, side=side, **arguments)
         if mode == 'forward':
             for operator, call in operator_calls(calls[name]).items():
                 calls[f'{name}: {operator}'] = call
-    for name, seconds in measure.take_turns(calls, args.rounds, args.budget).items():
-        row = rows.setdefault(name, dict(mode=mode, name=name, side=side))
-        row |= dict(ms=statistics.median(seconds) * 1e3, rounds=len(seconds))
-    for row in rows.values():
-        record.add(**row)
+    turns = measure.take_turns(calls, args.rounds, args.budget)
+    ms = {name: statistics.median(seconds) * 1e3 for name, seconds in turns.items()}
+    rounds = min(map(len, turns.values()), default=0)
+    record.add(mode=mode, side=side, rounds=rounds, ms=ms, mib=mib, not_measured=left_out)
 
 
-def expected(rows: list[dict], side: int) -> float | None:
-    """Seconds that a map will take, by its growth so far, or None after one that was left out."""
-    if any('ms' not in row for row in rows):
-        return None
-    if not rows:
+def expected(rows: list[dict], name: str, side: int) -> float:
+    """Seconds that a map will take, by its growth so far."""
+    known = [(row['side'], row['ms'][name]) for row in rows if name in row['ms']]
+    if not known:
         return 0.0
     power = 4.0
-    if len(rows) > 1:
-        (x1, y1), (x2, y2) = ((row['side'], row['ms']) for row in rows[-2:])
+    if len(known) > 1:
+        (x1, y1), (x2, y2) = known[-2:]
         power = min(max(math.log(y2 / y1) / math.log(x2 / x1), 2.0), 4.0)
-    return rows[-1]['ms'] / 1e3 * (side / rows[-1]['side']) ** power
+    return known[-1][1] / 1e3 * (side / known[-1][0]) ** power
 
 
-def exponent(rows: list[dict], quantity: str) -> float | None:
+def exponent(rows: list[dict], name: str, quantity: str) -> float | None:
     """The p of y = c vertices^p that is nearest to the rows in logarithms, between the fitted sides."""
-    points = [(row['side'] ** 2, row[quantity]) for row in rows if FITTED[0] <= row['side'] <= FITTED[1]]
-    if len(points) < 2:
-        return None
-    xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
-    return statistics.linear_regression(xs, ys).slope
+    points = [
+        (math.log(row['side'] ** 2), math.log(row[quantity][name]))
+        for row in rows
+        if FITTED[0] <= row['side'] <= FITTED[1] and name in row[quantity]
+    ]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else None
 
 
 def judge(record: measure.Record) -> None:
     """Growth of the tree scan against its target; those of the others, and quotients, without one."""
-    for mode in dict.fromkeys(row['mode'] for row in record.rows):
-        rows = {name: [] for name in MIXERS}
-        for row in record.rows:
-            if row.get('mode') == mode and row.get('ms') and row['name'] in rows:
-                rows[row['name']].append(row)
-        for name, measured in rows.items():
+    measured = list(record.rows)
+    for mode in dict.fromkeys(row['mode'] for row in measured):
+        rows = [row for row in measured if row['mode'] == mode]
+        for name in MIXERS:
             target = EXPONENT if name == 'tree scan' else None
-            sides = ', '.join(str(row['side']) for row in measured if FITTED[0] <= row['side'] <= FITTED[1])
-            record.judge(
-                f'{name}, {mode}, exponent of time', exponent(measured, 'ms'), target, f'sides {sides}'
-            )
-        ours = {row['side']: row['ms'] for row in rows['tree scan']}
+            note = f'sides {FITTED[0]} to {FITTED[1]}'
+            record.judge(f'{name}, {mode}, exponent of time', exponent(rows, name, 'ms'), target, note)
         for name in [name for name in MIXERS if name != 'tree scan']:
-            both = [row for row in rows[name] if row['side'] in ours]
+            both = [row for row in rows if {name, 'tree scan'} <= set(row['ms'])]
             if both:
-                side, theirs = both[-1]['side'], both[-1]['ms']
+                side, ours, theirs = both[-1]['side'], both[-1]['ms']['tree scan'], both[-1]['ms'][name]
                 title = f'tree scan, {mode}, time over {name}, {side} x {side}'
-                record.judge(title, ours[side] / theirs, None, f'{ours[side]:.2f} and {theirs:.2f} ms')
+                record.judge(title, ours / theirs, None, f'{ours:.2f} and {theirs:.2f} ms')
 
 
 def main(argv: list[str] | None = None) -> None:

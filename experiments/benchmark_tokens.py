@@ -82,26 +82,26 @@ def at_length(args, record: measure.Record, mode: str, length: int) -> None:
     if not args.operators:
         calls |= layer_calls(args.device, mode, length)
     for row in record.rows:
-        if row['mode'] == mode and row['us'] * length > args.limit * 1e6:
-            calls.pop(row['name'], None)
-    for name, seconds in measure.take_turns(calls, args.rounds, args.budget).items():
-        record.add(
-            mode=mode, name=name, length=length, us=median(seconds) / length * 1e6, rounds=len(seconds)
-        )
+        for name, us in row['us'].items() if row['mode'] == mode else ():
+            if us * length > args.limit * 1e6:
+                calls.pop(name, None)
+    turns = measure.take_turns(calls, args.rounds, args.budget)
+    us = {name: median(seconds) / length * 1e6 for name, seconds in turns.items()}
+    record.add(mode=mode, length=length, rounds=min(map(len, turns.values())), us=us)
 
 
 def judge(record: measure.Record) -> None:
     """Growth of the time per token, and the tree's time over the chain scan's."""
     rows = list(record.rows)
     for mode in dict.fromkeys(row['mode'] for row in rows):
-        us = {(row['name'], row['length']): row['us'] for row in rows if row['mode'] == mode}
-        lengths = sorted({length for _, length in us})
-        tree = {length: sum(us[name, length] for name in TREE) for length in lengths}
+        us = {row['length']: row['us'] for row in rows if row['mode'] == mode}
+        lengths = sorted(us)
+        tree = {length: sum(us[length][name] for name in TREE) for length in lengths}
         longest = max(tree, key=tree.get)
         note = f'{tree[longest]:.1f} and {tree[lengths[0]]:.1f} us a token'
         title = f'tree and tree scan, {mode}, time per token at {longest} over {lengths[0]} tokens'
         record.judge(title, tree[longest] / tree[lengths[0]], FLAT, note)
-        over = {length: tree[length] / us['chain scan', length] for length in lengths}
+        over = {length: tree[length] / us[length]['chain scan'] for length in lengths}
         worst = max(over, key=over.get)
         title, note = (
             f'tree and tree scan, {mode}, time over the chain scan',

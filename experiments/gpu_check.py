@@ -22,7 +22,7 @@ import measure
 import torch
 
 TESTS = ['-m', 'pytest', 'tests/ops', '--device', 'cuda', '-q', '-p', 'no:cacheprovider']
-SMALL = ['-k', 'small or by_hand or equal', '--maxfail', '1']  # what fits under the sanitizer
+SMALL = ['-k', 'drawn or by_hand or gradients_equal', '--maxfail', '1']  # what fits under the sanitizer
 SANITIZERS = ('memcheck', 'racecheck', 'synccheck')
 BENCHMARKS = {
     'benchmark_ops': [],

@@ -226,12 +226,8 @@ def percent(share: float) -> str:
 
 
 def by_setting(rows: tables.Rows) -> dict[str, dict[str, dict]]:
-    """Rows by setting (metric, tree per, root) and change."""
-    found: dict[str, dict[str, dict]] = {}
-    for row in rows:
-        if 'change' in row:
-            found.setdefault(row['setting'], {})[row['change']] = row
-    return found
+    """Figures by setting (metric, tree per, root) and change."""
+    return {row['setting']: row['changes'] for row in rows if 'setting' in row}
 
 
 def page(about: dict, rows: tables.Rows) -> list[str]:
@@ -253,10 +249,10 @@ def page(about: dict, rows: tables.Rows) -> list[str]:
     lines += ['Clean images, compared with the setting as trained.']
     shown = []
     for setting, changes in settings.items():
-        worst = min(changes.values(), key=lambda row: row['accuracy'])
-        loss = changes['none']['accuracy'] - worst['accuracy']
+        worst = min(changes, key=lambda change: changes[change]['accuracy'])
+        loss = changes['none']['accuracy'] - changes[worst]['accuracy']
         row = {'metric, tree per, root': setting} | figures(changes['none'], titles)
-        shown.append(row | {'worst change': f'{loss:.1f} points lost by {worst["change"]}'})
+        shown.append(row | {'worst change': f'{loss:.1f} points lost by {worst}'})
     lines += [*tables.table(shown), '', '## Stress inputs', '']
     lines += [
         'The tree is that of stage 0, block 0. Equal weights give a comb: the first row, and every column.'
@@ -350,9 +346,8 @@ def main(argv: list[str] | None = None) -> None:
     size = tuple(batches[0]['inputs'][0].shape[1:])
     odd = stress(model, size, own, list(dict.fromkeys([own[0], *args.metrics])))
 
-    for setting, by_change in found.items():
-        for change, figures in by_change.items():
-            record.add(setting=label(setting), change=change, **figures)
+    for setting, changes in found.items():
+        record.add(setting=label(setting), changes=changes)
     for name, by_metric in odd.items():
         for metric, figures in by_metric.items():
             record.add(input=name, metric=metric, **figures)

@@ -79,12 +79,10 @@ def table(rows: Rows) -> list[str]:
     return ['', tabulate(cells, titles, 'pipe', disable_numparse=True, colalign=align)]
 
 
-def pivot(rows: Rows, line: str, column: Callable[[dict], str], value: str) -> Rows:
-    """One row for each value of ``line``, with one key for each column."""
-    found: dict[str, dict] = {}
-    for row in rows:
-        found.setdefault(row[line], {'': row[line]})[column(row)] = row.get(value)
-    return list(found.values())
+def pivot(rows: Rows, column: Callable[[dict], str], quantity: str) -> Rows:
+    """One row for each name in the quantity of some row, with one key for each of the rows."""
+    names = dict.fromkeys(name for row in rows for name in row[quantity])
+    return [{'': name} | {column(row): row[quantity].get(name) for row in rows} for name in names]
 
 
 def groups(rows: Rows, *keys: str) -> list[tuple[str, Rows]]:
@@ -196,23 +194,21 @@ def scaling_page(about: dict, rows: Rows) -> list[str]:
     lines = targets(rows)
     for mode, some in groups([row for row in rows if 'side' in row], 'mode'):
         for key, title in (('ms', 'Time in ms'), ('mib', 'Peak memory in MiB')):
-            measured = [row for row in some if key in row]
-            shown = pivot(measured, 'name', lambda row: f'{row["side"]} x {row["side"]}', key)
+            shown = pivot(some, lambda row: f'{row["side"]} x {row["side"]}', key)
             for row in shown:
-                fit = exponent([each for each in measured if each['name'] == row['']], key)
+                fit = exponent(some, row[''], key)
                 row['exponent'] = None if fit is None else round(fit, 2)
             lines += ['', f'## {title}, {mode}', *table(shown)]
-        left_out = {
-            f'{row["name"]} at {row["side"]}: {row["not_measured"]}' for row in some if 'ms' not in row
-        }
-        lines += ['', f'Not measured: {"; ".join(sorted(left_out))}.'] if left_out else []
+        for row in some:
+            left_out = [f'{name}, {reason}' for name, reason in row['not_measured'].items()]
+            lines += ['', f'Not measured at {row["side"]}: {"; ".join(left_out)}.'] if left_out else []
     return lines
 
 
 def token_page(about: dict, rows: Rows) -> list[str]:
     lines = targets(rows)
     for mode, some in groups([row for row in rows if 'length' in row], 'mode'):
-        shown = pivot(some, 'name', lambda row: str(row['length']), 'us')
+        shown = pivot(some, lambda row: str(row['length']), 'us')
         lines += ['', f'## Microseconds a token, {mode}', *table(shown)]
     return lines
 
@@ -226,8 +222,8 @@ def draw_growth(rows: Rows, x: str, *quantities: tuple[str, str]) -> plt.Figure:
     )
     for column, (mode, some) in enumerate(modes):
         for axes, (quantity, title) in zip(grid[:, column], quantities, strict=True):
-            for name in dict.fromkeys(row['name'] for row in some if quantity in row):
-                points = [(row[x], row[quantity]) for row in some if row['name'] == name and quantity in row]
+            for name in dict.fromkeys(name for row in some for name in row[quantity]):
+                points = [(row[x], row[quantity][name]) for row in some if name in row[quantity]]
                 style = dict(linestyle=':', linewidth=1) if ':' in name else dict(marker='.')
                 axes.loglog(*zip(*points, strict=True), label=name, **style)
             axes.set(xlabel=x, ylabel=title, title=mode)

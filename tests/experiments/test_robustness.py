@@ -38,12 +38,12 @@ def test_record_of_a_tiny_classifier(classifier, tmp_path):
     about, rows = measure.read(tmp_path / 'robustness.jsonl')
     assert about['images'] == 5
     own, other = 'cosine, block, first', 'euclidean, stage, last'
-    found = {(row['setting'], row['change']): row for row in rows if 'change' in row}
-    assert len(found) == 2 * (1 + len(robustness.ROWS))
-    assert found[own, 'none']['changed_edges'] == 0 < found[other, 'none']['changed_edges']
-    noise = [found[own, f'gaussian_noise, deviation {deviation}']['changed_edges'] for deviation in (2, 40)]
+    found = robustness.by_setting(rows)
+    assert [*found[own]] == [*found[other]] == ['none', *robustness.ROWS]
+    assert found[own]['none']['changed_edges'] == 0 < found[other]['none']['changed_edges']
+    noise = [found[own][f'gaussian_noise, deviation {each}']['changed_edges'] for each in (2, 40)]
     assert 0 < noise[0] < noise[1]
-    assert found[own, 'float16 autocast']['logits'] < found[own, 'bfloat16 autocast']['logits'] < 0.2
+    assert found[own]['float16 autocast']['logits'] < found[own]['bfloat16 autocast']['logits'] < 0.2
     stress = {row['input']: row for row in rows if row.get('metric') == 'cosine'}
     assert [name for name, row in stress.items() if not row['finite']] == ['one NaN pixel', 'all NaN']
     assert (stress['all NaN']['distinct_weights'], stress['all NaN']['depth']) == (1, 7 + 7)
