@@ -6,13 +6,12 @@
 
 namespace grootv {
 
-void exclusive_sum(const Device&, Workspace&, const uint8_t* values, int32_t* sums, int64_t count) {
-    std::exclusive_scan(values, values + count, sums, int32_t{0});
+template <class Value, class Sum>
+void exclusive_sum(const Device&, Workspace&, const Value* values, Sum* sums, int64_t count) {
+    std::exclusive_scan(values, values + count, sums, Sum{0});
 }
-
-void exclusive_sum(const Device&, Workspace&, const int64_t* values, int64_t* sums, int64_t count) {
-    std::exclusive_scan(values, values + count, sums, int64_t{0});
-}
+template void exclusive_sum(const Device&, Workspace&, const uint8_t*, int32_t*, int64_t);
+template void exclusive_sum(const Device&, Workspace&, const int64_t*, int64_t*, int64_t);
 
 SortedPairs sort_pairs(const Device&, Workspace& workspace, uint64_t* keys, int32_t* values, int64_t count,
                        int key_bits) {

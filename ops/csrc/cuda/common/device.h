@@ -72,7 +72,6 @@ public:
 
     template <class... Parameters, class... Args>
     void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes, Args... args) const {
-        prepare(kernel, shared_bytes);
         start(false, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(args)...);
     }
 
@@ -90,7 +89,6 @@ public:
     template <class... Parameters, class... Args>
     void launch_cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
                             Args... args) const {
-        prepare(kernel, shared_bytes);
         start(true, kernel, blocks, threads, shared_bytes, static_cast<Parameters>(args)...);
     }
 
@@ -123,6 +121,7 @@ private:
     template <class... Parameters>
     void start(bool cooperative, void (*kernel)(Parameters...), dim3 blocks, int threads, int64_t shared_bytes,
                Parameters... parameters) const {
+        prepare(kernel, shared_bytes);
         const void* address = reinterpret_cast<const void*>(kernel);
         void* addresses[] = {&parameters...};
         check_call(cooperative ? cudaLaunchCooperativeKernel(address, blocks, threads, addresses, shared_bytes, stream_)

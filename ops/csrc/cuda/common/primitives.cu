@@ -14,23 +14,18 @@ void with_scratch(const Device& device, Workspace& workspace, Call call) {
     device.check_call(call(workspace.take<std::byte>(static_cast<int64_t>(bytes)), bytes));
 }
 
+}  // namespace
+
 template <class Value, class Sum>
-void sum_before(const Device& device, Workspace& workspace, const Value* values, Sum* sums, int64_t count) {
+void exclusive_sum(const Device& device, Workspace& workspace, const Value* values, Sum* sums, int64_t count) {
     with_scratch(device, workspace, [&](void* scratch, size_t& bytes) {
         return cub::DeviceScan::ExclusiveScan(scratch, bytes, values, sums, cuda::std::plus<Sum>{}, Sum{0}, count,
                                               device.stream());
     });
 }
 
-}  // namespace
-
-void exclusive_sum(const Device& device, Workspace& workspace, const uint8_t* values, int32_t* sums, int64_t count) {
-    sum_before(device, workspace, values, sums, count);
-}
-
-void exclusive_sum(const Device& device, Workspace& workspace, const int64_t* values, int64_t* sums, int64_t count) {
-    sum_before(device, workspace, values, sums, count);
-}
+template void exclusive_sum(const Device&, Workspace&, const uint8_t*, int32_t*, int64_t);
+template void exclusive_sum(const Device&, Workspace&, const int64_t*, int64_t*, int64_t);
 
 SortedPairs sort_pairs(const Device& device, Workspace& workspace, uint64_t* keys, int32_t* values, int64_t count,
                        int key_bits) {

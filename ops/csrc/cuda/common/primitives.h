@@ -6,9 +6,9 @@
 
 namespace grootv {
 
-// sums[i] = values[0] + ... + values[i - 1]
-void exclusive_sum(const Device& device, Workspace& workspace, const uint8_t* values, int32_t* sums, int64_t count);
-void exclusive_sum(const Device& device, Workspace& workspace, const int64_t* values, int64_t* sums, int64_t count);
+// sums[i] = values[0] + ... + values[i - 1]. Values of uint8_t have sums of int32_t, values of int64_t of int64_t.
+template <class Value, class Sum>
+void exclusive_sum(const Device& device, Workspace& workspace, const Value* values, Sum* sums, int64_t count);
 
 // Sorts values by keys below 2^key_bits, equal keys in the given order. Keys and values are used up.
 struct SortedPairs {

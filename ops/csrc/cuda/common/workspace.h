@@ -4,8 +4,6 @@
 #include <optional>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-
 #include "checks.h"
 
 namespace grootv {

@@ -1,7 +1,5 @@
 // Norm, multiply-add, norm and gate of a vertex by one warp. The gradients of the parameters are sums over vertices: a
 // second kernel adds them up column by column, with the norms of each row that the first has stored.
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/common/device.h"
 #include "cuda/common/workspace.h"
 #include "read_out.h"
@@ -196,9 +194,7 @@ Tensor gated_read_out(const Tensor& h, const Tensor& C, const Tensor& x, const T
     Tensor output = new_like(in.z);
     if (output.numel() == 0) return output;
     const Device device(in.function, h);
-    in.dispatch([&](auto acc_zero, auto zero) {
-        using acc_t = decltype(acc_zero);
-        using scalar_t = decltype(zero);
+    in.dispatch([&]<class acc_t, class scalar_t>(acc_t, scalar_t) {
         device.launch(read_out_kernel<acc_t, scalar_t>, blocks_for_rows(in.rows()), ELEMENT_THREADS, 0,
                       in.parameters<acc_t>(), in.rows(), in.h.const_data_ptr<acc_t>(), in.C.const_data_ptr<acc_t>(),
                       in.x.const_data_ptr<acc_t>(), in.z.const_data_ptr<scalar_t>(),
@@ -220,9 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     if (grad_h.numel() > 0) {
         const Device device(in.function, h);
         Workspace workspace(h);
-        in.dispatch([&](auto acc_zero, auto zero) {
-            using acc_t = decltype(acc_zero);
-            using scalar_t = decltype(zero);
+        in.dispatch([&]<class acc_t, class scalar_t>(acc_t, scalar_t) {
             const auto parameters = in.parameters<acc_t>();
             const acc_t *h_ptr = in.h.const_data_ptr<acc_t>(), *C_ptr = in.C.const_data_ptr<acc_t>();
             const acc_t* x_ptr = in.x.const_data_ptr<acc_t>();

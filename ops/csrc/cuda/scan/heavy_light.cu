@@ -219,14 +219,14 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
         const int32_t p = static_cast<int32_t>(begin + i), root = trees.root_of(p), children = trees.child_count(p);
         if (!valid[p / vertices]) return;
         auto place_of = [=](int64_t j) { return first_entry[path[j].next - begin] + path[j].distance; };
-        PathEntry entry = PathEntry::vertex(root + order[p], children == 0, children > 1);
+        PathEntry entry = PathEntry::of_vertex(root + order[p], children == 0, children > 1);
         if (p == root) {
             entry = entry.as_root();
         } else if (path[i].next == p) {
             const int32_t parent = trees.parent_position[p], child = p - trees.first_child[parent];
             const int32_t light = trees.heavy_child(parent) < p ? child - 1 : child;
             entry = entry.as_top(root + order[parent], light == 0);
-            if (light > 0) lists.entries[place_of(parent - begin) + light] = PathEntry::light_edge(root + order[p]);
+            if (light > 0) lists.entries[place_of(parent - begin) + light] = PathEntry::of_light_edge(root + order[p]);
         }
         lists.entries[place_of(i)] = entry;
     });

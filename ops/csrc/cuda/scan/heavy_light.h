@@ -19,10 +19,10 @@ class alignas(8) PathEntry {
 public:
     PathEntry() = default;
 
-    __device__ static PathEntry vertex(int32_t vertex, bool is_leaf, bool has_light_child) {
+    __device__ static PathEntry of_vertex(int32_t vertex, bool is_leaf, bool has_light_child) {
         return {static_cast<uint32_t>(vertex) | (is_leaf ? LEAF : 0) | (has_light_child ? HAS_LIGHT_CHILD : 0), 0};
     }
-    __device__ static PathEntry light_edge(int32_t child) { return {static_cast<uint32_t>(child), LIGHT_EDGE}; }
+    __device__ static PathEntry of_light_edge(int32_t child) { return {static_cast<uint32_t>(child), LIGHT_EDGE}; }
     __device__ PathEntry as_root() const { return {vertex_ | TOP, ROOT}; }
     __device__ PathEntry as_top(int32_t parent, bool is_first_light_child) const {
         return {vertex_ | TOP, static_cast<uint32_t>(parent) | (is_first_light_child ? FIRST_LIGHT_CHILD : 0)};

@@ -2,8 +2,6 @@
 // delta, A, B and the bias from those of signal and decay.
 #include <optional>
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/scan/scan.h"
 #include "cuda/scan/softplus.h"
 
@@ -159,8 +157,7 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
     PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor output = scan.new_rows(x);
     if (scan.empty()) return scan.unpadded(output);
-    dispatch_floating(x, [&](auto zero) {
-        using scalar_t = decltype(zero);
+    dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
         scan.forward(arguments.inputs<scalar_t>(), true, output.mutable_data_ptr<scalar_t>());
     });
     return scan.unpadded(output);
@@ -179,8 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     Tensor B_parts = torch::stable::new_empty(A, {0, sizes.batch, sizes.vertices});
     Tensor A_parts = scan.new_parts(A, 0), bias_parts = A_parts;
     if (!scan.empty()) {
-        dispatch_floating(x, [&](auto zero) {
-            using scalar_t = decltype(zero);
+        dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
             using acc_t = acc_type<scalar_t>;
             const auto inputs = arguments.inputs<scalar_t>();
             scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), [&](int64_t tiles, int64_t blocks) {

@@ -1,7 +1,5 @@
 #include "tree_scan.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/scan/scan.h"
 
 namespace grootv {
@@ -54,8 +52,7 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
     Scan scan(arguments, input, order, parent);
     Tensor u = scan.padded(input), a = scan.padded(decay), output = scan.new_rows(u);
     if (scan.empty()) return scan.unpadded(output);
-    dispatch_floating(u, [&](auto zero) {
-        using scalar_t = decltype(zero);
+    dispatch_floating(u, [&]<class scalar_t>(scalar_t) {
         const TreeScanInputs<scalar_t> inputs{u.const_data_ptr<scalar_t>(), a.const_data_ptr<scalar_t>()};
         scan.forward(inputs, arguments.both, output.mutable_data_ptr<scalar_t>());
     });
@@ -70,8 +67,7 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     Tensor g = scan.padded(grad), u = scan.padded(input), a = scan.padded(decay);
     Tensor grad_input = scan.new_rows(u), grad_decay = scan.new_rows(u);
     if (scan.empty()) return {scan.unpadded(grad_input), scan.unpadded(grad_decay)};
-    dispatch_floating(u, [&](auto zero) {
-        using scalar_t = decltype(zero);
+    dispatch_floating(u, [&]<class scalar_t>(scalar_t) {
         const TreeScanInputs<scalar_t> inputs{u.const_data_ptr<scalar_t>(), a.const_data_ptr<scalar_t>()};
         const TreeScanGradients<scalar_t> gradients{grad_input.mutable_data_ptr<scalar_t>(),
                                                     grad_decay.mutable_data_ptr<scalar_t>()};

@@ -1,8 +1,6 @@
 // The launches of the scan over tokens and of its gradient.
 #include "token_scan.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/tokens/token_scan_kernels.h"
 
 namespace grootv {
@@ -80,8 +78,7 @@ std::tuple<Tensor, Tensor> token_scan(const Tensor& x, const Tensor& delta, cons
         torch::stable::fill_(y, 0);
         return {y, state};
     }
-    dispatch_floating(x, [&](auto zero) {
-        using scalar_t = decltype(zero);
+    dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
         using acc_t = acc_type<scalar_t>;
         const auto in = scan.template inputs<scalar_t>();
         const int64_t parts = in.state_tiles() > 1 ? in.state_tiles() : 0;
@@ -113,8 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     if (scan.empty()) {
         for (Tensor* gradient : {&grad_x, &grad_delta, &bias_part}) torch::stable::fill_(*gradient, 0);
     } else {
-        dispatch_floating(x, [&](auto zero) {
-            using scalar_t = decltype(zero);
+        dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
             using acc_t = acc_type<scalar_t>;
             auto take = [&](int64_t count) { return scan.workspace.template take<acc_t>(count); };
             const auto in = scan.template inputs<scalar_t>();

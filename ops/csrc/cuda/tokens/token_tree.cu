@@ -2,8 +2,6 @@
 // other thread is needed for the norms.
 #include "token_tree.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/common/partial_sums.h"
 #include "cuda/common/thread_group.h"
 #include "tree_scan.h"
@@ -58,8 +56,7 @@ Tensor token_edge_weight(const Tensor& x, const Tensor& B, const Tensor& context
     Tensor weight = torch::stable::new_empty(x_rows, {sizes.batch, sizes.count}, ScalarType::Float);
     const int64_t edges = sizes.batch * sizes.count;
     if (edges == 0) return weight;
-    dispatch_floating(x, [&](auto zero) {
-        using scalar_t = decltype(zero);
+    dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
         const TokenFeatures<scalar_t> x_features{x_rows.const_data_ptr<scalar_t>(), sizes.channels};
         const TokenFeatures<scalar_t> B_features{B_rows.const_data_ptr<scalar_t>(), sizes.states};
         const bool aligned =

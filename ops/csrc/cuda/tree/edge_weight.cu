@@ -2,8 +2,6 @@
 // neighbours below and to the right, and of these with themselves, so that no other thread is needed for their norms.
 #include "edge_weight.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/common/partial_sums.h"
 #include "tree_scan.h"
 
@@ -94,8 +92,7 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
 
 void grid_edge_weight_cuda(const Device& device, const Tensor& features, const FeatureMap& map, float* weight) {
     if (map.batch * map.edges == 0) return;
-    dispatch_floating(features, [&](auto zero) {
-        using scalar_t = decltype(zero);
+    dispatch_floating(features, [&]<class scalar_t>(scalar_t) {
         switch (map.metric) {
             case Metric::cosine: return launch_kernel<Metric::cosine, scalar_t>(device, features, map, weight);
             case Metric::euclidean: return launch_kernel<Metric::euclidean, scalar_t>(device, features, map, weight);

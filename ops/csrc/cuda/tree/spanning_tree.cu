@@ -6,8 +6,6 @@
 
 #include <array>
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/common/primitives.h"
 #include "cuda/common/thread_group.h"
 #include "cuda/common/workspace.h"

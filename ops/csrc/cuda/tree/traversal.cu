@@ -5,8 +5,6 @@
 // and a stable sort of the preorder by depth is the breadth-first order.
 #include "traversal.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "cuda/tree/euler_tour.h"
 #include "edge_weight.h"
 #include "spanning_tree.h"
