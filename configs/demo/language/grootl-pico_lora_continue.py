@@ -2,7 +2,7 @@
 _base_ = [
     '../../_base_/models/grootl-130m_lora.py',
     '../../_base_/datasets/topics_bs8.py',
-    '../../_base_/language_runtime.py',
+    '../../_base_/topics_runtime.py',
 ]
 
 base = 'work_dirs/language/mamba-pico'  # demo/train_language.py writes it
@@ -15,21 +15,10 @@ val_dataloader = dict(dataset=dict(ann_file='continue_held-out.json', **dataset)
 test_dataloader = val_dataloader
 
 # 109 iterations go once through the passages. The published rate is lower: for a large model and many items.
-train_cfg = dict(by_epoch=False, max_iters=80, val_interval=80)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-3, betas=(0.9, 0.999), weight_decay=0.0),
-    clip_grad=dict(max_norm=1.0),
-)
+train_cfg = dict(max_iters=80, val_interval=80)
+optim_wrapper = dict(optimizer=dict(lr=5e-3, betas=(0.9, 0.999), weight_decay=0.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=20),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=20),
 ]
-default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(interval=80, max_keep_ckpts=1, save_best=None),
-)
-auto_scale_lr = dict(base_batch_size=8, enable=False)
-randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=80))

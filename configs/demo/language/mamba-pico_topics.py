@@ -1,5 +1,5 @@
 # A small Mamba learns the language of Python's help texts from nothing.
-_base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/language_runtime.py']
+_base_ = ['../../_base_/datasets/topics_bs8.py', '../../_base_/topics_runtime.py']
 
 start = 'work_dirs/language/start'  # tools/language/new_model.py writes it
 
@@ -11,21 +11,10 @@ val_dataloader = dict(dataset=dict(ann_file='texts_held-out.json', **dataset))
 test_dataloader = val_dataloader
 
 # 51 iterations go once through the texts, and after five times they are known by heart.
-train_cfg = dict(by_epoch=False, max_iters=220, val_interval=110)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=4e-3, betas=(0.9, 0.98), weight_decay=0.1),
-    clip_grad=dict(max_norm=1.0),
-)
+train_cfg = dict(max_iters=220, val_interval=110)
+optim_wrapper = dict(optimizer=dict(lr=4e-3, betas=(0.9, 0.98), weight_decay=0.1))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=30),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.05, by_epoch=False, begin=30),
 ]
-default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(interval=110, max_keep_ckpts=1, save_best=None),
-)
-auto_scale_lr = dict(base_batch_size=8, enable=False)
-randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=110))
