@@ -27,7 +27,6 @@ from tabulate import tabulate
 DATA = 'data/topics'
 START_CONFIG = 'configs/demo/language/mamba-pico_topics.py'
 TUNE_CONFIG = 'configs/demo/language/grootl-pico_lora_{}.py'
-TASKS = ('continue', 'name')
 VARIANTS = {
     'no tree': ('model.tree.scale=0.0',),
     'published tree': ('model.tree.scale=0.3',),
@@ -94,7 +93,7 @@ class Seed:
         model = self.base.work_dir / 'model'
         self.runs = {
             (task, name): run(TUNE_CONFIG.format(task), f'{task}-{name}', model, *tree, *lengths.tune)
-            for task in TASKS
+            for task in ('continue', 'name')
             for name, tree in VARIANTS.items()
         }
 
@@ -160,27 +159,24 @@ def run_all(seeds: list[Seed]) -> None:
 
 def table(results: Results) -> str:
     """Mean and standard deviation over the seeds, in Markdown."""
-    rows = []
-    for name in next(iter(results.values())):
-        row = [name]
-        for measure in MEASURES:
-            values = [result[name][measure] for result in results.values() if measure in result[name]]
-            spread = f' ± {stdev(values):.2f}' if len(values) > 1 else ''
-            row.append(f'{mean(values):.2f}{spread}' if values else '')
-        rows.append(row)
-    return markdown('', rows)
+
+    def cell(name: str, measure: str) -> str:
+        values = [result[name][measure] for result in results.values() if measure in result[name]]
+        spread = f' ± {stdev(values):.2f}' if len(values) > 1 else ''
+        return f'{mean(values):.2f}{spread}' if values else ''
+
+    names = next(iter(results.values()))
+    return markdown('', [[name, *(cell(name, measure) for measure in MEASURES)] for name in names])
 
 
 def differences(results: Results) -> str:
     """What a tree changes, seed by seed, in Markdown."""
     plain, *trees = VARIANTS
-    rows = []
-    for name in trees:
-        changes = (
-            [f'{result[name][measure] - result[plain][measure]:+.2f}' for result in results.values()]
-            for measure in MEASURES
-        )
-        rows.append([name, *map(', '.join, changes)])
+
+    def cell(name: str, measure: str) -> str:
+        return ', '.join(f'{r[name][measure] - r[plain][measure]:+.2f}' for r in results.values())
+
+    rows = [[name, *(cell(name, measure) for measure in MEASURES)] for name in trees]
     return markdown(f'compared with {plain}, seed by seed', rows)
 
 

@@ -154,8 +154,6 @@ def test_missing_file_and_too_short_items_are_reported(folder, tmp_path):
 def test_unusable_tokenizers_are_reported(folder, tmp_path):
     with pytest.raises(UserError, match=r'tokenizer .*none does not exist'):
         load_tokenizer_with_end(str(tmp_path / 'none'))
-    with pytest.raises(UserError, match=r'tokenizer .* cannot be read'):
-        load_tokenizer_with_end(str(tmp_path))
     settings = json.loads((folder / 'tokenizer_config.json').read_text())
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, 'eos_token': None}))
     (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())

@@ -46,16 +46,6 @@ def test_adapters_alone_train(build):
     assert {m.scaling['default'] for m in model.modules() if hasattr(m, 'scaling')} == {16 / 8}
 
 
-def test_step_changes_adapters_and_nothing_else(build, items):
-    model = build()
-    before = weights(model)
-    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=1e-2)))
-    model.train_step(pad_right([items[0]]), wrapper)
-    after = weights(model)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if 'lora_' in name}
-
-
 def test_model_starts_as_that_of_its_folder(build, items):
     batch = pad_right([items[0]])
     adapted, plain = build(std=None), build(lora=None)
@@ -119,9 +109,11 @@ def test_accumulated_gradients_are_the_mean_of_the_items(build, items):
     mean.backward()
     after = weights(model)
     for name, parameter in reference.named_parameters():
-        if parameter.requires_grad:
+        if 'lora_' in name:
             expected = before[name] - 0.1 * parameter.grad
             torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-6)
+        else:
+            assert torch.equal(after[name], before[name])
 
 
 def test_bfloat16_stays_near_float32(build, items):

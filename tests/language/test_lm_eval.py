@@ -31,8 +31,7 @@ def likelihoods(model, requests=REQUESTS) -> torch.Tensor:
 
 @torch.no_grad()
 def log_probabilities(model, ids: list[int], context: int) -> torch.Tensor:
-    logits = model(torch.tensor([ids]), context_length=torch.tensor([context])).logits[0]
-    return logits.log_softmax(dim=-1)
+    return model(torch.tensor([ids]), context_length=torch.tensor([context])).logits[0].log_softmax(dim=-1)
 
 
 @pytest.fixture(scope='module')

@@ -148,14 +148,6 @@ def test_trees_and_outputs_are_those_of_the_definition(grown, causal, reach):
     assert backward == (reach > 1 and not causal)
 
 
-def test_compiled_operators_grow_and_scan_the_trees_of_the_reference(monkeypatch, reference_operators):
-    layer, hidden = mixer(hidden=16, state=16), torch.randn(2, 24, 16, dtype=torch.float64)
-    mask = torch.cat([context(24, 24), context(12, 24, padding=5)])
-    expected = layer(hidden, attention_mask=mask)
-    monkeypatch.undo()
-    torch.testing.assert_close(layer(hidden, attention_mask=mask), expected)
-
-
 @pytest.mark.parametrize('bias', [False, True])
 def test_scale_0_is_the_mamba_of_transformers(bias, grown):
     plain = mamba(use_bias=bias, use_conv_bias=bias)

@@ -3,7 +3,7 @@ import json
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tools.tiny_run import ROOT, losses, run_tool
+from tests.tools.tiny_run import run_tool
 
 TOOL = 'language/new_model.py'
 SIZES = ('--vocabulary', 300, '--layers', 1, '--width', 16, '--states', 4)
@@ -47,15 +47,3 @@ def test_bad_input_is_reported(tmp_path, capsys):
     assert run_tool(TOOL, texts, tmp_path / 'model') == 1
     assert f'{texts} is a JSON list of objects with a text' in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ['texts.json']
-
-
-def test_config_of_the_demo_learns_texts(folder, tmp_path):
-    texts = write_texts(tmp_path)
-    data = dict(ann_file=texts, tokenizer=folder, data_root='')
-    options = [f'{side}_dataloader.dataset.{k}={v}' for side in ('train', 'val') for k, v in data.items()]
-    options += [f'model.pretrained={folder}', 'train_cfg.max_iters=40', 'train_cfg.val_interval=40']
-    options += ['default_hooks.logger.interval=1']
-    config = ROOT / 'configs/demo/language/mamba-pico_topics.py'
-    assert run_tool('train.py', config, '--work-dir', tmp_path / 'run', options=tuple(options)) == 0
-    found = list(losses(tmp_path / 'run').values())
-    assert found[-1] < 0.5 * found[0]

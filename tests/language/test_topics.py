@@ -53,18 +53,6 @@ def test_questions_are_right_and_not_solved_by_place_or_frequency(content):
     assert sum(right) / len(right) < 0.4
 
 
-def test_passages_are_made_of_paragraphs_and_cut_between_lines():
-    shared, own = (' '.join(f'{words}{n}' for n in range(60)) for words in ('shared', 'own'))
-    texts = dict(a=f'Title "A"\n***\n\n{shared}', b=f'Title B\n***\n\n{shared}\n\n{own}')
-    # A paragraph of two topics stays in the shorter one.
-    assert topics.by_topic(texts) == {'Title A': [shared], 'Title B': [own]}
-    lines = [letter * 120 for letter in 'abcde']
-    cut = list(topics.parts('\n'.join(lines)))
-    assert cut == ['\n'.join(lines[:2]), '\n'.join(lines[2:4]), lines[4]]
-    halves = topics.continuation('one two three four')
-    assert (halves['input'], halves['output']) == ('one two', 'three four')
-
-
 def test_held_out_passage_that_shares_13_words_is_dropped():
     run = ' '.join(f'word{n}' for n in range(13))
     texts = [f'{run} {n}' for n in range(50)] + [f'other {n}' for n in range(50)]
