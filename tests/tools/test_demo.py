@@ -111,8 +111,8 @@ def test_a_step_that_fails_ends_the_demo_with_its_status(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'demo'))
     steps = importlib.import_module('steps')
     sys.modules.pop('steps')
-    with pytest.raises(SystemExit, match='ended with status 1; start the demo again'):
-        steps.step('Data', 'tools/dataset_converters/digits.py', ROOT / 'demo')
+    with pytest.raises(SystemExit, match='ended with status 3; start the demo again'):
+        steps.step('Data', '-c', 'raise SystemExit(3)')
 
 
 def test_without_its_packages_the_page_names_the_extra():
