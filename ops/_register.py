@@ -15,28 +15,25 @@ Shapes = dict[str, tuple[str, str]]  # name of an argument: its shape, and in wo
 
 
 def check_shapes(
-    function: str, tensors: dict[str, Tensor | None], shapes: Shapes, sizes: dict[str, int] | None = None
+    function: str, sizes: dict[str, int], **arguments: tuple[Tensor | None, str, str]
 ) -> dict[str, int]:
     """Check what needs no data, with the sentences of ``csrc/checks.h``, and return the sizes by name.
 
     Args:
         function: Name of the operator.
-        tensors: Arguments by name; a missing optional one is None.
-        shapes: Shape and rule of every argument.
         sizes: Sizes that are known beforehand.
+        arguments: Every tensor, None where an optional one is missing, with its shape and that in words.
     """
-    sizes = {'2': 2} | (sizes or {})
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in given.items():
-        shape, rule = shapes[name]
+    sizes = {'2': 2} | sizes
+    given = {name: (tensor, *rule) for name, (tensor, *rule) in arguments.items() if tensor is not None}
+    first = next(iter(given.values()))[0]
+    for name, (tensor, shape, rule) in given.items():
         found, axes = tuple(tensor.shape), shape.split()
         if len(found) != len(axes):
             raise RuntimeError(f'{function}: {name} must have shape ({", ".join(axes)}), got {found}')
         expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, found, strict=True))
         if found != expected:
             raise RuntimeError(f'{function}: {name} needs {rule}, shape {expected}, got {found}')
-    (_, first), *others = given.items()
-    for name, tensor in others:
         if tensor.device != first.device:
             raise RuntimeError(
                 f'{function}: all tensors must be on one device, but {name} is on another than the first'
@@ -66,7 +63,7 @@ def register_flops(name: str, shapes: Shapes, multiply_adds: Callable[..., int],
 
     Args:
         name: Name of the operator.
-        shapes: Shapes of its tensors, as for :func:`check_shapes`.
+        shapes: Shape of every tensor, and that in words.
         multiply_adds: Function of the sizes and of the operator's other arguments, by name.
         times: Factor of the result.
     """
@@ -101,7 +98,7 @@ def register_differentiable(
 
     Args:
         name: Name of the operator, whose tensors come before its other arguments.
-        shapes: Shape and rule of every tensor. All are kept for the backward pass.
+        shapes: Shape of every tensor, and that in words. All tensors are kept for the backward pass.
         results: Shape of every result, under the argument that has its dtype.
         gradients: Number of leading tensors that receive a gradient.
         multiply_adds: As for :func:`register_flops`, of one forward pass.
@@ -114,7 +111,7 @@ def register_differentiable(
     def allocate(function, args, results):
         tensors = dict(zip(_argument_names(function), args, strict=True))
         tensors = {argument: tensors[argument] for argument in shapes}
-        sizes = check_shapes(function, tensors, shapes)
+        sizes = check_shapes(function, {}, **{name: (tensors[name], *shapes[name]) for name in shapes})
         # delta_bias, the one optional argument, has the dtype of A.
         like = {argument: tensors['A'] if tensor is None else tensor for argument, tensor in tensors.items()}
         return tuple(

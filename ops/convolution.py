@@ -59,7 +59,7 @@ def _empty_grads(x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor,
 
 @convolve.register_fake
 def _(x, weight, bias, stride, groups):
-    sizes = check_shapes('convolve', dict(x=x), {'x': ('B H W C', 'a map')})
+    sizes = check_shapes('convolve', {}, x=(x, 'B H W C', 'a map'))
     size = ((sizes[side] + stride - 1) // stride for side in 'HW')
     return empty(x, (sizes['B'], *size, weight.shape[0]))
 

@@ -143,17 +143,12 @@ def token_scan(
     return ops.token_scan(x, delta, A.to(wide), B, C, bias, tree.order, tree.parent, delta_softplus)
 
 
-EDGE_WEIGHT = {
-    'x': ('B L C', 'one row per token'),
-    'B': ('B L N', 'one row per token'),
-    'context': ('B 2', 'two bounds per sequence'),
-}
-
-
 @register_fake('token_edge_weight')
 def _(x, B, context, reach):
-    sizes = check_shapes('token_edge_weight', dict(x=x, B=B, context=context), EDGE_WEIGHT)
-    return empty(x, (sizes['B'], (sizes['L'] - 1) * reach), torch.float32)
+    signal, weight = (x, 'B L C', 'one row per token'), (B, 'B L N', 'one row per token')
+    bounds = context, 'B 2', 'two bounds per sequence'
+    check_shapes('token_edge_weight', {}, x=signal, B=weight, context=bounds)
+    return empty(x, (x.shape[0], (x.shape[1] - 1) * reach), torch.float32)
 
 
 PER_STATE = ('B L N', 'one value per token and state')

@@ -192,53 +192,44 @@ def _empty_tree(like: Tensor, batch: int, vertices: int) -> tuple[Tensor, Tensor
 
 @register_fake('grid_edge_weight')
 def _(features, metric):
-    sizes = check_shapes('grid_edge_weight', dict(features=features), MAPS)
+    sizes = check_shapes('grid_edge_weight', {}, features=(features, *MAPS['features']))
     return empty(features, (sizes['B'], num_edges(sizes['H'], sizes['W'])), torch.float32)
 
 
 @register_fake('minimum_spanning_tree')
 def _(edge_weight, height, width):
-    shapes = {'edge_weight': ('B E', 'one value per edge of the grid')}
-    sizes = {'E': num_edges(height, width)}
-    sizes = check_shapes('minimum_spanning_tree', dict(edge_weight=edge_weight), shapes, sizes)
-    return empty(edge_weight, (sizes['B'], height * width - 1), torch.int32)
+    weight = edge_weight, 'B E', 'one value per edge of the grid'
+    check_shapes('minimum_spanning_tree', {'E': num_edges(height, width)}, edge_weight=weight)
+    return empty(edge_weight, (edge_weight.shape[0], height * width - 1), torch.int32)
 
 
 @register_fake('minimum_spanning_tree_from_edges')
 def _(edges, edge_weight, num_vertices, wait=True):
-    graphs = 'B' if edges.shape[:1] != (1,) else '1'
-    shapes = {
-        'edge_weight': ('B M', 'one value per edge'),
-        'edges': (f'{graphs} M 2', 'one pair of vertices per weight'),
-    }
-    tensors = dict(edge_weight=edge_weight, edges=edges)
-    sizes = check_shapes('minimum_spanning_tree_from_edges', tensors, shapes, {'1': 1})
-    return empty(edge_weight, (sizes['B'], num_vertices - 1), torch.int32)
+    weight = edge_weight, 'B M', 'one value per edge'
+    pairs = edges, '1 M 2' if edges.shape[:1] == (1,) else 'B M 2', 'one pair of vertices per weight'
+    check_shapes('minimum_spanning_tree_from_edges', {'1': 1}, edge_weight=weight, edges=pairs)
+    return empty(edge_weight, (edge_weight.shape[0], num_vertices - 1), torch.int32)
 
 
 @register_fake('breadth_first_order')
 def _(tree_edges, height, width, root):
-    shapes = {'tree_edges': ('B H*W-1', 'one edge less than the grid has vertices')}
-    sizes = {'H*W-1': height * width - 1}
-    sizes = check_shapes('breadth_first_order', dict(tree_edges=tree_edges), shapes, sizes)
-    return _empty_tree(tree_edges, sizes['B'], height * width)
+    chosen = tree_edges, 'B H*W-1', 'one edge less than the grid has vertices'
+    check_shapes('breadth_first_order', {'H*W-1': height * width - 1}, tree_edges=chosen)
+    return _empty_tree(tree_edges, tree_edges.shape[0], height * width)
 
 
 @register_fake('breadth_first_order_from_edges')
 def _(edges, tree_edges, num_vertices, root, wait=True):
-    shapes = {
-        'edges': ('G M 2', 'one list of vertex pairs per tree, or one for all'),
-        'tree_edges': ('B V-1', 'one edge less than the graph has vertices'),
-    }
-    sizes = {'V-1': num_vertices - 1}
-    tensors = dict(edges=edges, tree_edges=tree_edges)
-    sizes = check_shapes('breadth_first_order_from_edges', tensors, shapes, sizes)
-    return _empty_tree(tree_edges, sizes['B'], num_vertices)
+    function, sizes = 'breadth_first_order_from_edges', {'V-1': num_vertices - 1}
+    pairs = edges, 'G M 2', 'one list of vertex pairs per tree, or one for all'
+    chosen = tree_edges, 'B V-1', 'one edge less than the graph has vertices'
+    check_shapes(function, sizes, edges=pairs, tree_edges=chosen)
+    return _empty_tree(tree_edges, tree_edges.shape[0], num_vertices)
 
 
 @register_fake('build_tree')
 def _(features, metric, root):
-    sizes = check_shapes('build_tree', dict(features=features), MAPS)
+    sizes = check_shapes('build_tree', {}, features=(features, *MAPS['features']))
     return _empty_tree(features, sizes['B'], sizes['H'] * sizes['W'])
 
 

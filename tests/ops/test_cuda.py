@@ -52,8 +52,10 @@ def blocks(request, backend):
 
 @emulated
 def test_maps_of_the_network(blocks):
-    shapes = [(1, 56, 56), (5, 14, 14)]  # with small blocks, for the trees: the whole grid, and a block each
-    shapes += [] if blocks.name == 'emulated' else [(2, 56, 56), (3, 7, 7), (1, 64, 65)]
+    # For the trees the whole grid, and a block each.
+    shapes = (
+        [(1, 56, 56), (5, 14, 14)] if blocks.name == 'emulated' else [(1, 64, 65), (2, 56, 56), (3, 7, 7)]
+    )
     for batch, height, width in shapes:
         check_steps(blocks, features('normal', batch, height, width, 16), 'cosine', 0)
         for form in ('tree_scan both', 'selective_tree_scan'):

@@ -93,7 +93,7 @@ def test_deep_and_wide_trees(backend, kind):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_large_grids(backend, dtype):
-    for height, width in backend.large:
+    for height, width in backend.large if dtype == torch.float32 else backend.large[:1]:
         for batch, channels in ((1, 40), (3, 1)):
             tree = spanning_tree(batch, height, width)
             for direction in ('both', 'up'):
