@@ -2,10 +2,8 @@
 
     python experiments/gpu_check.py --out experiments/results/gpu_check.jsonl
 
-It runs the tests of the operators on the device, compute-sanitizer over a small selection of them, and the
-benchmarks, each in a process of its own, and collects their rows in one record. It needs the built libraries
-in ops/, torch, pytest, hypothesis and numpy; see docs/gpu_check.md. The exit status is 0 if nothing
-failed, 1 if something did, 2 without a GPU.
+Tests, compute-sanitizer and benchmarks, each in a process of its own; see docs/gpu_check.md.
+The exit status is 0 if nothing failed, 1 if something did, 2 without a GPU.
 """
 
 import argparse
@@ -30,13 +28,14 @@ BENCHMARKS = {
     'benchmark_model': ['--batch', '128', '--dtype', 'bfloat16', '--modes', 'forward', 'step'],
 }
 NEEDS = {'benchmark_model': 'timm'}  # beyond torch
+STEPS = ('tests', *SANITIZERS, *BENCHMARKS)
 
 
 def sanitizer() -> str | None:
-    """compute-sanitizer on PATH, in CUDA_HOME or in the usual place."""
-    homes = [Path(os.environ.get('CUDA_HOME', '/usr/local/cuda')), Path('/usr/local/cuda')]
-    folders = [str(home / name) for home in homes for name in ('compute-sanitizer', 'bin')]
-    return shutil.which('compute-sanitizer', path=os.pathsep.join([os.environ.get('PATH', ''), *folders]))
+    """compute-sanitizer on PATH or in CUDA_HOME."""
+    home = Path(os.environ.get('CUDA_HOME', '/usr/local/cuda'))
+    path = os.pathsep.join([os.environ.get('PATH', ''), f'{home}/compute-sanitizer', f'{home}/bin'])
+    return shutil.which('compute-sanitizer', path=path)
 
 
 def steps(folder: Path, quick: bool) -> dict[str, list[str] | str]:
@@ -86,25 +85,24 @@ def run(command: list[str], seconds: float) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=measure.ROOT / 'experiments/results/gpu_check.jsonl')
-    parser.add_argument('--steps', nargs='+', help='only these, by the names that the record has')
+    parser.add_argument('--steps', nargs='+', choices=STEPS, default=STEPS, help='default: all')
     parser.add_argument('--quick', action='store_true', help='benchmarks with two turns of each function')
     parser.add_argument('--time-limit', type=float, default=480, help='seconds for all steps together')
     args = parser.parse_args(argv)
+    try:
+        measure.check_out(args.out)
+    except ValueError as error:
+        parser.error(str(error))
     if not torch.cuda.is_available():
         print(f'gpu_check: torch {torch.__version__} sees no CUDA device', file=sys.stderr)
         return 2
     end, failed = time.monotonic() + args.time_limit, []
     with tempfile.TemporaryDirectory() as folder:
-        todo = steps(Path(folder), args.quick)
-        if unknown := set(args.steps or ()) - set(todo):
-            parser.error(f'--steps: {", ".join(sorted(unknown))} is none of {", ".join(todo)}')
-        try:
-            measure.check_out(args.out)
-        except ValueError as error:
-            parser.error(str(error))
         record = measure.Record('gpu_check', args.out, args.quick, 'cuda')
-        for name in args.steps or todo:
-            start, command = time.monotonic(), todo[name]
+        for name, command in steps(Path(folder), args.quick).items():
+            start = time.monotonic()
+            if name not in args.steps:
+                continue
             print(f'== {name}', flush=True)
             if isinstance(command, str):
                 record.add(step=name, status=f'skipped: {command}')
@@ -114,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
                 status = run(command, end - start)
                 failed += [name] if status != 'passed' else []
                 record.add(step=name, status=status, seconds=time.monotonic() - start)
-            rows = Path(folder) / f'{name}.jsonl'
-            for row in measure.read(rows)[1] if rows.exists() else ():
-                record.add(step=name, **row)
+            if (rows := Path(folder) / f'{name}.jsonl').exists():
+                for row in measure.read(rows)[1]:
+                    record.add(step=name, **row)
     if failed:
         print(f'gpu_check: failed: {", ".join(failed)}')
     return int(bool(failed))

@@ -32,24 +32,25 @@ def check(tmp_path, monkeypatch):
 
 def test_steps_are_collected_in_one_record(check):
     def steps(folder):
-        write = (
-            f'open({str(folder / "bench.jsonl")!r}, "w").write(\'{{"kind": "ops"}}\\n{{"value": 2.5}}\\n\')'
+        rows = '{"kind": "ops"}\n{"value": 2.5}\n'
+        write = f'open({str(folder / "benchmark_ops.jsonl")!r}, "w").write({rows!r})'
+        return dict(
+            benchmark_ops=[sys.executable, '-c', write], benchmark_model='needs timm', tests=['false']
         )
-        return dict(bench=[sys.executable, '-c', write], other='needs mmengine', wrong=['false'])
 
     status, rows = check(steps)
     assert status == 1
     assert [(row['step'], row.get('status'), row.get('value')) for row in rows] == [
-        ('bench', 'passed', None),
-        ('bench', None, 2.5),
-        ('other', 'skipped: needs mmengine', None),
-        ('wrong', 'failed with status 1', None),
+        ('benchmark_ops', 'passed', None),
+        ('benchmark_ops', None, 2.5),
+        ('benchmark_model', 'skipped: needs timm', None),
+        ('tests', 'failed with status 1', None),
     ]
-    assert check(steps, '--steps', 'bench')[0] == 0
+    assert check(steps, '--steps', 'benchmark_ops')[0] == 0
 
 
 def test_a_step_that_hangs_is_ended(check):
-    status, rows = check(lambda folder: dict(slow=['sleep', '60']), '--time-limit', '6')
+    status, rows = check(lambda folder: dict(tests=['sleep', '60']), '--time-limit', '6')
     assert status == 1 and rows[0]['status'] == 'not finished within 6 s' and rows[0]['seconds'] < 30
 
 

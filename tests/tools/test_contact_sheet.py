@@ -20,7 +20,7 @@ def folder(tmp_path) -> Path:
     return tmp_path / 'pictures'
 
 
-def test_pictures_stand_row_by_row(folder, tmp_path):
+def test_pictures_are_placed_row_by_row(folder, tmp_path):
     out = tmp_path / 'new/sheet.png'
     assert run_tool(TOOL, folder, '--out', out) == 0
     page = np.asarray(Image.open(out))
@@ -29,15 +29,12 @@ def test_pictures_stand_row_by_row(folder, tmp_path):
     left, right = GAP + 10, 2 * GAP + 20 + 10
     assert tuple(page[top, left]) == RED and tuple(page[top, right]) == GREEN
     assert tuple(page[bottom, left]) == BLUE and tuple(page[bottom, right]) == (255, 255, 255)
-    assert tuple(page[bottom, GAP + 2]) == (255, 255, 255)  # the narrow one stands in the middle
+    assert tuple(page[bottom, GAP + 2]) == (255, 255, 255)  # the narrow one is in the middle
+    assert run_tool(TOOL, folder, '--out', out, '--count', 1, '--scale', 2) == 0
+    assert Image.open(out).size == (40 + 2 * GAP, 20 + 2 * GAP)
 
 
-def test_count_and_scale(folder, tmp_path):
-    assert run_tool(TOOL, folder, '--out', tmp_path / 's.png', '--count', 1, '--scale', 2) == 0
-    assert Image.open(tmp_path / 's.png').size == (40 + 2 * GAP, 20 + 2 * GAP)
-
-
-def test_bad_input_is_told_in_one_sentence(folder, tmp_path, capsys):
+def test_bad_input_is_reported_in_one_sentence(folder, tmp_path, capsys):
     (folder / 'e.png').write_bytes(b'no picture')
     (tmp_path / 'empty').mkdir()
     for arguments, text in (

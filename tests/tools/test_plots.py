@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from grootv.errors import UserError
-from tests.tools.tiny_run import load_tool, run_tool, write_config, write_images
+from tests.tools.tiny_run import load_tool, run_tool
 
 plot_curves = load_tool('analysis_tools/plot_curves.py')
 
@@ -58,11 +58,8 @@ def test_a_folder_without_a_log_is_named(tmp_path, capsys):
     assert f'{tmp_path} has no training log' in capsys.readouterr().err
 
 
-def test_confusion_matrix_counts_every_image(tmp_path, capsys):
-    config = write_config(tmp_path, write_images(tmp_path / 'data'))
-    assert run_tool('train.py', config, '--work-dir', tmp_path, '--no-validate') == 0
-    picture = tmp_path / 'deep/matrix.png'
-    args = (config, tmp_path / 'epoch_2.pth', '--out', picture)
-    assert run_tool('analysis_tools/confusion_matrix.py', *args) == 0
+def test_confusion_matrix_counts_every_image(tiny_run, tmp_path, capsys):
+    run, picture = tiny_run('classification'), tmp_path / 'deep/matrix.png'
+    assert run_tool('analysis_tools/confusion_matrix.py', run.config, run.checkpoint, '--out', picture) == 0
     assert 'of 10 right' in capsys.readouterr().out
     assert Image.open(picture).width > 500
