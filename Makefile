@@ -73,6 +73,7 @@ lint: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu')
 	$(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cpu
 

@@ -117,7 +117,8 @@ def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any
 
 def safe_globals() -> list:
     """Classes and functions that MMEngine's checkpoints name for their log history, as numpy arrays."""
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    numpy: Any = np  # whose name for its core package depends on its version
+    multiarray = numpy._core.multiarray if hasattr(np, '_core') else numpy.core.multiarray
     functions = [multiarray._reconstruct, multiarray.scalar]
     # NumPy renamed its core package in version 2; a checkpoint keeps the name it was written under.
     names = ['numpy.core.multiarray', 'numpy._core.multiarray']
@@ -183,7 +184,8 @@ def check_keys(
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         if isinstance(model, FullyShardedDataParallel):  # it alone knows the whole parameters
             break
-        model = model.module
+        inner: Any = model.module
+        model = inner
     wanted, found = model.state_dict(), state_dict_of(checkpoint)
     misfits, fits = compare(wanted, found)
     if not misfits:
@@ -233,7 +235,7 @@ def other_classes(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) 
     )
 
 
-def initialisations(node: Any, key: str) -> Iterator[tuple[str, dict]]:
+def initialisations(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Every dict below ``node`` that has an ``init_cfg``, and its dotted key."""
     if isinstance(node, Mapping):
         if node.get('init_cfg'):

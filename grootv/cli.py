@@ -89,7 +89,7 @@ class KeyValueAction(DictAction):
     """MMEngine's KEY=VALUE arguments, with a sentence for a malformed one."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        for text in values:
+        for text in values or ():
             key, separator, _ = text.partition('=')
             if not separator or not all(key.split('.')):
                 raise UserError(
@@ -186,13 +186,13 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
             f'config {path} does not parse: {type(error).__name__}: {_one_line(error)}'
         ) from error
     known = _RUNNER_KEYS | set(cfg.keys())
-    for key in options or {}:
+    for key, value in (options or {}).items():
         head = key.split('.')[0]
         similar = difflib.get_close_matches(head, known - {head}, n=1)
         if head not in known and similar:
             raise UserError(f'--cfg-options {key}: {path} has no {head}, did you mean {similar[0]}?')
         try:
-            cfg.merge_from_dict({key: options[key]})
+            cfg.merge_from_dict({key: value})
         except (KeyError, TypeError, IndexError) as error:
             raise UserError(
                 f'--cfg-options {key} has no place in {path} ({_one_line(error)}): compare it with the config'

@@ -108,7 +108,7 @@ def register_differentiable(
     backward = f'{name}_backward'
     grads = {argument: shape for argument, (shape, _) in list(shapes.items())[:gradients]}
 
-    def allocate(function, args, results):
+    def allocate(function, args, results) -> tuple[torch.Tensor, ...]:
         tensors = dict(zip(_argument_names(function), args, strict=True))
         tensors = {argument: tensors[argument] for argument in shapes}
         sizes = check_shapes(function, {}, **{name: (tensors[name], *shapes[name]) for name in shapes})
@@ -120,7 +120,7 @@ def register_differentiable(
 
     def fake(*args):
         found = allocate(name, args, results)
-        return found if len(found) > 1 else found[0]
+        return found[0] if len(found) == 1 else found
 
     def fake_backward(*args):
         return allocate(backward, args, grads)

@@ -52,9 +52,11 @@ def convolve_backward(
 def _empty_grads(x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Memory of the gradients, in the layouts of map and weight."""
     likes = (x, weight, weight.new_empty(weight.shape[0]))
-    none = [like.new_empty((0,) * like.dim()) for like in likes]
-    pairs = zip(likes, none, needed, strict=True)
-    return tuple(torch.empty_like(like) if wanted else empty for like, empty, wanted in pairs)
+    x_grad, weight_grad, bias_grad = (
+        torch.empty_like(like) if wanted else like.new_empty((0,) * like.dim())
+        for like, wanted in zip(likes, needed, strict=True)
+    )
+    return x_grad, weight_grad, bias_grad
 
 
 @convolve.register_fake

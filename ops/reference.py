@@ -65,10 +65,10 @@ def minimum_spanning_tree(edge_weight: Tensor, height: int, width: int) -> Tenso
 
 def minimum_spanning_tree_from_edges(edges: Tensor, edge_weight: Tensor, num_vertices: int) -> Tensor:
     """Kruskal's algorithm; see :func:`grootv.ops.minimum_spanning_tree_from_edges`."""
-    edges = edges.expand(len(edge_weight), *edges.shape[-2:]).tolist()
+    graphs = edges.expand(len(edge_weight), *edges.shape[-2:]).tolist()
     trees = [
         _kruskal(graph, weight, num_vertices)
-        for graph, weight in zip(edges, edge_weight.detach().float().cpu(), strict=True)
+        for graph, weight in zip(graphs, edge_weight.detach().float().cpu(), strict=True)
     ]
     tree_edges = torch.tensor(trees, dtype=torch.int32, device=edge_weight.device)
     return tree_edges.view(len(edge_weight), num_vertices - 1)

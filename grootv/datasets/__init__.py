@@ -3,6 +3,11 @@
 Transforms need mmcv, ``grootv.datasets.coco`` needs mmdet.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .transforms import CheckSegLabels, LoadImageFromFile, LoadSegAnnotations
+
 __all__ = ['CheckSegLabels', 'LoadImageFromFile', 'LoadSegAnnotations']
 
 

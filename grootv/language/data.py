@@ -74,8 +74,8 @@ class InstructionDataset(Dataset):
             raise UserError(f'InstructionDataset: {path} with indices={indices} has no item')
         places = [f'InstructionDataset: {path}, item {number} (from 0)' for number in numbers]
         texts = [text_of(place, items[number]) for place, number in zip(places, numbers, strict=True)]
-        tokenizer = load_tokenizer_with_end(tokenizer)
-        prompts, answers = (encode(tokenizer, side) for side in zip(*texts, strict=True))
+        loaded = load_tokenizer_with_end(tokenizer)
+        prompts, answers = (encode(loaded, side) for side in zip(*texts, strict=True))
         self.metainfo: dict[str, Any] = {}
         self._items = []
         for place, prompt, answer in zip(places, prompts, answers, strict=True):
@@ -84,7 +84,7 @@ class InstructionDataset(Dataset):
                     f'{place}: a prompt leaves room for an answer, got {len(prompt)} tokens where max_length '
                     f'is {max_length}'
                 )
-            ids = [*prompt, *answer, tokenizer.eos_token_id][:max_length]
+            ids = [*prompt, *answer, loaded.eos_token_id][:max_length]
             self._items.append((np.array(ids, dtype=np.int32), len(prompt)))
 
     def __len__(self) -> int:
@@ -127,9 +127,9 @@ class TextDataset(Dataset):
         for number, record in enumerate(records):
             if not isinstance(record, dict) or not isinstance(record.get('text'), str):
                 raise UserError(f'TextDataset: {path}, item {number} (from 0): an item has a text')
-        tokenizer = load_tokenizer_with_end(tokenizer)
-        tokens = encode(tokenizer, [record['text'] for record in records])
-        self._tokens = torch.tensor([i for text in tokens for i in (*text, tokenizer.eos_token_id)])
+        loaded = load_tokenizer_with_end(tokenizer)
+        tokens = encode(loaded, [record['text'] for record in records])
+        self._tokens = torch.tensor([i for text in tokens for i in (*text, loaded.eos_token_id)])
         if len(self._tokens) < 2:
             raise UserError(f'TextDataset: {path} has {len(self._tokens)} tokens, nothing to predict')
         self._length = length

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model
@@ -36,6 +37,12 @@ class GrootLM(HFLM):
         UserError: If the folder holds no Mamba with a tokenizer, or the batch size is not a number.
     """
 
+    # lm-eval's register_model declares HFLM to be its base class, which has none of these.
+    model: Any
+    batch_size: int
+    max_length: int
+    softmax_dtype: torch.dtype | None
+
     def __init__(
         self,
         pretrained: str | Path,
@@ -56,8 +63,10 @@ class GrootLM(HFLM):
         if tokenizer is None:
             raise UserError(f'grootl: {pretrained} has no tokenizer, which the texts of a task need')
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-        model = model.to(device, getattr(torch, dtype)).eval()
-        super().__init__(model, tokenizer=tokenizer, batch_size=int(batch_size), **options)
+        moved: Any = model  # transformers wraps the method ``to``
+        model = moved.to(device, getattr(torch, dtype)).eval()
+        arguments: Any = dict(tokenizer=tokenizer, batch_size=int(batch_size), **options)
+        super().__init__(model, **arguments)  # pyright: ignore[reportCallIssue]: as above
 
     def _loglikelihood_tokens(
         self,

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class TreeMambaMixer(MambaMixer):
         Returns:
             Shape and dtype of ``hidden_states``.
         """
-        stepping = cache_params is not None and cache_position[0] > 0
+        stepping = cache_params is not None and cache_position is not None and bool(cache_position[0] > 0)
         if stepping and hidden_states.shape[1] != 1:
             raise ValueError(
                 'TreeMambaMixer: after the first call a cache takes one token at a time, '
@@ -61,7 +63,7 @@ class TreeMambaMixer(MambaMixer):
         # The bias is added by the scan, in float32: a sum in half precision would lose it.
         delta = F.linear(low_rank, self.dt_proj.weight)
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        if stepping:
+        if stepping and cache_params is not None:
             y, state = self._advance(x, delta, A, B, C, cache_params.ssm_states[self.layer_idx])
         else:
             y, state = self._scan(x, delta, A, B, C, attention_mask)
@@ -75,7 +77,7 @@ class TreeMambaMixer(MambaMixer):
         if cache is not None:
             latest = x if stepping else F.pad(x, (kernel - length, 0))
             # Not at cache_position: that of generate() is off after a prompt shorter than the kernel.
-            place = torch.arange(kernel - latest.shape[-1], kernel, device=x.device)
+            place: Any = torch.arange(kernel - latest.shape[-1], kernel, device=x.device)
             window = cache.update_conv_state(self.layer_idx, latest, place)
         if not stepping:
             return self.act(self.conv1d(x)[..., :length]).transpose(1, 2).contiguous()
@@ -87,7 +89,7 @@ class TreeMambaMixer(MambaMixer):
         self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         bias = self.dt_proj.bias
-        y, state = token_scan(x, delta, A, B, C, token_chain(*x.shape[:2], x.device), bias)
+        y, state = token_scan(x, delta, A, B, C, token_chain(x.shape[0], x.shape[1], x.device), bias)
         if self.scale == 0:
             return y, state
         with torch.no_grad():

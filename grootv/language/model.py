@@ -53,7 +53,10 @@ class MambaModel(transformers_mamba.MambaModel):
         """
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         mask = self.mark_context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
-        return super().forward(input_ids, inputs_embeds, attention_mask=mask, **kwargs)
+        # Declared in transformers as tensors of a legacy type, which no call passes.
+        tensors: dict[str, Any] = dict(inputs_embeds=inputs_embeds, attention_mask=mask)
+        ids: Any = input_ids
+        return super().forward(ids, **tensors, **kwargs)
 
     def mark_context(
         self,
@@ -144,10 +147,11 @@ class MambaForCausalLM(transformers_mamba.MambaForCausalLM):
         if context_length is not None:  # transformers does not hand it on to the backbone
             tokens = input_ids if inputs_embeds is None else inputs_embeds
             cache_position = kwargs.get('cache_position')
-            attention_mask = self.backbone.mark_context(
-                tokens, attention_mask, context_length, cache_position
-            )
-        return super().forward(input_ids, attention_mask, inputs_embeds, labels=labels, **kwargs)
+            backbone: Any = self.backbone
+            attention_mask = backbone.mark_context(tokens, attention_mask, context_length, cache_position)
+        tensors: Any = input_ids, attention_mask, inputs_embeds
+        targets: Any = labels
+        return super().forward(*tensors, labels=targets, **kwargs)
 
 
 _TREE_SCAN = {
@@ -240,7 +244,8 @@ def load_language_model(
         tokenizer = load_tokenizer(path)
         if tokenizer.model_max_length < 2**31 and not hasattr(model.config, 'max_position_embeddings'):
             model.config.max_position_embeddings = tokenizer.model_max_length
-    return use_tree_scan(model, **{**getattr(model.config, 'tree', {}), **tree}), tokenizer
+    use_tree_scan(model, **{**getattr(model.config, 'tree', {}), **tree})
+    return model, tokenizer
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
