@@ -129,9 +129,8 @@ class Dense(nn.Module):
 
 def from_config(way: Way) -> nn.Module:
     """The model of a config: a classifier or segmenter as a whole, a detector without its regions."""
-    from mmengine.registry import MODELS, init_default_scope
-
     from grootv import cli
+    from grootv.checkpoint import build_model
     from grootv.errors import UserError
 
     try:
@@ -140,9 +139,8 @@ def from_config(way: Way) -> nn.Module:
         sys.exit(str(error))
     if cfg.get('model', {}).get('backbone', {}).get('type') != 'grootv.GrootV':
         sys.exit(f'{way.source} has no model with the backbone grootv.GrootV')
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     cfg.model.backbone |= dict(drop_path_rate=0.0) | (dict(tree_per=way.tree_per) if way.tree_per else {})
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     return Dense(model) if hasattr(model, 'with_rpn') else model
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: read them without running code, compare them with a model, build a model from one."""
 
+import copy
 import logging
 import pickle
 import re
@@ -39,7 +40,7 @@ def build_model(
     Raises:
         UserError: If the config has no model, or the checkpoint cannot be read or is not the model's own.
     """
-    cfg = cfg if isinstance(cfg, Config) else Config.fromfile(cfg)
+    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config.fromfile(cfg)
     if cfg.get('model') is None:
         raise UserError(f'{cfg.filename or "the config"} has no model: give a config that builds a network')
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))

@@ -84,14 +84,6 @@ def test_run_shorter_than_its_warm_up_is_refused():
     checks.check_schedule(cfg)
 
 
-def test_layer_decay_without_its_constructor_is_refused():
-    cfg = Config(dict(optim_wrapper=dict(paramwise_cfg=dict(layer_decay_rate=0.9))))
-    with pytest.raises(UserError, match=r'optim_wrapper\.constructor=grootv\.LayerDecayOptimWrapperConstr'):
-        checks.check_layer_decay(cfg)
-    cfg.optim_wrapper.constructor = 'grootv.LayerDecayOptimWrapperConstructor'
-    checks.check_layer_decay(cfg)
-
-
 # Pretrained weights ----------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 
+from grootv.checkpoint import build_model
 from tests.docs.blocks import ROOT
 from tests.tools.tiny_run import run_tool, write_scenes
 
@@ -20,14 +20,10 @@ CHECKPOINTS = {
 
 def write_checkpoint(path: Path, config: Config) -> None:
     """Random weights of a config's model, with the names of its classes."""
-    init_default_scope(config.default_scope)
-    config.model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-    if config.model.backbone.get('init_cfg'):
-        config.model.backbone.init_cfg = None
     metainfo = config.val_dataloader.dataset.get('metainfo')
     meta = dict(dataset_meta=dict(metainfo)) if metainfo else {}
     path.parent.mkdir(parents=True)
-    torch.save(dict(state_dict=MODELS.build(config.model).state_dict(), meta=meta), path)
+    torch.save(dict(state_dict=build_model(config).state_dict(), meta=meta), path)
 
 
 @pytest.fixture(scope='session')

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from grootv.checkpoint import load_checkpoint_file
+from grootv.checkpoint import build_model, load_checkpoint_file
 from grootv.engine import EpochSeedHook
 from tests.tools.tiny_run import ROOT, TinyRun, losses, run_tool, scalars
 
@@ -221,9 +220,7 @@ _base_.tta_pipeline[1].transforms[0] = [
 ]
 tta_pipeline = _base_.tta_pipeline
 """)
-    model = Config.fromfile(config).model
-    init_default_scope('mmdet')
-    torch.save(dict(state_dict=MODELS.build(model).state_dict()), tmp_path / 'untrained.pth')
+    torch.save(build_model(config).state_dict(), tmp_path / 'untrained.pth')
     out = tmp_path / 'predictions.pkl'
     args = ('--work-dir', tmp_path, '--tta', '--out', out)
     assert run_tool('test.py', config, tmp_path / 'untrained.pth', *args) == 0

@@ -42,10 +42,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from grootv import cli
+from grootv.checkpoint import build_model
 from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS
 
@@ -107,23 +108,20 @@ KINDS = {
 }
 
 
-def build_model(args: argparse.Namespace) -> tuple[nn.Module, Kind]:
+def chosen_model(args: argparse.Namespace) -> tuple[nn.Module, Kind]:
     if (args.config is None) == (args.arch is None):
         raise UserError('give either a config or --arch')
     if args.config is None:
-        init_default_scope('mmpretrain')
         head = dict(type='grootv.GrootVClsHead', num_classes=1000)
         head['in_channels'] = 8 * ARCHS[args.arch]['embed_dims']
         backbone = dict(type='grootv.GrootV', arch=args.arch)
-        settings = dict(type='ImageClassifier', backbone=backbone, head=head)
+        cfg = Config(dict(model=dict(type='ImageClassifier', backbone=backbone, head=head)))
     else:
         cfg = cli.load_config(args.config, args.cfg_options)
-        init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-        settings = cfg.get('model', {})
-    name = str(settings.get('type', 'nothing')).split('.')[-1]
+    name = str(cfg.get('model', {}).get('type', 'nothing')).split('.')[-1]
     if name not in KINDS:
         raise UserError(f'{args.config} builds {name}: this tool counts {", ".join(KINDS)}')
-    model = MODELS.build(settings)
+    model = build_model(cfg)
     if any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
         raise UserError(f'{args.config} builds attention layers: no protocol here counts them')
     kind = KINDS[name]
@@ -151,7 +149,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    model, kind = build_model(args)
+    model, kind = chosen_model(args)
     shape = args.shape or kind.shape
     height, width = shape[0], shape[-1]
     protocol = args.protocol or kind.protocol
