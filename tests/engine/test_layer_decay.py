@@ -40,34 +40,7 @@ def segmentor() -> dict:
     return dict(type='EncoderDecoder', backbone=backbone, decode_head=head, train_cfg={}, test_cfg=test_cfg)
 
 
-def detector() -> dict:
-    """A Mask R-CNN without the settings of training, which no parameter depends on."""
-    anchors = dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4, 8, 16, 32])
-    coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[1.0] * 4)
-    rpn = dict(type='RPNHead', in_channels=16, feat_channels=16, anchor_generator=anchors, bbox_coder=coder)
-    extractor = dict(type='SingleRoIExtractor', out_channels=16, featmap_strides=[4, 8, 16, 32])
-    pooled = dict(type='RoIAlign', output_size=7, sampling_ratio=0)
-    box = dict(type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=16, num_classes=3, bbox_coder=coder)
-    mask = dict(type='FCNMaskHead', num_convs=1, in_channels=16, conv_out_channels=16, num_classes=3)
-    heads = dict(
-        type='StandardRoIHead',
-        bbox_roi_extractor=dict(extractor, roi_layer=pooled),
-        bbox_head=box,
-        mask_roi_extractor=dict(extractor, roi_layer=pooled),
-        mask_head=mask,
-    )
-    return dict(
-        type='MaskRCNN',
-        backbone=dict(BACKBONE, out_indices=(0, 1, 2, 3)),
-        neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=16, num_outs=4),
-        rpn_head=rpn,
-        roi_head=heads,
-        train_cfg=None,
-        test_cfg=dict(rpn={}, rcnn={}),
-    )
-
-
-MODEL_OF = dict(mmpretrain=classifier, mmdet=detector, mmseg=segmentor)
+MODEL_OF = dict(mmpretrain=classifier, mmseg=segmentor)
 
 
 @pytest.fixture(scope='module', params=MODEL_OF)

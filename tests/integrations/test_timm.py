@@ -259,10 +259,6 @@ def test_features_only_keeps_nothing_idle():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_features_only_gives_all_maps_unless_told():
-    assert [m.shape[1] for m in pico(features_only=True)(image(32, 32))] == WIDTHS
-
-
 def test_forward_intermediates():
     model, x = pico().eval(), image(64, 64)
     ran = []

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from mmcv.ops import RoIAlign
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -248,26 +247,6 @@ def test_layer_depth(name, depth):
     assert model.get_layer_depth(name, 'backbone.') == (depth, 17)
 
 
-def test_layer_decay_optimizer_builds():
-    head = dict(type='grootv.GrootVClsHead', num_classes=3, in_channels=64)
-    backbone = dict(type='grootv.GrootV', arch=PICO)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = ROOT_MODELS.build(dict(type='ImageClassifier', backbone=backbone, head=head))
-        wrapper = build_optim_wrapper(
-            model,
-            dict(
-                constructor='LearningRateDecayOptimWrapperConstructor',
-                optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
-                paramwise_cfg=dict(layer_decay_rate=0.5),
-            ),
-        )
-    rates = {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
-    assert len(rates) == len(list(model.parameters()))
-    assert rates['head.fc.weight'] == 1
-    assert rates['backbone.stages.3.blocks.0.ssm.D'] == 0.5
-    assert rates['backbone.stem.conv1.weight'] == 0.5**6
-
-
 @pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'grootv'])
 def test_builds_from_any_default_scope(scope):
     if scope in ('mmdet', 'mmseg'):
@@ -334,10 +313,3 @@ def test_a_half_precision_model_runs(dtype):
         assert b.dtype is dtype and b.isfinite().all()
         # Half a guide exchanges edges of the tree, so only most of the map can be close.
         assert (a - b).abs().median() < 0.1
-
-
-@pytest.mark.parametrize('tree_per', ['block', 'stage'])
-def test_compiles_as_one_graph(tree_per):
-    model, x = pico(tree_per=tree_per), image(32, 32)
-    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x))

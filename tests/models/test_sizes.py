@@ -159,13 +159,6 @@ def test_labels_of_a_batch(segmenter_config):
         torch.testing.assert_close(found[1].seg_logits.data, alone.seg_logits.data, rtol=1e-3, atol=1e-5)
 
 
-def test_mmseg_tests_no_ragged_batch(segmenter_config):
-    """Known here so that docs/inference.md stays true."""
-    batch = dict(inputs=[noise(s) for s in RAGGED], data_samples=[label_map(s) for s in RAGGED])
-    with pytest.raises(AssertionError, match='image size in a batch should be the same'):
-        segmenter(segmenter_config, test_cfg=dict(size_divisor=32)).eval().test_step(batch)
-
-
 def test_a_segmenter_learns_from_a_ragged_batch(segmenter_config):
     """Crops smaller than the training size are padded to it, with pixels that count for nothing."""
     model = segmenter(segmenter_config).train()

@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 
 from grootv.ops import build_tree
@@ -36,13 +37,8 @@ def test_edges_and_colours_of_the_drawing():
     assert opacity[0] > opacity[1]  # vertex 4 is two edges away from vertex 0, and four in reading order
 
 
-def test_one_vertex_can_be_drawn():
-    guide = torch.ones(1, 1, 1, 3)
-    block = BlockTree(guide, build_tree(guide), 'cosine', lambda _: torch.ones(1, 1, 2))
-    draw(np.zeros((8, 8, 3), np.uint8), block, [0], 'a point').savefig(io.BytesIO())
-
-
-def test_features_of_nan_can_be_drawn():
-    guide = torch.full((1, 3, 3, 2), torch.nan)
-    block = BlockTree(guide, build_tree(guide), 'cosine', lambda _: torch.full((1, 9, 2), torch.nan))
-    draw(np.zeros((8, 8, 3), np.uint8), block, [0], 'nothing').savefig(io.BytesIO())
+@pytest.mark.parametrize('features', [torch.ones(1, 1, 1, 3), torch.full((1, 3, 3, 2), torch.nan)])
+def test_one_vertex_and_features_of_nan_can_be_drawn(features):
+    decay = features.flatten(1, 2)
+    block = BlockTree(features, build_tree(features), 'cosine', lambda _: decay)
+    draw(np.zeros((8, 8, 3), np.uint8), block, [0], 'a title').savefig(io.BytesIO())
