@@ -27,12 +27,10 @@ test: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/system -n logical --maxprocesses 4 --dist loadfile
 
-# The operators alone, which need torch, pytest, hypothesis and scipy; one process a device. FORCE_CUDA=1 builds
-# the CUDA library too, for DEVICES=cuda.
+# The operators alone, which need torch, pytest, hypothesis and scipy; one process a device.
 DEVICES ?= cpu emulated
 test-ops: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test-ops
-	FORCE_CUDA=$(or $(FORCE_CUDA),0) $(BIN)/python setup.py -q build_ext --inplace
 	$(MAKE) -j 2 --output-sync $(DEVICES:%=test-ops-%)
 test-ops-%:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ops --device $* $(ARGS)

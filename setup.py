@@ -5,6 +5,7 @@ Environment variables:
         found and fits the CUDA version of torch; a GPU or a CUDA build of torch is not needed.
     TORCH_CUDA_ARCH_LIST: GPU architectures of the CUDA library, "8.0;9.0+PTX" unless set.
     GROOTV_DEBUG: 1 builds for a debugger: -O0 -g, one copy of every function.
+    GROOTV_PREBUILT: 1 takes the libraries that are in ops/ already (an editable install).
     GROOTV_WERROR: 1 turns compiler warnings into errors (continuous integration does).
     MAX_JOBS: number of parallel compiler processes.
 """
@@ -175,7 +176,7 @@ setup(
     package_data={'grootv': ['py.typed']},
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in extras},
-    ext_modules=libraries(),
+    ext_modules=[] if os.environ.get('GROOTV_PREBUILT') == '1' else libraries(),
     cmdclass={
         'build_ext': BuildLibraries.with_options(no_python_abi_suffix=True),
         'bdist_wheel': PlatformWheel,

@@ -53,7 +53,7 @@ def pip(*args: str, **environment: str) -> None:
 
 def python(code: str) -> tuple[bool, str]:
     """Run code in a fresh interpreter; whether it worked, and its output or the last line of its error."""
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     if result.returncode == 0:
         return True, result.stdout.strip()
     return False, (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
@@ -134,18 +134,17 @@ def build_mmcv(folder: Path) -> Path:
         return Path(shutil.move(next(Path(build).glob('*.whl')), folder))
 
 
-def once(name: str, *patterns: str) -> tuple[Path, str, bool]:
-    """A stamp file for a step, the fingerprint of the files it depends on, and whether the two agree."""
+def digest_of(*patterns: str) -> str:
+    """Fingerprint of the files that a step depends on."""
     digest = hashlib.sha256(str(ROOT).encode())
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()):
         digest.update(path.read_bytes())
-    stamp = Path(sys.prefix) / f'grootv-{name}.stamp'
-    return stamp, digest.hexdigest(), stamp.exists() and stamp.read_text() == digest.hexdigest()
+    return digest.hexdigest()
 
 
 def ensure_requirements(profile: str) -> None:
-    stamp, digest, done = once(f'requirements-{profile}', 'requirements/*.txt')
-    if done:
+    stamp, digest = Path(sys.prefix) / f'grootv-requirements-{profile}.stamp', digest_of('requirements/*.txt')
+    if stamp.exists() and stamp.read_text() == digest:
         return
     say(f'installing requirements/{profile}.txt')
     # Some of them come as sources, which need setuptools to build and no second copy of torch.
@@ -154,19 +153,25 @@ def ensure_requirements(profile: str) -> None:
     stamp.write_text(digest)
 
 
-def ensure_operator() -> None:
-    """Build the operator libraries and install grootv in editable form."""
-    stamp, digest, done = once('operator', 'setup.py', 'pyproject.toml', 'ops/csrc/**/*')
+def ensure_operator(install: bool) -> None:
+    """Build the operator libraries in the checkout; with ``install``, install grootv in editable form."""
     require = 'from grootv.ops import _library; _library.require()'
-    if done and python(require)[0]:
-        return
-    say('building the tree-scan operators; with nvcc this takes two minutes')
-    pip('install', '-q', '--no-build-isolation', '--no-deps', '-e', str(ROOT))
-    works, message = python(require)
-    if not works:
-        fail(f'the operators were built but do not load: {message}')
-    say(f'built {" and ".join(sorted(library.name for library in ROOT.glob("ops/*.so")))}')
-    stamp.write_text(digest)
+    # The libraries serve every Python and torch, so environments share them.
+    stamp, digest = ROOT / 'build/operators.stamp', digest_of('setup.py', 'pyproject.toml', 'ops/csrc/**/*')
+    digest += ''.join(os.environ.get(name, '') for name in ('FORCE_CUDA', 'GROOTV_DEBUG'))
+    if not stamp.exists() or stamp.read_text() != digest or not python(require)[0]:
+        say('building the tree-scan operators; with nvcc this takes two minutes')
+        command = [sys.executable, 'setup.py', '-q', 'build_ext', '--inplace']
+        if subprocess.run(command, cwd=ROOT).returncode:
+            fail("the operators do not build, the compiler's own message is above")
+        works, message = python(require)
+        if not works:
+            fail(f'the operators were built but do not load: {message}')
+        say(f'built {" and ".join(sorted(library.name for library in ROOT.glob("ops/*.so")))}')
+        stamp.write_text(digest)
+    if install and version('grootv') is None:
+        options = ['--no-build-isolation', '--no-deps']
+        pip('install', '-q', *options, '-e', str(ROOT), GROOTV_PREBUILT='1')
 
 
 def main() -> None:
@@ -183,8 +188,7 @@ def main() -> None:
     if PROFILES[profile] is not None:
         ensure_mmcv(torch_version, compiled=PROFILES[profile])
     ensure_requirements(profile)
-    if profile != 'test-ops':  # which builds the libraries in the checkout
-        ensure_operator()
+    ensure_operator(install=profile != 'test-ops')
 
 
 if __name__ == '__main__':
