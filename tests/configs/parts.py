@@ -1,7 +1,6 @@
 """The configs of the vision tasks by name, each read and built once."""
 
 import copy
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+LANDSCAPE, PORTRAIT = (96, 60), (45, 90)  # width and height of the pictures of conftest.py
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('classification', 'detection', 'segmentation')
 CONFIGS = {
@@ -38,10 +38,6 @@ def task_of(name: str) -> str:
     return CONFIGS[name].parent.name
 
 
-def size_of(name: str) -> str:
-    return re.search('tiny|small|base|pico', name)[0]
-
-
 @cache
 def load(name: str) -> Config:
     """A config, not to be changed."""
@@ -51,15 +47,19 @@ def load(name: str) -> Config:
 @cache
 def model_of(name: str) -> nn.Module:
     """A config's model without memory for its weights."""
-    return build_model(load(name))
-
-
-def build_model(cfg: Config) -> nn.Module:
+    cfg = load(name)
     init_default_scope(cfg.default_scope)
     model = copy.deepcopy(cfg.model)  # mmdet's transformers write into theirs
     model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     with torch.device('meta'):
         return MODELS.build(model)
+
+
+def start(cfg: dict) -> nn.Module:
+    """A model with its initial weights."""
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
 
 
 def count(model: nn.Module) -> int:
@@ -101,3 +101,23 @@ def without_decay(model: nn.Module) -> set[str]:
             if isinstance(module, norms) or name.endswith('.bias') or parameter.ndim == 1:
                 spared.add(name)
     return {name for name in spared if not name.endswith(('.A_log', '.dt_proj.bias'))}
+
+
+def on(folder: Path, config: Config) -> Config:
+    """A copy of the config with its data in the folder, read by this process."""
+    config = copy.deepcopy(config)
+    for side in ('train', 'val', 'test'):
+        loader = config[f'{side}_dataloader']
+        evaluator = config.get(f'{side}_evaluator', {})
+        if 'ann_file' in evaluator:
+            evaluator.ann_file = evaluator.ann_file.replace(loader.dataset.data_root, f'{folder}/')
+        loader.dataset.data_root = str(folder)
+        loader.update(num_workers=0, persistent_workers=False)
+    init_default_scope(config.default_scope)
+    return config
+
+
+def samples(folder: Path, config: Config, side: str) -> list[dict]:
+    """What the pipeline of a data set makes of its pictures, at full size."""
+    dataset = DATASETS.build(on(folder, config)[f'{side}_dataloader'].dataset)
+    return [dataset[index] for index in range(len(dataset))]

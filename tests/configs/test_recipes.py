@@ -1,6 +1,7 @@
 """The recipes say what the paper states and the READMEs decide; the demos use their parts."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -9,29 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
-from .parts import (
-    BOXES_ONLY,
-    CONFIGS,
-    DETECTION,
-    DIGITS,
-    DINO,
-    FPN,
-    IMAGENET,
-    MASK2FORMER,
-    MASK_RCNN,
-    RECIPES,
-    SEGMENTATION,
-    TINY,
-    UPERNET,
-    count,
-    load,
-    model_of,
-    parameter_groups,
-    size_of,
-    task_of,
-    values,
-    without_decay,
-)
+from . import parts
 
 WIDTHS = dict(tiny=80, small=96, base=128, pico=16)
 DROP_PATH = {
@@ -44,38 +23,34 @@ DROP_PATH = {
 # Every config ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', parts.CONFIGS)
 def test_what_all_configs_promise(name):
-    config = load(name)
-    assert count(model_of(name)) > 1e5
+    config = parts.load(name)
+    assert parts.count(parts.model_of(name)) > 1e5
     assert config.default_hooks.checkpoint.type == 'grootv.CheckpointHook'
     assert config.default_hooks.epoch_seed.type == 'grootv.EpochSeedHook'
     assert config.train_dataloader.persistent_workers is False
     batch, devices = config.train_dataloader.batch_size, 1 if 'demo' in config.filename else 8
     assert config.auto_scale_lr == dict(base_batch_size=devices * batch, enable=False)
 
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_images_are_normalised_as_published(name):
-    config = load(name)
     classifier = config.default_scope == 'mmpretrain'
     preprocessor = config.data_preprocessor if classifier else config.model.data_preprocessor
     assert preprocessor['to_rgb' if classifier else 'bgr_to_rgb']
     assert [round(value / 255, 3) for value in preprocessor.mean] == [0.485, 0.456, 0.406]
     assert [round(value / 255, 3) for value in preprocessor.std] == [0.229, 0.224, 0.225]
     if config.default_scope == 'mmdet':
-        assert preprocessor.pad_size_divisor == (1 if name == DINO else 32)
+        assert preprocessor.pad_size_divisor == (1 if name == parts.DINO else 32)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', parts.CONFIGS)
 def test_a_pretrained_backbone_comes_from_a_config_of_its_size(name):
-    config = load(name)
+    config = parts.load(name)
     pretrained = config.model.backbone.get('init_cfg')
     if pretrained is None:
         assert config.default_scope == 'mmpretrain'
         return
     folder, file = pretrained.checkpoint.removeprefix('work_dirs/').split('/')
-    source = load(folder)
+    source = parts.load(folder)
     assert file == f'epoch_{source.train_cfg.max_epochs}.pth'
     assert pretrained.type == 'Pretrained' and pretrained.prefix == 'backbone.'
     assert source.model.backbone.arch == config.model.backbone.arch
@@ -84,16 +59,16 @@ def test_a_pretrained_backbone_comes_from_a_config_of_its_size(name):
 # The networks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', parts.RECIPES)
 def test_size_of_the_backbone_and_its_maps(name):
-    size, model = size_of(name), load(name).model
+    size, model = re.search('tiny|small|base', name)[0], parts.load(name).model
     maps = [WIDTHS[size] * 2**stage for stage in range(4)]
     assert model.backbone.arch == size
-    assert model.backbone.drop_path_rate == DROP_PATH[task_of(name)][size]
-    if name in IMAGENET:
+    assert model.backbone.drop_path_rate == DROP_PATH[parts.task_of(name)][size]
+    if name in parts.IMAGENET:
         assert model.head.in_channels == maps[-1]
         return
-    stages = (1, 2, 3) if name in BOXES_ONLY else (0, 1, 2, 3)
+    stages = (1, 2, 3) if name in parts.BOXES_ONLY else (0, 1, 2, 3)
     assert model.backbone.out_indices == stages
     taker = model.neck if 'neck' in model else model.decode_head
     assert taker.in_channels == [maps[stage] for stage in stages]
@@ -101,58 +76,57 @@ def test_size_of_the_backbone_and_its_maps(name):
         assert (model.auxiliary_head.in_index, model.auxiliary_head.in_channels) == (2, maps[2])
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', parts.CONFIGS)
 def test_classes_of_all_heads(name):
     data = dict(classification=1000, detection=80, segmentation=150, demo=11 if 'upernet' in name else 10)
-    counts = list(values(load(name).model, 'num_classes'))
-    assert counts and set(counts) == {data[task_of(name)]}
-    if name == MASK2FORMER:
-        assert load(name).model.decode_head.loss_cls.class_weight == [1.0] * 150 + [
-            0.1
-        ]  # the last is "nothing"
+    counts = list(parts.values(parts.load(name).model, 'num_classes'))
+    assert counts and set(counts) == {data[parts.task_of(name)]}
+    if name == parts.MASK2FORMER:
+        weights = parts.load(name).model.decode_head.loss_cls.class_weight
+        assert weights == [1.0] * 150 + [0.1]  # the last is "nothing"
 
 
 def test_the_heads_of_upernet():
-    main, auxiliary = load(UPERNET).model.decode_head, load(UPERNET).model.auxiliary_head
-    assert (main.type, main.channels, main.loss_decode.loss_weight) == ('UPerHead', 512, 1.0)
-    assert (auxiliary.type, auxiliary.channels, auxiliary.loss_decode.loss_weight) == ('FCNHead', 256, 0.4)
+    heads = [parts.load(parts.UPERNET).model[head] for head in ('decode_head', 'auxiliary_head')]
+    found = [(head.type, head.channels, head.loss_decode.loss_weight) for head in heads]
+    assert found == [('UPerHead', 512, 1.0), ('FCNHead', 256, 0.4)]
 
 
-@pytest.mark.parametrize('name', SEGMENTATION)
+@pytest.mark.parametrize('name', parts.SEGMENTATION)
 def test_batch_norms_are_joined_by_the_runner_alone(name):
     """A SyncBatchNorm in the model itself cannot train on several processes without GPUs."""
-    assert load(name).sync_bn == 'torch'
-    modules = list(model_of(name).modules())
+    assert parts.load(name).sync_bn == 'torch'
+    modules = list(parts.model_of(name).modules())
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in modules)
-    assert any(isinstance(module, nn.BatchNorm2d) for module in modules) == (name != MASK2FORMER)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in modules) == (name != parts.MASK2FORMER)
 
 
 def test_the_demo_uses_the_parts_that_imagenet_uses():
-    demo, tiny = load(DIGITS), load(TINY)
+    demo, tiny = parts.load(parts.DIGITS), parts.load(parts.TINY)
     for key in ('type', 'data_preprocessor'):
         assert demo.model.get(key) == tiny.model.get(key)
     assert demo.model.head.type == tiny.model.head.type
     assert demo.train_dataloader.dataset.type == tiny.train_dataloader.dataset.type
     assert demo.val_evaluator == tiny.val_evaluator
     assert demo.optim_wrapper.paramwise_cfg == tiny.optim_wrapper.paramwise_cfg
-    assert 3e5 <= count(model_of(DIGITS)) <= 1e6
+    assert 3e5 <= parts.count(parts.model_of(parts.DIGITS)) <= 1e6
 
 
 # The optimizers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', parts.RECIPES)
 def test_optimizer(name):
-    config = load(name)
+    config = parts.load(name)
     lr, decay, clip, batch = {
         'classification': (1e-3, 0.05, dict(max_norm=5.0), 128),
         'detection': (1e-4, 0.05, None, 2),
         'segmentation': (6e-5, 0.01, None, 2),
-    }[task_of(name)]
+    }[parts.task_of(name)]
     lr, decay, clip, batch = {
-        DINO: (1e-4, 1e-4, dict(max_norm=0.1, norm_type=2), 2),
-        MASK2FORMER: (1e-4, 0.05, dict(max_norm=0.01), 2),
-        FPN: (2e-4, 1e-4, None, 4),
+        parts.DINO: (1e-4, 1e-4, dict(max_norm=0.1, norm_type=2), 2),
+        parts.MASK2FORMER: (1e-4, 0.05, dict(max_norm=0.01), 2),
+        parts.FPN: (2e-4, 1e-4, None, 4),
     }.get(name, (lr, decay, clip, batch))
     assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, weight_decay=decay, betas=(0.9, 0.999))
     assert config.optim_wrapper.get('clip_grad') == clip
@@ -161,72 +135,46 @@ def test_optimizer(name):
     assert 'constructor' not in config.optim_wrapper  # and so is the decay from layer to layer
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', parts.RECIPES)
 def test_rate_and_weight_decay_of_every_parameter(name):
     """Biases and norms do not decay; DINO's and Mask2Former's backbones learn at a tenth of the rate."""
-    config, model = load(name), model_of(name)
-    optimizer, spared = config.optim_wrapper.optimizer, without_decay(model)
+    config, model = parts.load(name), parts.model_of(name)
+    optimizer, spared = config.optim_wrapper.optimizer, parts.without_decay(model)
     assert {'backbone.stem.norm1.weight', 'backbone.stages.2.blocks.8.ssm.D'} <= spared
-    if name == MASK2FORMER:
+    if name == parts.MASK2FORMER:
         spared |= {f'decode_head.{part}.weight' for part in ('query_embed', 'query_feat', 'level_embed')}
-    if name == DINO:
+    if name == parts.DINO:
         spared = set()
-    for parameter, group in parameter_groups(config, model).items():
+    for parameter, group in parts.parameter_groups(config, model).items():
         assert group['weight_decay'] == (0.0 if parameter in spared else optimizer.weight_decay), parameter
-        slow = name in (DINO, MASK2FORMER) and parameter.startswith('backbone.')
+        slow = name in (parts.DINO, parts.MASK2FORMER) and parameter.startswith('backbone.')
         assert group['lr'] == pytest.approx(optimizer.lr * (0.1 if slow else 1)), parameter
 
 
 def test_the_switch_exempts_a_log_and_the_step_bias():
-    switched = copy.deepcopy(load(TINY))
-    for rule in switched.optim_wrapper.paramwise_cfg.custom_keys.values():
+    config, model = copy.deepcopy(parts.load(parts.TINY)), parts.model_of(parts.TINY)
+    before = parts.parameter_groups(config, model)
+    for rule in config.optim_wrapper.paramwise_cfg.custom_keys.values():
         rule.decay_mult = 0.0
-    before, after = (parameter_groups(config, model_of(TINY)) for config in (load(TINY), switched))
+    after = parts.parameter_groups(config, model)
     changed = {name for name in before if before[name]['weight_decay'] != after[name]['weight_decay']}
     assert changed == {name for name in before if name.endswith(('.A_log', '.dt_proj.bias'))}
     assert all(after[name]['weight_decay'] == 0 for name in changed)
-
-
-@pytest.mark.parametrize(
-    'name, head', [(MASK_RCNN, 'roi_head.bbox_head.fc_cls'), (UPERNET, 'decode_head.conv_seg')]
-)
-def test_the_layer_decay_of_the_readmes(name, head):
-    """Rates fall from layer to layer; the decays stay as they are."""
-    config = copy.deepcopy(load(name))
-    config.optim_wrapper.constructor = 'grootv.LayerDecayOptimWrapperConstructor'
-    config.optim_wrapper.paramwise_cfg.layer_decay_rate = 0.9
-    before, after = (parameter_groups(cfg, model_of(name)) for cfg in (load(name), config))
-    assert all(group['weight_decay'] == before[key]['weight_decay'] for key, group in after.items())
-    distances = {
-        f'{head}.weight': 0,
-        'backbone.stages.3.blocks.1.norm1.weight': 1,
-        'backbone.stem.conv1.weight': 16,
-    }
-    for key, distance in distances.items():
-        assert after[key]['lr'] == pytest.approx(config.optim_wrapper.optimizer.lr * 0.9**distance)
 
 
 # The schedules -----------------------------------------------------------------------------------
 
 
 def rates(config: Config, per_epoch: int = 1, shorter: int = 1) -> np.ndarray:
-    """The learning rate of every iteration of a run.
-
-    Args:
-        config: Its optimizer and schedules.
-        per_epoch: Iterations an epoch.
-        shorter: By how much a run that counts iterations is shortened, with its schedules.
-    """
+    """The learning rate of every iteration, ``per_epoch`` an epoch; a run of iterations is shortened."""
     train = config.train_cfg
     length = train['max_epochs'] * per_epoch if 'max_epochs' in train else train['max_iters'] // shorter
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=config.optim_wrapper.optimizer.lr)
-    schedules = []
+    defaults, schedules = dict(optimizer=optimizer, epoch_length=per_epoch), []
     for cfg in config.param_scheduler:
         cfg = dict(cfg, begin=cfg.get('begin', 0) // shorter)
         cfg['end'] = cfg['end'] // shorter if 'end' in cfg else train.get('max_epochs')
-        schedules.append(
-            PARAM_SCHEDULERS.build(cfg, default_args=dict(optimizer=optimizer, epoch_length=per_epoch))
-        )
+        schedules.append(PARAM_SCHEDULERS.build(cfg, default_args=defaults))
     found = []
     for iteration in range(1, length + 1):
         found.append(optimizer.param_groups[0]['lr'])
@@ -237,44 +185,40 @@ def rates(config: Config, per_epoch: int = 1, shorter: int = 1) -> np.ndarray:
     return np.array(found)
 
 
-def warm_up(start: float, iterations: int) -> np.ndarray:
-    return np.linspace(start, 1, iterations)
-
-
-@pytest.mark.parametrize('name', IMAGENET)
+@pytest.mark.parametrize('name', parts.IMAGENET)
 def test_rates_on_imagenet(name):
-    config = load(name)
+    config = parts.load(name)
     assert config.train_cfg == dict(by_epoch=True, max_epochs=300, val_interval=1)
     cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(2800) / 2800)) / 2
-    expected = 1e-3 * np.concatenate([warm_up(1e-3, 200), cosine])
+    expected = 1e-3 * np.concatenate([np.linspace(1e-3, 1, 200), cosine])
     np.testing.assert_allclose(rates(config, per_epoch=10), expected, rtol=1e-6)
     averages = [1 - hook.momentum for hook in config.custom_hooks if hook.type == 'EMAHook']
     assert averages == ([] if 'strategy' in config else [0.9999])
 
 
-@pytest.mark.parametrize('name', DETECTION)
+@pytest.mark.parametrize('name', parts.DETECTION)
 def test_rates_on_coco(name):
-    config = load(name)
+    config = parts.load(name)
     warm, steps, epochs = (1000, (27, 33), 36) if 'ms-3x' in name else (500, (8, 11), 12)
-    if name == DINO:
+    if name == parts.DINO:
         warm, steps = 0, (11,)
     assert config.train_cfg == dict(by_epoch=True, max_epochs=epochs, val_interval=1)
     expected = np.full(200 * epochs, 1e-4)
-    expected[:warm] *= warm_up(1e-3, warm)
+    expected[:warm] *= np.linspace(1e-3, 1, warm)
     for step in steps:
         expected[200 * step :] /= 10
     np.testing.assert_allclose(rates(config, per_epoch=200), expected, rtol=1e-6)
-    assert config.train_dataloader.dataset.filter_cfg == dict(filter_empty_gt=name != DINO, min_size=32)
+    assert config.train_dataloader.dataset.filter_cfg == dict(filter_empty_gt=name != parts.DINO, min_size=32)
 
 
-@pytest.mark.parametrize('name', SEGMENTATION)
+@pytest.mark.parametrize('name', parts.SEGMENTATION)
 def test_rates_on_ade20k(name):
-    config = load(name)
-    length = 40_000 if name == FPN else 160_000
+    config = parts.load(name)
+    length = 40_000 if name == parts.FPN else 160_000
     assert config.train_cfg == dict(type='IterBasedTrainLoop', max_iters=length, val_interval=8000)
     expected = np.linspace(1, 0, length // 100) ** 0.9
     if 'upernet' in name:
-        expected = np.concatenate([warm_up(1e-6, 16), np.linspace(1, 0, 1584)])
+        expected = np.concatenate([np.linspace(1e-6, 1, 16), np.linspace(1, 0, 1584)])
     lr = config.optim_wrapper.optimizer.lr
     np.testing.assert_allclose(rates(config, shorter=100), lr * expected, rtol=1e-6, atol=1e-12)
     checkpoint = config.default_hooks.checkpoint

@@ -8,23 +8,11 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
-from torch import nn
 
-from .miniatures import LANDSCAPE, on, samples
-from .parts import (
-    BOXES_ONLY,
-    DETECTORS,
-    DINO,
-    MASK2FORMER,
-    MASK_RCNN_3X,
-    SEGMENTORS,
-    UPERNET,
-    load,
-    pipelines,
-)
+from . import parts
 
 WIDTH = 32
 LIMITS = dict(
@@ -67,42 +55,35 @@ def divide(node, divisor: int) -> None:
 
 def small(folder: Path, name: str) -> Config:
     """The config on the small data, with a small model and small images."""
-    config = on(folder, load(name))
+    config = parts.on(folder, parts.load(name))
     narrow(config.model)
-    for pipeline in pipelines(config):
-        divide(pipeline, 10 if name in DETECTORS else 8)
+    for pipeline in parts.pipelines(config):
+        divide(pipeline, 10 if name in parts.DETECTORS else 8)
     config.model.backbone.update(arch=dict(embed_dims=8, depths=[1, 1, 1, 1]), init_cfg=None)
-    if name == DINO:
+    if name == parts.DINO:
         config.model.bbox_head.embed_dims = config.model.neck.out_channels
-    if name in SEGMENTORS:
+    if name in parts.SEGMENTORS:
         config.model.data_preprocessor.size = (64, 64)
         config.train_dataloader.batch_size = 2
     return config
 
 
-def start(config: Config) -> nn.Module:
-    """The config's model with its initial weights."""
-    model = MODELS.build(config.model)
-    model.init_weights()
-    return model
-
-
 @pytest.fixture
 def folder(request, name) -> Path:
-    return request.getfixturevalue('coco' if name in DETECTORS else 'ade')
+    return request.getfixturevalue('coco' if name in parts.DETECTORS else 'ade')
 
 
-@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
+@pytest.mark.parametrize('name', [*parts.DETECTORS, *parts.SEGMENTORS])
 def test_a_training_step(folder, name):
     config = small(folder, name)
-    model = start(config).train()
+    model = parts.start(config.model).train()
     batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
     assert len(batch['inputs']) == 2
-    loss, parts = model.parse_losses(model(**model.data_preprocessor(batch, training=True), mode='loss'))
-    assert all(torch.isfinite(part).all() for part in parts.values())
-    has_masks = (name in DETECTORS and name not in BOXES_ONLY) or name == MASK2FORMER
-    assert any('mask' in part for part in parts) == has_masks
-    assert any('aux' in part for part in parts) == (name == UPERNET)
+    loss, losses = model.parse_losses(model(**model.data_preprocessor(batch, training=True), mode='loss'))
+    assert all(torch.isfinite(part).all() for part in losses.values())
+    has_masks = (name in parts.DETECTORS and name not in parts.BOXES_ONLY) or name == parts.MASK2FORMER
+    assert any('mask' in part for part in losses) == has_masks
+    assert any('aux' in part for part in losses) == (name == parts.UPERNET)
 
     loss.backward()
     # Data-parallel training demands a gradient for every parameter.
@@ -114,11 +95,11 @@ def test_a_training_step(folder, name):
     assert torch.isfinite(first).all() and not torch.equal(first, before)
 
 
-@pytest.mark.parametrize('name', SEGMENTORS)
+@pytest.mark.parametrize('name', parts.SEGMENTORS)
 def test_a_batch_without_labels_teaches_nothing_wrong(ade, name):
     config = small(ade, name)
-    model = start(config).train()
-    unlabelled = samples(ade, config, 'train')[2]
+    model = parts.start(config.model).train()
+    unlabelled = parts.samples(ade, config, 'train')[2]
     batch = {key: [unlabelled[key]] * 2 for key in ('inputs', 'data_samples')}
     loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, training=True), mode='loss'))
     loss.backward()
@@ -126,57 +107,54 @@ def test_a_batch_without_labels_teaches_nothing_wrong(ade, name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def check_objects(sample, name: str, most: int = 20) -> None:
-    objects, (height, width) = sample.pred_instances, sample.ori_shape
+def check(sample, name: str, most: int = 20) -> None:
+    """Values and shapes of a prediction at the size of the picture."""
+    height, width = sample.ori_shape
+    if name in parts.SEGMENTORS:
+        labels = sample.pred_sem_seg.data
+        assert labels.shape == (1, height, width) == sample.gt_sem_seg.data.shape
+        assert ((labels >= 0) & (labels < 150)).all()
+        return
+    objects = sample.pred_instances
     assert 0 < len(objects.labels) <= most
     assert objects.bboxes.shape == (len(objects.labels), 4)
     assert (objects.bboxes >= 0).all()
     assert (objects.bboxes[:, 2:] - torch.tensor([width, height]) < 1e-3).all()
     assert ((objects.scores >= 0) & (objects.scores <= 1)).all()
     assert ((objects.labels >= 0) & (objects.labels < 80)).all()
-    if name not in BOXES_ONLY:
+    if name not in parts.BOXES_ONLY:
         assert objects.masks.shape == (len(objects.labels), height, width)
         assert objects.masks.dtype == torch.bool
 
 
-def check_labels(sample, name: str) -> None:
-    labels = sample.pred_sem_seg.data
-    assert labels.shape == (1, *sample.ori_shape) == sample.gt_sem_seg.data.shape
-    assert ((labels >= 0) & (labels < 150)).all()
-
-
-@pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
+@pytest.mark.parametrize('name', [*parts.DETECTORS, *parts.SEGMENTORS])
 def test_predictions(folder, name):
     config = small(folder, name)
-    model = start(config).eval()
+    model = parts.start(config.model).eval()
     loader = Runner.build_dataloader(config.test_dataloader)
     metric = Evaluator(config.test_evaluator)
     metric.dataset_meta = loader.dataset.metainfo
     for batch in loader:
         with torch.no_grad():
             (sample,) = model.test_step(batch)
-        (check_objects if name in DETECTORS else check_labels)(sample, name)
+        check(sample, name)
         metric.process([sample], batch)
     figures = metric.evaluate(len(loader.dataset))
-    if name in SEGMENTORS:
-        assert 0 <= figures['mIoU'] <= 100
-    else:
-        assert 0 <= figures['coco/bbox_mAP'] <= 1
-        assert ('coco/segm_mAP' in figures) == (name not in BOXES_ONLY)
+    assert 0 <= figures['mIoU' if name in parts.SEGMENTORS else 'coco/bbox_mAP'] <= 100
+    assert ('coco/segm_mAP' in figures) == (name in parts.DETECTORS and name not in parts.BOXES_ONLY)
 
 
-@pytest.mark.parametrize('name', [*BOXES_ONLY, UPERNET])
+@pytest.mark.parametrize('name', [*parts.BOXES_ONLY, parts.UPERNET])
 def test_views_are_averaged(folder, name):
     config = small(folder, name)
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    model = MODELS.build(dict(**config.tta_model, module=config.model)).eval()
-    model.init_weights()
+    model = parts.start(dict(**config.tta_model, module=config.model)).eval()
     batch = next(iter(Runner.build_dataloader(config.test_dataloader)))
-    assert len(batch['inputs']) == (12 if name == UPERNET else 6)
+    assert len(batch['inputs']) == (12 if name == parts.UPERNET else 6)
     with torch.no_grad():
         (sample,) = model.test_step(batch)
-        if name != UPERNET:
-            check_objects(sample, name, config.tta_model.tta_cfg.max_per_img)
+        if name != parts.UPERNET:
+            check(sample, name, config.tta_model.tta_cfg.max_per_img)
             return
         views = [
             model.module.test_step(dict(inputs=inputs, data_samples=data_samples))[0]
@@ -192,10 +170,10 @@ def test_the_inferencer_of_the_detection_readme(coco, tmp_path):
 
     from grootv.checkpoint import install_safe_loader
 
-    config = small(coco, MASK_RCNN_3X)
+    config = small(coco, parts.MASK_RCNN_3X)
     config.dump(tmp_path / 'config.py')
     classes = DATASETS.build(config.test_dataloader.dataset).metainfo['classes']
-    state = start(config).state_dict()
+    state = parts.start(config.model).state_dict()
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=classes))), tmp_path / 'some.pth')
 
     install_safe_loader()
@@ -204,5 +182,5 @@ def test_the_inferencer_of_the_detection_readme(coco, tmp_path):
     results = inferencer(str(image), out_dir=str(tmp_path / 'out'), no_save_pred=False)
     (objects,) = results['predictions']
     assert len(objects['labels']) == len(objects['scores']) == len(objects['bboxes']) > 0
-    assert Image.open(tmp_path / 'out/vis/1.png').size == LANDSCAPE
+    assert Image.open(tmp_path / 'out/vis/1.png').size == parts.LANDSCAPE
     assert json.loads((tmp_path / 'out/preds/1.json').read_text())['labels'] == objects['labels']
