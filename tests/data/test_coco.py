@@ -1,4 +1,3 @@
-import copy
 import json
 import logging
 import math
@@ -62,7 +61,7 @@ def warnings(monkeypatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize('options', [{}, TRAINING, dict(test_mode=True, **TRAINING), dict(indices=1)])
+@pytest.mark.parametrize('options', [TRAINING, dict(test_mode=True, **TRAINING), dict(indices=1)])
 def test_a_sound_file_gives_what_mmdet_gives(path, options, warnings):
     ours = load(path, content(), **options)
     theirs = load(path, kind=mmdet.datasets.CocoDataset, **options)
@@ -71,7 +70,7 @@ def test_a_sound_file_gives_what_mmdet_gives(path, options, warnings):
     assert warnings == []
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmengine', 'mmpretrain'])
+@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain'])
 def test_a_config_of_any_scope_finds_it(path, scope):
     path.write_text(json.dumps(content()))
     init_default_scope(scope)
@@ -82,12 +81,8 @@ def test_a_config_of_any_scope_finds_it(path, scope):
 
 def test_a_file_that_is_not_json_is_reported_with_the_place(path):
     assert refusal(path) == f'annotation file {path} does not exist: check data_root and ann_file'
-    faults = {
-        '': 'line 1, column 1: Expecting value',
-        '{"images": [],\n "annotations": [': 'line 2, column 18: Expecting value',
-    }
-    for text, place in faults.items():
-        assert f'annotation file {path} is cut short or not JSON, {place}' in refusal(path, text)
+    sentence = refusal(path, '{"images": [],\n "annotations": [')
+    assert f'{path} is cut short or not JSON, line 2, column 18: Expecting value' in sentence
     path.write_bytes(b'\x89PNG\xff\xfe')
     assert f'{path} is not text: invalid start byte at byte 0' in refusal(path)
 
@@ -98,7 +93,6 @@ def test_a_file_that_is_not_json_is_reported_with_the_place(path):
         ([1], 'is not a COCO file: it holds a list, not an object'),
         ({'info': {}}, 'is not a COCO file: it has no images and no annotations and no categories'),
         ({**content(), 'images': {}}, 'is not a COCO file: its images are not a list'),
-        ({**content(), 'annotations': None}, 'is not a COCO file: its annotations are not a list'),
         ({**content(), 'annotations': []}, 'has no annotations, so there is nothing to learn from'),
         ({**content(), 'annotations': [3]}, 'has an annotation that is not an object: 3'),
         ({**content(), 'categories': [{'id': 3}]}, 'has a category without id and name'),
@@ -115,25 +109,15 @@ def test_json_of_another_format_is_reported(path, data, fault):
         ('images', dict(id=8), 'has two images with id 8'),
         ('images', dict(width=None), 'has an image without valid id, file_name, width, height: images[0]'),
         ('images', dict(width=0), 'gives image 7 the size 0 x 48'),
-        ('images', dict(id=[7]), 'has an image without valid id'),
         ('annotations', dict(image_id=99), 'has no image 99, which annotation 1 names'),
         ('annotations', dict(image_id=[7]), 'has no image [7], which annotation 1 names'),
         ('annotations', dict(category_id=4), 'has no category 4, which annotation 1 names'),
         ('annotations', dict(bbox=[1, 2, 3]), 'has in annotation 1 the bbox [1, 2, 3] and the area 105.0,'),
-        ('annotations', dict(bbox=['1', '2', '3', '4']), "has in annotation 1 the bbox ['1', '2', '3', '4']"),
         ('annotations', dict(bbox=[1, 2, math.nan, 4]), 'has in annotation 1 the bbox [1, 2, nan, 4]'),
-        ('annotations', dict(bbox=[1, 2, math.inf, 4]), 'has in annotation 1 the bbox [1, 2, inf, 4]'),
-        ('annotations', dict(bbox=7), 'has in annotation 1 the bbox 7'),
-        (
-            'annotations',
-            dict(area='105'),
-            "has in annotation 1 the bbox [1.0, 2.0, 10.0, 10.5] and the area '105'",
-        ),
+        ('annotations', dict(bbox=[1, 2, '3', 4]), "has in annotation 1 the bbox [1, 2, '3', 4]"),
+        ('annotations', dict(area='105'), 'has in annotation 1 the bbox [1.0, 2.0, 10.0, 10.5] and the area'),
         ('annotations', dict(id=ABSENT), 'has no id in annotation without id'),
-        *[
-            ('annotations', {key: ABSENT}, f'has no {key} in annotation 1')
-            for key in ('image_id', 'category_id', 'bbox', 'area')
-        ],
+        ('annotations', dict(bbox=ABSENT), 'has no bbox in annotation 1'),
     ],
 )
 def test_an_invalid_entry_is_reported(path, section, change, fault):
@@ -168,20 +152,16 @@ def test_classes_of_another_data_set_are_reported_with_those_of_the_file(path):
     sentence = refusal(path, data, metainfo=None)  # the 80 of COCO
     assert f'annotation file {path} has none of the classes of the config' in sentence
     assert '(person, bicycle, car and 77 more), but 0, 1: set metainfo.classes' in sentence
-
-
-def test_classes_in_one_text_are_refused(path):
     # The comma of a tuple of one is easily lost; mmdet would look for parts of the text.
     sentence = refusal(path, content(), metainfo=dict(classes='cat'))
     assert "metainfo.classes must be a tuple of names, got the text 'cat'" in sentence
 
 
-@pytest.mark.parametrize('classes', [('dog', 'cat'), ('cat', 'cow', 'dog')])
-def test_labels_under_another_name_are_warned_of_once(path, warnings, classes):
-    load(path, content(), metainfo=dict(classes=classes))
+def test_labels_under_another_name_are_warned_of_once(path, warnings):
+    load(path, content(), metainfo=dict(classes=('dog', 'cat')))
     (warning,) = warnings
     assert f'annotation file {path} numbers its classes cat, dog in this order' in warning
-    assert ', '.join(classes) in warning
+    assert 'dog, cat' in warning
 
 
 def test_boxes_without_area_are_left_out_and_counted_once(path, warnings):
@@ -212,19 +192,11 @@ def test_a_file_that_leaves_nothing_to_learn_from_is_reported(path):
     assert 'leaves none of its 2 images after' in refusal(path, data, **TRAINING)
 
 
-def test_two_annotations_with_one_id_are_refused_as_by_mmdet(path):
-    data = content()
-    data['annotations'].append(copy.deepcopy(data['annotations'][0]))
-    with pytest.raises(AssertionError, match='are not unique'):
-        load(path, data)
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_image_that_is_not_on_disk_is_named(path, workers):
+def test_an_image_that_is_not_on_disk_is_named_from_a_loading_process(path):
     init_default_scope('mmdet')
     dataset = load(path, content(), pipeline=[dict(type='grootv.LoadImageFromFile')])
     with pytest.raises(UserError) as error:
-        list(DataLoader(dataset, num_workers=workers, collate_fn=list))
+        list(DataLoader(dataset, num_workers=1, collate_fn=list))
     sentence = cli.explain(error.value)
     assert sentence.startswith(f'image {path.parent}/images/7.jpg cannot be read (it does not exist): ')
     assert len(sentence.splitlines()) == 1

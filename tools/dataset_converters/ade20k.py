@@ -8,7 +8,6 @@ against the CRC-32 in the zip. A second call continues after an interruption. Se
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -21,8 +20,8 @@ ARCHIVE = archives.Archive('ADEChallengeData2016.zip', 'http://sceneparsing.csai
 
 
 def part(path: str, files: str, count: int) -> archives.Part:
-    entries = partial(archives.below, f'ADEChallengeData2016/{path}')
-    return archives.Part(path, (ARCHIVE,), files, count, entries)
+    places = archives.below(f'ADEChallengeData2016/{path}', files)
+    return archives.Part(path, (ARCHIVE,), files, count, places)
 
 
 PARTS = [

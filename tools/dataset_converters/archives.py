@@ -15,12 +15,12 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress
@@ -33,32 +33,19 @@ CHUNK = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Archive:
-    """An official file.
-
-    Attributes:
-        name: Its name, as offered.
-        page: Where it is offered.
-        md5: The checksum that its publisher states, if any. A zip has one of its own for every file.
-    """
+    """An official file, the page that offers it, and its published MD5; a zip has a CRC-32 of every file."""
 
     name: str
     page: str
     md5: str | None = None
 
 
-def copy(entry: 'Entry', path: Path) -> None:
-    with entry.open() as source, path.open('wb') as target:
-        shutil.copyfileobj(source, target, CHUNK)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file in an archive: its path, its size in bytes, what opens it and what writes it to a path."""
+class Entry(NamedTuple):
+    """A file in an archive: its path, its size in bytes, and what opens it."""
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
-    save: Callable[['Entry', Path], None] = copy
 
 
 @dataclass(frozen=True)
@@ -67,17 +54,18 @@ class Part:
 
     Attributes:
         path: Its place below OUT.
-        archives: What it is made from.
+        archives: What it is made from; the first one holds its files.
         files: Regular expression of the files' paths below ``path``; empty if ``path`` is itself a file.
         count: Number of files.
-        entries: Called with the part and the paths of the archives; opens what to write below ``path``.
+        places: Maps the paths of the archives to a function that maps a path in the first archive to one
+            below ``path``, or to None. A tar becomes a folder of its name.
     """
 
     path: str
     archives: tuple[Archive, ...]
     files: str
     count: int
-    entries: Callable[['Part', list[Path]], AbstractContextManager[list[Entry]]]
+    places: Callable[[list[Path]], Callable[[str], str | None]]
 
 
 class UnsafeEntry(Exception):
@@ -99,17 +87,11 @@ def stoppable() -> AbstractContextManager[None]:
 
 
 def prepare(name: str, parts: Sequence[Part], src: Path, out: Path) -> None:
-    """Unpack the parts that are missing, and print what there is.
-
-    Args:
-        name: Of the data set; ``OUT/.NAME.partial`` is where unfinished parts wait.
-        parts: All of them.
-        src: Folder of the archives.
-        out: Folder of the data set.
+    """Unpack the parts that are missing from ``src`` to ``out``, and print what there is.
 
     Raises:
         UserError: If an archive is missing, damaged or unsafe, a part of OUT holds anything else, or the
-            disk is full. What has been unpacked stays.
+            disk is full. What has been unpacked stays in ``OUT/.NAME.partial``.
     """
     todo = [part for part in parts if not is_complete(out, part)]
     work = out / f'.{name}.partial'
@@ -133,11 +115,7 @@ def describe(parts: Iterable[Part]) -> str:
 
 
 def is_complete(out: Path, part: Part) -> bool:
-    """Whether a part is there.
-
-    Raises:
-        UserError: If its place holds anything but the whole part or nothing.
-    """
+    """Whether a part is there; UserError if its place holds anything but the whole part or nothing."""
     place = out / part.path
     count, foreign = survey(place, part.files)
     if not count and place.is_dir():  # what comes here takes the place of an empty folder
@@ -203,12 +181,23 @@ def verify(archive: Archive, path: Path, note: Path, progress: Progress) -> None
 
 def build(part: Part, paths: list[Path], out: Path, work: Path, progress: Progress) -> None:
     """Unpack a part below ``work`` and move it to its place below ``out``."""
-    page, draft, place = part.archives[0].page, work / part.path, out / part.path
+    path, draft, place = paths[0], work / part.path, out / part.path
+    again = f'download it again from {part.archives[0].page}'
     task = progress.add_task(part.path, total=None)
     try:
-        with readable(page, paths[0]), part.entries(part, paths) as found:
+        to_place = part.places(paths)
+        with zipfile.ZipFile(path) if path.suffix == '.zip' else tarfile.open(path, 'r:') as archive:
+            found = [(entry, to_place(entry.name)) for entry in entries(archive)]
+            found = [entry._replace(name=name) for entry, name in found if name is not None]
             progress.update(task, total=sum(entry.size for entry in found))
             write(found, draft, lambda entry: progress.advance(task, entry.size))
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        raise UserError(f'{path} is damaged ({" ".join(str(error).split())}): {again}') from error
+    except UnsafeEntry as error:
+        raise UserError(
+            f'{path} is not the official archive: {error} in it leads out of the folder or is no plain '
+            f'file, {again}'
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -219,36 +208,22 @@ def build(part: Part, paths: list[Path], out: Path, work: Path, progress: Progre
     count, _ = survey(draft, part.files)
     if count != part.count:
         raise UserError(
-            f'{paths[0]} holds {count:,} files for {part.path} where the data set has {part.count:,}: '
-            f'download it again from {page}'
+            f'{path} holds {count:,} files for {part.path} where the data set has {part.count:,}: {again}'
         )
     os.sync()  # its files reach the disk before its name does: a power cut leaves no empty ones
     place.parent.mkdir(parents=True, exist_ok=True)
     draft.replace(place)
 
 
-@contextmanager
-def readable(page: str, path: Path) -> Iterator[None]:
-    """Report an archive that cannot be unpacked by a UserError."""
-    try:
-        yield
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'{path} is damaged ({reason}): download it again from {page}') from error
-    except UnsafeEntry as error:
-        raise UserError(
-            f'{path} is not the official archive: {error} in it leads out of the folder or is no plain '
-            f'file, download it from {page}'
-        ) from error
+def below(source: str, files: str) -> Callable[[list[Path]], Callable[[str], str | None]]:
+    """The places of what an archive holds at and below the path ``source``."""
+    wanted = re.compile(f'{re.escape(source)}/({files})' if files else f'{re.escape(source)}()')
 
+    def place(name: str) -> str | None:
+        match = wanted.fullmatch(name)
+        return match and match[1]
 
-@contextmanager
-def below(source: str, part: Part, paths: list[Path]) -> Iterator[list[Entry]]:
-    """The files that a zip archive holds at and below the path ``source``."""
-    with zipfile.ZipFile(paths[0]) as archive:
-        wanted = re.compile(f'{re.escape(source)}/({part.files})' if part.files else f'{re.escape(source)}()')
-        found = [(entry, wanted.fullmatch(entry.name)) for entry in entries(archive)]
-        yield [replace(entry, name=match[1]) for entry, match in found if match]
+    return lambda paths: place
 
 
 def entries(archive: zipfile.ZipFile | tarfile.TarFile) -> list[Entry]:
@@ -278,17 +253,20 @@ def entries(archive: zipfile.ZipFile | tarfile.TarFile) -> list[Entry]:
 def write(found: Iterable[Entry], place: Path, done: Callable[[Entry], None] = lambda entry: None) -> None:
     """Write files below ``place``, each under its name once it is whole; those that are whole stay.
 
-    Args:
-        found: Files with their paths below ``place``; an empty path is ``place`` itself.
-        place: Folder or file.
-        done: Called with each entry.
+    A tar is written as a folder; an entry without a name is ``place`` itself. ``done`` gets each entry.
     """
     for entry in found:
-        path = place / entry.name
+        path = place / entry.name.removesuffix('.tar')
         if not is_whole(path, entry.size):
             draft = path.with_name(f'.{path.name}.draft')
             draft.parent.mkdir(parents=True, exist_ok=True)
-            entry.save(entry, draft)
+            with entry.open() as source:
+                if entry.name.endswith('.tar'):
+                    with tarfile.open(fileobj=source, mode='r:') as archive:
+                        write(entries(archive), draft)
+                else:
+                    with draft.open('wb') as target:
+                        shutil.copyfileobj(source, target, CHUNK)
             if path.is_dir():
                 shutil.rmtree(path)
             draft.replace(path)

@@ -9,7 +9,6 @@ an interruption. See docs/data.md.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -21,7 +20,7 @@ from grootv import cli
 
 def part(path: str, archive: str, files: str, count: int) -> archives.Part:
     official = archives.Archive(f'{archive}2017.zip', 'https://cocodataset.org/#download')
-    return archives.Part(path, (official,), files, count, partial(archives.below, path))
+    return archives.Part(path, (official,), files, count, archives.below(path, files))
 
 
 PARTS = [

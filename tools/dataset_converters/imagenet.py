@@ -12,10 +12,9 @@ import argparse
 import re
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 
 import mat4py
@@ -26,7 +25,7 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import archives
-from archives import Archive, Entry, Part
+from archives import Archive, Part
 
 from grootv import cli
 from grootv.errors import UserError
@@ -40,27 +39,15 @@ WNIDS = tuple(ImageNetInfo('imagenet-1k').label_names())
 NAMED = 5  # how many of the missing things a sentence names
 
 
-@contextmanager
-def train_entries(part: Part, paths: list[Path]) -> Iterator[list[Entry]]:
+def train_places(paths: list[Path]) -> Callable[[str], str | None]:
     """The classes, each a tar in the tar."""
-    with tarfile.open(paths[0], 'r:') as archive:
-        classes = [entry for entry in archives.entries(archive) if re.fullmatch(r'n\d{8}\.tar', entry.name)]
-        yield [replace(entry, name=entry.name.removesuffix('.tar'), save=save_class) for entry in classes]
+    return lambda name: name if re.fullmatch(r'n\d{8}\.tar', name) else None
 
 
-def save_class(entry: Entry, folder: Path) -> None:
-    with entry.open() as file, tarfile.open(fileobj=file, mode='r:') as images:
-        archives.write(archives.entries(images), folder)
-
-
-@contextmanager
-def val_entries(part: Part, paths: list[Path]) -> Iterator[list[Entry]]:
+def val_places(paths: list[Path]) -> Callable[[str], str | None]:
     """The images of a flat tar, in one folder a class."""
-    wnids = validation_wnids(paths[1])
-    folders = {f'ILSVRC2012_val_{number:08d}.JPEG': wnid for number, wnid in enumerate(wnids, 1)}
-    with tarfile.open(paths[0], 'r:') as archive:
-        images = [entry for entry in archives.entries(archive) if entry.name in folders]
-        yield [replace(image, name=f'{folders[image.name]}/{image.name}') for image in images]
+    names = (f'ILSVRC2012_val_{number:08d}.JPEG' for number in count(1))
+    return {name: f'{wnid}/{name}' for wnid, name in zip(validation_wnids(paths[1]), names, strict=False)}.get
 
 
 def validation_wnids(devkit: Path) -> list[str]:
@@ -74,17 +61,13 @@ def validation_wnids(devkit: Path) -> list[str]:
 
 
 PARTS = [
-    Part('val', (VAL, DEVKIT), r'n\d{8}/ILSVRC2012_val_\d{8}\.JPEG', 50_000, val_entries),
-    Part('train', (TRAIN,), r'(n\d{8})/\1_\d+\.JPEG', 1_281_167, train_entries),
+    Part('val', (VAL, DEVKIT), r'n\d{8}/ILSVRC2012_val_\d{8}\.JPEG', 50_000, val_places),
+    Part('train', (TRAIN,), r'(n\d{8})/\1_\d+\.JPEG', 1_281_167, train_places),
 ]
 
 
 def check(out: Path) -> None:
-    """Check a folder without its archives.
-
-    Raises:
-        UserError: If classes or images are missing, images are empty, or folders are of no class.
-    """
+    """Report missing classes, missing or empty images, and folders of no class, by a UserError."""
     faults = [f'{out / part.path} {fault}' for part in PARTS for fault in find_faults(out, part)]
     if faults:
         raise UserError('; '.join(faults) + f': move it away and unpack the archives of {PAGE} again')
@@ -93,32 +76,32 @@ def check(out: Path) -> None:
 
 def find_faults(out: Path, part: Part) -> list[str]:
     """What is wrong with a part, in half sentences."""
-    place, faults = out / part.path, []
+    place, listed, faults = out / part.path, meta_file(out, part), []
     if not place.is_dir():
         return ['does not exist']
-    if meta_file(out, part).is_file():  # mmpretrain reads it, and takes no class from a folder's name
-        images = [line.rpartition(' ')[0] for line in meta_file(out, part).read_text().splitlines()]
+
+    def report(verb: str, names: Sequence[str], what: str) -> None:
+        if names:
+            more = ', ...' if len(names) > NAMED else ''
+            faults.append(f'{verb} {len(names):,} {what} ({", ".join(names[:NAMED])}{more})')
+
+    if listed.is_file():  # mmpretrain reads it, and takes no class from a folder's name
+        images = [line.rpartition(' ')[0] for line in listed.read_text().splitlines()]
     else:
         folders = {path.name for path in place.glob('*') if path.is_dir()}
         images = list_images(place, sorted(folders))
         filled = {name.split('/')[0] for name in images}
-        faults += fault('lacks', sorted(set(WNIDS) - filled), f'of {len(WNIDS):,} classes')
-        faults += fault('has', sorted(folders - set(WNIDS)), 'folders of no class')
+        report('lacks', sorted(set(WNIDS) - filled), f'of {len(WNIDS):,} classes')
+        report('has', sorted(folders - set(WNIDS)), 'folders of no class')
     if part.path == 'val':
-        present = {name.rpartition('/')[2] for name in images}
-        expected = (f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, part.count + 1))
-        faults += fault('lacks', [name for name in expected if name not in present], 'images')
+        expected = {f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, part.count + 1)}
+        report('lacks', sorted(expected - {Path(name).name for name in images}), 'images')
     if len(images) != part.count:
         faults.append(f'has {len(images):,} images instead of {part.count:,}')
     shown = track(images, f'checking {part.path}', transient=True, disable=not sys.stdout.isatty())
     empty = [name for name in shown if not ((place / name).is_file() and (place / name).stat().st_size)]
-    return faults + fault('has', empty, 'missing or empty images')
-
-
-def fault(verb: str, names: Sequence[str], what: str) -> list[str]:
-    """A half sentence with the number of ``names`` and the first of them; nothing without any."""
-    more = ', ...' if len(names) > NAMED else ''
-    return [f'{verb} {len(names):,} {what} ({", ".join(names[:NAMED])}{more})'] if names else []
+    report('has', empty, 'missing or empty images')
+    return faults
 
 
 def list_images(place: Path, folders: Sequence[str]) -> list[str]:
