@@ -22,18 +22,12 @@ SHARED_LIBRARIES = re.compile(
 NEWEST = {'GLIBC': (2, 34), 'GLIBCXX': (3, 4, 29), 'CXXABI': (1, 3, 13), 'GCC': (12, 0)}
 
 
-def output(*command: object) -> str:
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
+def output(*command: str | Path) -> str:
+    return subprocess.check_output(command, text=True)
 
 
 def needs(library: Path) -> dict[str, tuple[int, ...]]:
-    """What a library needs.
-
-    Args:
-        library: An ELF file.
-
-    Returns:
-        The newest version of each set of symbols, for example ``{'GLIBC': (2, 34)}``.
+    """The newest version that a library needs of each set of symbols, for example ``{'GLIBC': (2, 34)}``.
 
     Raises:
         ValueError: If it needs a shared library, a symbol or a version that is not allowed.
@@ -60,11 +54,7 @@ def needs(library: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check(wheel: Path) -> dict[str, dict[str, tuple[int, ...]]]:
-    """What each library of a wheel needs, by name.
-
-    Raises:
-        ValueError: If the wheel is for one Python, has no library, or one that needs too much.
-    """
+    """What each library of a wheel needs, by name; ValueError if it is too much, or there is none."""
     if '-py3-none-' not in wheel.name:
         raise ValueError(f'{wheel.name} is not for every Python: its tag must be py3-none')
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
@@ -82,9 +72,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f'check_wheel.py: {error}')
     for name, versions in libraries.items():
-        print(
-            name, *(f'{group} {".".join(map(str, version))}' for group, version in sorted(versions.items()))
-        )
+        print(name, *(f'{group} {".".join(map(str, found))}' for group, found in sorted(versions.items())))
 
 
 if __name__ == '__main__':

@@ -54,9 +54,8 @@ def pip(*args: str, **environment: str) -> None:
 def python(code: str) -> tuple[bool, str]:
     """Run code in a fresh interpreter; whether it worked, and its output or the last line of its error."""
     result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    if result.returncode == 0:
-        return True, result.stdout.strip()
-    return False, (result.stderr.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
+    said = result.stderr if result.returncode else result.stdout
+    return result.returncode == 0, (said.strip().splitlines() or [f'exit status {result.returncode}'])[-1]
 
 
 def version(package: str) -> str | None:
@@ -67,11 +66,9 @@ def version(package: str) -> str | None:
 
 
 def ensure_build_tools() -> None:
-    if python('import setuptools as s, ninja, psutil, numpy; assert int(s.__version__.split(".")[0]) >= 80')[
-        0
-    ]:
-        return
-    pip('install', '-q', *BUILD_TOOLS)
+    look = 'import setuptools as s, ninja, psutil, numpy; assert int(s.__version__.split(".")[0]) >= 80'
+    if not python(look)[0]:
+        pip('install', '-q', *BUILD_TOOLS)
 
 
 def ensure_torch(vision: bool = True) -> str:
@@ -105,15 +102,14 @@ def ensure_mmcv(torch_version: str, compiled: bool) -> None:
         return
     key = f'{MMCV.replace("==", "-")}-torch{torch_version}-cp{sys.version_info.major}{sys.version_info.minor}'
     folder = WHEEL_CACHE / key
-    wheels = list(folder.glob('*.whl'))
-    if not wheels and not compiled:
+    wheel = next(folder.glob('*.whl'), None)
+    if not wheel and not compiled:
         say('installing mmcv without its operators, which classification does not use')
         pip('install', '-q', '--no-cache-dir', '-c', constraints(), MMCV)
         return
-    if not wheels:
-        wheels = [build_mmcv(folder)]
-    say(f'installing {wheels[0].name} with its operators')
-    pip('install', '-q', '--force-reinstall', '--no-deps', str(wheels[0]))
+    wheel = wheel or build_mmcv(folder)
+    say(f'installing {wheel.name} with its operators')
+    pip('install', '-q', '--force-reinstall', '--no-deps', str(wheel))
     pip('install', '-q', '-c', constraints(), MMCV)
     works, message = python('from mmcv.ops import nms')
     if not works:
