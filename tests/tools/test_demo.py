@@ -15,19 +15,21 @@ from nbclient import NotebookClient
 from grootv.visualization.network import build_model
 from tests.tools.tiny_run import ROOT
 
-STEPS = ['Data', 'Training', 'Evaluation', 'Curves', 'Confusion matrix', 'Spanning tree']
 METRICS = {'accuracy/top1': 98.765, 'mIoU': 81.5, 'coco/bbox_mAP_50': 0.654, 'coco/segm_mAP_50': 0.543}
 
 
 @pytest.fixture
-def demos(tmp_path, monkeypatch):
-    """The demos below an empty folder, with tools that only write their results; and the steps' titles."""
+def losses() -> list[float]:
+    """Those that a training logs."""
+    return [3.0, 2.0, 1.0]
+
+
+@pytest.fixture
+def demos(tmp_path, monkeypatch, losses):
+    """Run a demo below an empty folder; the titles of its steps."""
     monkeypatch.syspath_prepend(str(ROOT / 'demo'))
-    steps, digits, scenes = (
-        importlib.import_module(name) for name in ('steps', 'train_digits', 'train_scenes')
-    )
-    calls: list[str] = []
-    losses = [3.0, 2.0, 1.0]
+    steps, digits, scenes = map(importlib.import_module, ('steps', 'train_digits', 'train_scenes'))
+    calls = []
 
     def step(title: str, *command: object, show: str = '', label: str = '') -> None:
         calls.append(title)
@@ -50,77 +52,61 @@ def demos(tmp_path, monkeypatch):
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     for module in (steps, digits, scenes):
         monkeypatch.setattr(module, 'step', step)
-        if hasattr(module, 'ROOT'):
-            monkeypatch.setattr(module, 'ROOT', tmp_path)
-    yield dict(digits=digits.main, scenes=scenes.main, root=tmp_path, calls=calls, losses=losses)
-    for module in (steps, digits, scenes):
-        sys.modules.pop(module.__name__)
+        monkeypatch.setattr(module, 'ROOT', tmp_path, raising=False)
+
+    def main(*args: str) -> list[str]:
+        calls.clear()
+        monkeypatch.setattr(sys, 'argv', ['demo', *args])
+        (scenes if args else digits).main()
+        return list(calls)
+
+    return main
 
 
-def test_a_second_call_makes_what_is_missing_or_old_and_prints_the_same(demos, capsys):
-    demos['digits']()
-    assert demos['calls'] == STEPS
+def test_a_second_call_makes_what_is_missing_or_old_and_prints_the_same(demos, capsys, tmp_path):
+    titles = ['Data', 'Training', 'Evaluation', 'Curves', 'Confusion matrix', 'Spanning tree']
+    assert demos() == titles
     first = capsys.readouterr().out
     assert '98.77 % top-1' in first and 'work_dirs/grootv-pico_digits/epoch_20.pth' in first
-
-    demos['calls'].clear()
-    demos['digits']()
-    assert demos['calls'] == ['Data']
+    assert demos() == ['Data']
     assert first.strip() in capsys.readouterr().out
-
-    os.utime(demos['root'] / 'work_dirs/grootv-pico_digits/metrics.json', (1, 1))
-    demos['calls'].clear()
-    demos['digits']()
-    assert demos['calls'] == ['Data', 'Evaluation']
+    os.utime(tmp_path / 'work_dirs/grootv-pico_digits/metrics.json', (1, 1))
+    assert demos() == ['Data', 'Evaluation']
 
 
 @pytest.mark.parametrize(
     'arguments, expected',
     [
         (['detection'], ['box AP at IoU 0.5   0.654', 'mask AP at IoU 0.5  0.543', 'digit-scenes/epoch_']),
-        (['segmentation'], ['mIoU, %      81.500', 'upernet_digit-scenes/iter_']),
-        (['segmentation', '--short'], ['work_dirs/short-segmentation/iter_40.pth']),
+        (['segmentation', '--short'], ['mIoU, %      81.500', 'work_dirs/short-segmentation/iter_40.pth']),
     ],
 )
-def test_scenes_train_from_the_classifier_and_print_where_everything_is(
-    demos, monkeypatch, capsys, arguments, expected
-):
-    monkeypatch.setattr(sys, 'argv', ['train_scenes.py', *arguments])
-    demos['scenes']()
-    assert demos['calls'] == [
-        *['Data', 'Data', 'Training'],  # scenes, digits, classifier
-        *['Training', 'Evaluation', 'Curves', 'Predictions', 'Spanning tree'],
-    ]
+def test_scenes_train_from_the_classifier_and_print_where_everything_is(demos, capsys, arguments, expected):
+    titles = ['Training', 'Evaluation', 'Curves', 'Predictions', 'Spanning tree']
+    assert demos(*arguments) == ['Data', 'Data', 'Training', *titles]  # scenes, digits, classifier
     out = capsys.readouterr().out
-    for text in [*expected, 'loss', '3.000 at first, 1.000 at last', 'annotation left, prediction right']:
+    for text in [*expected, '3.000 at first, 1.000 at last', 'annotation left, prediction right']:
         assert text in out
-
-    demos['calls'].clear()
-    demos['scenes']()
-    assert demos['calls'] == ['Data', 'Data']
+    assert demos(*arguments) == ['Data', 'Data']
 
 
-def test_a_loss_that_does_not_fall_ends_the_demo(demos, monkeypatch):
-    demos['losses'].reverse()
-    monkeypatch.setattr(sys, 'argv', ['train_scenes.py', 'detection', '--short'])
+def test_a_loss_that_does_not_fall_ends_the_demo(demos, losses):
+    losses.reverse()
     with pytest.raises(SystemExit, match=r'the loss did not fall, 1\.000 at first and 3\.000 at last'):
-        demos['scenes']()
+        demos('detection', '--short')
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_status(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'demo'))
-    steps = importlib.import_module('steps')
-    sys.modules.pop('steps')
     with pytest.raises(SystemExit, match='ended with status 3; start the demo again'):
-        steps.step('Data', '-c', 'raise SystemExit(3)')
+        importlib.import_module('steps').step('Data', '-c', 'raise SystemExit(3)')
 
 
 def test_without_its_packages_the_page_names_the_extra():
-    blocked = (
-        "import runpy, sys; sys.modules['gradio'] = None; sys.path.insert(0, 'demo'); sys.argv = ['app.py']"
+    code = (
+        "import sys; sys.modules['gradio'] = None; sys.argv = ['app.py']; import app; app.cli.run(app.main)"
     )
-    command = [sys.executable, '-c', f"{blocked}; runpy.run_path('demo/app.py', run_name='__main__')"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT / 'demo', capture_output=True, text=True)
     assert done.returncode == 1
     assert 'app.py: the page needs the packages of the extra app' in done.stderr.splitlines()[-1]
 
