@@ -132,6 +132,14 @@ def test_a_map_of_another_size_or_of_colours_is_named(sample):
         check(sample(labels(0, shape=(4, 6, 3))))
 
 
+def test_a_truncated_map_is_named_with_its_image(sample):
+    facts = sample(labels(0))
+    path = Path(facts['seg_map_path'])
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=f'label map {path} of image {facts["img_path"]} cannot be read'):
+        check(facts)
+
+
 def test_sixteen_bits_with_small_labels_and_chosen_classes_pass(sample):
     stored = labels(0, 2, dtype=np.uint16)
     np.testing.assert_array_equal(check(sample(stored)), stored)
@@ -141,37 +149,21 @@ def test_sixteen_bits_with_small_labels_and_chosen_classes_pass(sample):
     np.testing.assert_array_equal(found, labels(IGNORED, IGNORED, 0, 1))
 
 
-def test_a_map_that_cannot_be_read_is_named_with_its_image(sample):
-    facts = sample(labels(0))
-    path = Path(facts['seg_map_path'])
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError) as error:
-        check(facts)
-    assert f'label map {path} of image {facts["img_path"]} cannot be read' in str(error.value)
-    assert len(str(error.value).splitlines()) == 1
-
-
-def dataset(folder: Path):
-    """mmseg's data set of images/*.jpg and labels/*.png."""
+def test_a_fault_in_a_data_loading_process_is_named(tmp_path):
     steps = ['grootv.LoadImageFromFile', 'grootv.LoadSegAnnotations']
     pipeline = [dict(type=step) for step in steps] + [dict(type='grootv.CheckSegLabels', num_classes=3)]
     prefix = dict(img_path='images', seg_map_path='labels')
     for name in prefix.values():
-        (folder / name).mkdir()
-    cfg = dict(type='mmseg.BaseSegDataset', data_root=str(folder), data_prefix=prefix, pipeline=pipeline)
-    return lambda: DATASETS.build(cfg)
-
-
-def test_a_fault_in_a_data_loading_process_is_named(tmp_path):
-    build = dataset(tmp_path)
+        (tmp_path / name).mkdir()
+    cfg = dict(type='mmseg.BaseSegDataset', data_root=str(tmp_path), data_prefix=prefix, pipeline=pipeline)
     with pytest.raises(ValueError) as empty:
-        build()
+        DATASETS.build(cfg)
     assert cli.explain(empty.value).startswith('a data set of the config has no image: check its data_root')
 
     image, path = tmp_path / 'images/a.jpg', tmp_path / 'labels/a.png'
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(image)
     Image.fromarray(labels(7)).save(path)
-    data = build()
+    data = DATASETS.build(cfg)
     for file, fault in (
         (None, f'label map {path} holds the label 7'),
         (path, f'label map {path} of image {image} cannot be read (it does not exist)'),

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import sys
 import tarfile
@@ -14,7 +13,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.io import savemat
 
 from grootv import cli
@@ -30,12 +28,8 @@ TRUTH = (1, 3, 3, 2)
 
 
 def image(name: str) -> bytes:
-    """An image file that no other name has."""
-    noise = np.random.default_rng(list(name.encode()))
-    pixels = noise.integers(0, 151, (8, 8) if name.endswith('png') else (8, 8, 3)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, 'PNG' if name.endswith('png') else 'JPEG')
-    return buffer.getvalue()
+    """The content of a file, which no other name has."""
+    return hashlib.sha512(name.encode()).digest() * 16
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> None:
@@ -71,10 +65,7 @@ def imagenet(src: Path) -> dict[str, bytes]:
     savemat(meta := io.BytesIO(), {'synsets': synsets}, do_compression=True)
     folder = 'ILSVRC2012_devkit_t12/data/'
     truth = ''.join(f'{label}\n' for label in TRUTH).encode()
-    devkit = {
-        f'{folder}meta.mat': meta.getvalue(),
-        f'{folder}ILSVRC2012_validation_ground_truth.txt': truth,
-    }
+    devkit = {f'{folder}meta.mat': meta.getvalue(), f'{folder}ILSVRC2012_validation_ground_truth.txt': truth}
     (src / 'ILSVRC2012_devkit_t12.tar.gz').write_bytes(tar(devkit, 'w:gz'))
     return files | {
         f'val/{SYNSETS[label - 1]}/{name}': val[name] for label, name in zip(TRUTH, val, strict=True)
@@ -82,32 +73,22 @@ def imagenet(src: Path) -> dict[str, bytes]:
 
 
 def coco(src: Path) -> dict[str, bytes]:
-    files, annotations = {}, {}
-    box = dict(bbox=[1, 1, 4, 5], area=20, iscrowd=0, segmentation=[[1, 1, 5, 1, 5, 6, 1, 6]])
+    files, annotations = {}, {'annotations/captions_train2017.json': b'{}'}
     for side, count in (('train', 3), ('val', 2)):
-        names = [f'{7 + i:012d}.jpg' for i in range(count)]
-        pictures = {f'{side}2017/{name}': image(side + name) for name in names}
+        pictures = {name: image(name) for name in (f'{side}2017/{7 + i:012d}.jpg' for i in range(count))}
+        instances = {f'annotations/instances_{side}2017.json': image(side)}
         write_zip(src / f'{side}2017.zip', pictures)
-        files |= pictures
-        content = dict(
-            images=[dict(id=i, file_name=name, width=8, height=8) for i, name in enumerate(names)],
-            annotations=[dict(box, id=i, image_id=i, category_id=3) for i in range(count)],
-            categories=[dict(id=1, name='person'), dict(id=3, name='car')],
-        )
-        for kind in ('captions', 'instances'):
-            annotations[f'annotations/{kind}_{side}2017.json'] = json.dumps(content).encode()
+        annotations |= instances
+        files |= pictures | instances
     write_zip(src / 'annotations_trainval2017.zip', annotations)
-    return files | {name: content for name, content in annotations.items() if 'instances' in name}
+    return files
 
 
 def ade20k(src: Path) -> dict[str, bytes]:
-    names = [
-        f'{kind}/{side}/ADE_{short}_{index:08d}.{suffix}'
-        for side, short, count in (('training', 'train', 3), ('validation', 'val', 2))
-        for index in range(1, count + 1)
-        for kind, suffix in (('annotations', 'png'), ('images', 'jpg'))
-    ]
-    files = {name: image(name) for name in names}
+    files = {}
+    for side, short, count in (('training', 'train', 3), ('validation', 'val', 2)):
+        for name in (f'{side}/ADE_{short}_{index:08d}' for index in range(1, count + 1)):
+            files |= {path: image(path) for path in (f'images/{name}.jpg', f'annotations/{name}.png')}
     content = {f'ADEChallengeData2016/{name}': content for name, content in files.items()}
     write_zip(src / 'ADEChallengeData2016.zip', content | {'ADEChallengeData2016/objectInfo150.txt': b'Idx'})
     return files

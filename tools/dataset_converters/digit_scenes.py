@@ -72,10 +72,8 @@ def texture(noise: np.random.Generator) -> np.ndarray:
     """A background, (SIZE, SIZE, 3) float32 in 0 to 255: smooth noise of several sizes, strokes and rings."""
     picture = np.zeros((SIZE, SIZE, 3), np.float32) + noise.uniform(60, 195, 3).astype(np.float32)
     for cells, strength in ((2, 35), (6, 20), (20, 10), (64, 6)):
-        grey, tint = (
-            noise.normal(0, strength, (cells, cells, 1)),
-            noise.normal(0, strength / 2, (cells, cells, 3)),
-        )
+        grey = noise.normal(0, strength, (cells, cells, 1))
+        tint = noise.normal(0, strength / 2, (cells, cells, 3))
         picture += cv2.resize((grey + tint).astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     picture = np.ascontiguousarray(picture.clip(0, 255))
     for _ in range(noise.integers(2, 6)):
