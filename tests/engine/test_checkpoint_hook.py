@@ -21,7 +21,7 @@ class Model(BaseModel):
 
 
 class Scores(Evaluator):
-    """Gives the scores it was made with, one an epoch."""
+    """Gives one score an epoch."""
 
     def __init__(self, values: tuple[float, ...]):
         super().__init__([])
@@ -31,7 +31,7 @@ class Scores(Evaluator):
         return {'acc': next(self.values)}
 
 
-def train(work_dir: Path, hook: CheckpointHook, *values: float, name: str) -> None:
+def train(work_dir: Path, hook: CheckpointHook, *values: float) -> None:
     data = dict(dataset=[torch.zeros(1)] * 2, sampler=dict(type='DefaultSampler'), batch_size=2)
     Runner(
         model=Model(),
@@ -43,7 +43,7 @@ def train(work_dir: Path, hook: CheckpointHook, *values: float, name: str) -> No
         val_cfg=dict(),
         val_evaluator=Scores(values),
         default_hooks=dict(checkpoint=hook),
-        experiment_name=name,
+        experiment_name=str(work_dir),
         log_level='ERROR',
     ).train()
 
@@ -52,10 +52,23 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.suffix == '.pth'}
 
 
-@pytest.fixture
-def history(monkeypatch) -> dict[str, set[str]]:
-    """By checkpoint: the others that were there while it was first written."""
-    seen: dict[str, set[str]] = {}
+@pytest.mark.parametrize(
+    ('kept', 'scores', 'expected'),
+    [
+        (2, (0.1, 0.9, 0.2, 0.3), {'epoch_3.pth', 'epoch_4.pth', 'best_acc_epoch_2.pth'}),
+        (-1, (0.9, 0.1), {'epoch_1.pth', 'epoch_2.pth', 'best_acc_epoch_1.pth'}),
+    ],
+)
+def test_the_newest_and_the_best_stay(tmp_path, kept, scores, expected):
+    train(tmp_path, CheckpointHook(interval=1, max_keep_ckpts=kept, save_best='acc', rule='greater'), *scores)
+    assert names(tmp_path) == expected
+    assert (tmp_path / 'last_checkpoint').read_text().endswith(f'epoch_{len(scores)}.pth')
+    (best,) = tmp_path.glob('best*')
+    assert load_checkpoint_file(best)['meta']['epoch'] == 1 + scores.index(0.9)
+
+
+def test_nothing_is_deleted_before_its_successor_is_written(tmp_path, monkeypatch):
+    seen: dict[str, set[str]] = {}  # by checkpoint: the others that were there while it was first written
     put = AtomicLocalBackend.put
 
     def spy(self, obj, filepath):
@@ -63,46 +76,18 @@ def history(monkeypatch) -> dict[str, set[str]]:
         put(self, obj, filepath)
 
     monkeypatch.setattr(AtomicLocalBackend, 'put', spy)
-    return seen
-
-
-def test_the_newest_and_the_best_stay(tmp_path, request):
-    hook = CheckpointHook(interval=1, max_keep_ckpts=2, save_best='acc', rule='greater')
-    train(tmp_path, hook, 0.1, 0.9, 0.2, 0.3, name=request.node.name)
-    assert names(tmp_path) == {'epoch_3.pth', 'epoch_4.pth', 'best_acc_epoch_2.pth'}
-    assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_4.pth')
-
-
-def test_nothing_is_given_up_before_its_successor_is_written(tmp_path, history, request):
-    hook = CheckpointHook(interval=1, max_keep_ckpts=1, save_best='acc', rule='greater')
-    train(tmp_path, hook, 0.1, 0.9, name=request.node.name)
+    train(tmp_path, CheckpointHook(interval=1, max_keep_ckpts=1, save_best='acc', rule='greater'), 0.1, 0.9)
     assert names(tmp_path) == {'epoch_2.pth', 'best_acc_epoch_2.pth'}
-    assert history['epoch_2.pth'] == {'epoch_1.pth', 'best_acc_epoch_1.pth'}
-    assert history['best_acc_epoch_2.pth'] == {'epoch_2.pth', 'best_acc_epoch_1.pth'}
-
-
-def test_without_an_improvement_the_best_one_stays(tmp_path, request):
-    hook = CheckpointHook(interval=1, save_best='acc', rule='greater')
-    train(tmp_path, hook, 0.9, 0.1, 0.2, name=request.node.name)
-    assert names(tmp_path) == {
-        'epoch_1.pth',
-        'epoch_2.pth',
-        'epoch_3.pth',
-        'best_acc_epoch_1.pth',
-    }
-    assert load_checkpoint_file(tmp_path / 'best_acc_epoch_1.pth')['meta']['epoch'] == 1
+    assert seen['epoch_2.pth'] == {'epoch_1.pth', 'best_acc_epoch_1.pth'}
+    assert seen['best_acc_epoch_2.pth'] == {'epoch_2.pth', 'best_acc_epoch_1.pth'}
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
     target = tmp_path / 'epoch_1.pth'
     backend = AtomicLocalBackend()
     backend.put(b'old', target)
-
-    def interrupted(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('os.fsync', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr('os.fsync', lambda descriptor: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         backend.put(b'new and longer', target)
     assert target.read_bytes() == b'old'
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']

@@ -17,26 +17,24 @@ from grootv.engine import CheckpointHook, EpochSeedHook
 
 
 class Draws(Dataset):
-    """Every sample is a draw of each generator."""
+    """Samples of known indices, each with a draw of every generator."""
 
     def __len__(self):
-        return 4
+        return 7
 
     def __getitem__(self, index):
-        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+        return torch.tensor([index / 7, 1.0, random.random(), np.random.rand(), torch.rand(()).item()])
 
 
 def loader_of_mmengine(workers: int, seed: int = 1):
     cfg = dict(dataset=Draws(), batch_size=1, num_workers=workers)
-    cfg.update(sampler=dict(type='DefaultSampler', shuffle=True))
-    cfg.update(collate_fn=dict(type='default_collate'))
+    cfg.update(sampler=dict(type='DefaultSampler', shuffle=True), collate_fn=dict(type='default_collate'))
     return Runner.build_dataloader(cfg, seed=seed)
 
 
-def runner(loader, seed: int = 1, rank: int = 0, iteration: int = 0, **randomness):
+def runner(loader, seed: int = 1, rank: int = 0, **randomness):
     cfg = Config(dict(randomness=randomness))
-    fields = dict(train_dataloader=loader, train_loop=None, hooks=[], seed=seed, rank=rank, iter=iteration)
-    fields.update(cfg=cfg)
+    fields = dict(train_dataloader=loader, train_loop=None, hooks=[], seed=seed, rank=rank, iter=0, cfg=cfg)
     return SimpleNamespace(**fields)
 
 
@@ -45,16 +43,16 @@ def epoch(hook: EpochSeedHook, run) -> torch.Tensor:
     return torch.cat(list(run.train_dataloader))
 
 
-def test_an_epoch_draws_the_same_whatever_came_before():
-    for workers in (0, 2):
-        hook, run = EpochSeedHook(), runner(loader_of_mmengine(workers))
-        hook.before_train(run)
-        first = epoch(hook, run)
-        run.iter = 4
-        second = epoch(hook, run)
-        torch.rand(7), random.random(), np.random.rand(3)
-        torch.testing.assert_close(epoch(hook, run), second, rtol=0, atol=0)
-        assert not torch.equal(first, second)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_epoch_draws_the_same_whatever_came_before(workers):
+    hook, run = EpochSeedHook(), runner(loader_of_mmengine(workers))
+    hook.before_train(run)
+    first = epoch(hook, run)
+    run.iter = 4
+    second = epoch(hook, run)
+    torch.rand(7), random.random(), np.random.rand(3)
+    torch.testing.assert_close(epoch(hook, run), second, rtol=0, atol=0)
+    assert not torch.equal(first, second)
 
 
 def test_ranks_and_seeds_draw_differently():
@@ -90,54 +88,30 @@ class Noisy(BaseModel):
         self.weight = nn.Parameter(torch.ones(5))
 
     def forward(self, *inputs, mode='tensor'):
-        if mode == 'predict':
-            torch.rand(3)
+        if mode == 'predict':  # draws, as any part of a validation may
+            torch.rand(3), random.random(), np.random.rand()
             return [None]
         return dict(loss=(nn.functional.dropout(self.weight) * torch.stack(inputs)).square().sum())
 
 
-class Numbers(Dataset):
-    """Samples that can be told apart, with a draw of each generator."""
-
-    def __len__(self):
-        return 7
-
-    def __getitem__(self, index):
-        return torch.tensor([index / 7, 1.0, random.random(), np.random.rand(), torch.rand(()).item()])
-
-
-class Judge(Evaluator):
-    """Draws, as any part of a validation may."""
-
-    def __init__(self):
-        super().__init__([])
-
-    def evaluate(self, size):
-        random.random(), np.random.rand()
-        return {}
-
-
-def train(folder: Path, workers: int, resume: Path | None = None, **loop: int) -> torch.Tensor:
-    """The weight at the end of a run by iterations if ``loop`` counts them, by epochs otherwise."""
-    by_epoch = 'max_epochs' in loop
-    sampler = dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True)
-    data = dict(dataset=Numbers(), batch_size=2, num_workers=workers, persistent_workers=False)
+def train(folder: Path, workers: int, resume: Path | None = None) -> torch.Tensor:
+    """The weight after eight iterations; validation after 3, 6 and 8, checkpoints after 2, 4, 6 and 8."""
+    data = dict(dataset=Draws(), batch_size=2, num_workers=workers, persistent_workers=False)
     data.update(collate_fn=dict(type='pseudo_collate'))
-    hooks = dict(
-        checkpoint=CheckpointHook(interval=1 if by_epoch else 2, by_epoch=by_epoch),
-        sampler_seed=dict(type='DistSamplerSeedHook'),
-        epoch_seed=EpochSeedHook(),
-    )
     runner = Runner(
         model=Noisy(),
         work_dir=str(folder),
-        train_dataloader=dict(data, sampler=sampler),
-        train_cfg=dict(by_epoch=by_epoch, **loop),
+        train_dataloader=dict(data, sampler=dict(type='InfiniteSampler', shuffle=True)),
+        train_cfg=dict(by_epoch=False, max_iters=8, val_interval=3),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         val_dataloader=dict(data, sampler=dict(type='DefaultSampler', shuffle=False)),
         val_cfg=dict(),
-        val_evaluator=Judge(),
-        default_hooks=hooks,
+        val_evaluator=Evaluator([]),
+        default_hooks=dict(
+            checkpoint=CheckpointHook(interval=2, by_epoch=False),
+            sampler_seed=dict(type='DistSamplerSeedHook'),
+            epoch_seed=EpochSeedHook(),
+        ),
         load_from=resume and str(resume),
         resume=resume is not None,
         randomness=dict(seed=3),
@@ -149,12 +123,10 @@ def train(folder: Path, workers: int, resume: Path | None = None, **loop: int) -
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_run_by_iterations_goes_on_as_if_never_stopped(tmp_path, workers):
-    # Validation after 3, 6 and 8: between two checkpoints, and together with one.
-    loop = dict(max_iters=8, val_interval=3)
-    whole = train(tmp_path / 'whole', workers, **loop)
+def test_a_resumed_run_by_iterations_equals_one_never_stopped(tmp_path, workers):
+    whole = train(tmp_path / 'whole', workers)
     for step in (2, 4, 6):
-        again = train(tmp_path / f'from{step}', workers, tmp_path / f'whole/iter_{step}.pth', **loop)
+        again = train(tmp_path / f'from{step}', workers, tmp_path / f'whole/iter_{step}.pth')
         torch.testing.assert_close(again, whole, rtol=0, atol=0, msg=f'resumed at {step}')
 
 
