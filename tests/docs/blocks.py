@@ -7,8 +7,8 @@ names a file (``# configs/own/NAME.py``) is that file.
 
 import re
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = ('shell', 'bash')
@@ -20,17 +20,8 @@ _BLOCK = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block.
-
-    Attributes:
-        page: Its page, relative to the repository.
-        line: Number of the line of its fence.
-        language: The word after the fence.
-        code: Its lines, without the indentation of the fence.
-        reason: Why it is not run, or None.
-    """
+class Block(NamedTuple):
+    """A fenced block: its code without the indentation of the fence, and why it is not run, or None."""
 
     page: str
     line: int
@@ -57,12 +48,7 @@ def find_blocks(page: str, text: str) -> list[Block]:
     return blocks
 
 
-def pages() -> dict[str, str]:
-    """Text by path of every Markdown page of the repository."""
-    listed = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard', '--', '*.md']
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return {name: (ROOT / name).read_text() for name in sorted(names.split('\0')) if name}
-
-
-TEXTS = pages()
+_LIST = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard', '--', '*.md']
+_NAMES = subprocess.run(_LIST, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')
+TEXTS = {name: (ROOT / name).read_text() for name in sorted(_NAMES) if name}  # of every page by its path
 PAGES = {name: find_blocks(name, text) for name, text in TEXTS.items()}

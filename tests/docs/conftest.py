@@ -10,20 +10,22 @@ from grootv.checkpoint import build_model
 from tests.docs.blocks import ROOT
 from tests.tools.tiny_run import run_tool, write_scenes
 
-CHECKPOINTS = {
-    'configs/demo/grootv-pico_digits.py': 'epoch_20.pth',
-    'configs/demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py': 'epoch_6.pth',
-    'configs/demo/grootv-pico_upernet_digit-scenes.py': 'iter_3600.pth',
-    'configs/classification/grootv-tiny_8xb128_in1k.py': 'epoch_300.pth',
-}
+TRAINED = (
+    'demo/grootv-pico_digits',
+    'demo/mask-rcnn_grootv-pico_fpn_digit-scenes',
+    'demo/grootv-pico_upernet_digit-scenes',
+    'classification/grootv-tiny_8xb128_in1k',
+)
 
 
-def write_checkpoint(path: Path, config: Config) -> None:
-    """Random weights of a config's model, with the names of its classes."""
+def write_last_checkpoint(folder: Path, config: Config) -> None:
+    """Random weights of a config's model, with the names of its classes, as its training would name them."""
+    loop = config.train_cfg
+    last = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
     metainfo = config.val_dataloader.dataset.get('metainfo')
     meta = dict(dataset_meta=dict(metainfo)) if metainfo else {}
-    path.parent.mkdir(parents=True)
-    torch.save(dict(state_dict=build_model(config).state_dict(), meta=meta), path)
+    folder.mkdir(parents=True)
+    torch.save(dict(state_dict=build_model(config).state_dict(), meta=meta), folder / f'{last}.pth')
 
 
 @pytest.fixture(scope='session')
@@ -35,12 +37,9 @@ def checkout(tmp_path_factory) -> Path:
     (root / 'configs').mkdir()
     for folder in (ROOT / 'configs').iterdir():
         (root / 'configs' / folder.name).symlink_to(folder)
-    for name, file in CHECKPOINTS.items():
-        config = Config.fromfile(ROOT / name)
-        loop = config.train_cfg
-        last = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
-        assert file == f'{last}.pth', f'{name} ends with {last}'
-        write_checkpoint(root / 'work_dirs' / Path(name).stem / file, config)
+    for name in TRAINED:
+        config = Config.fromfile(ROOT / f'configs/{name}.py')
+        write_last_checkpoint(root / 'work_dirs' / Path(name).name, config)
     assert run_tool('dataset_converters/digits.py', root / 'data/digits') == 0
     write_scenes(root / 'data/digit_scenes')
     return root
