@@ -1,11 +1,12 @@
 """A tree in figures, compared with random trees and the raster scan, over one image or many."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -39,11 +40,9 @@ QUANTITIES = {
 
 @dataclass
 class Sample:
-    """What was measured on trees of one kind.
+    """What was measured on trees of one kind: a vector for each of ``QUANTITIES``.
 
-    Attributes:
-        values: A vector for each of ``QUANTITIES``.
-        inside: Share of the edges inside one label, of every tree; empty without labels.
+    ``inside`` is the share of the edges inside one label, of every tree; empty without labels.
     """
 
     values: dict[str, np.ndarray]
@@ -65,21 +64,18 @@ def measure(
     pairs = torch.randint(count, (2, 1, PAIRS), generator=generator)
     drawn = [random_tree(1, *block.grid, generator=generator) for _ in range(RANDOM_TREES)]
     trees = dict(tree=[block.tree], random=drawn, raster=[raster_tree(1, count)])
-    return {
-        kind: pooled([sample(block, tree, pairs, labels, ignore) for tree in trees[kind]]) for kind in KINDS
-    }
 
+    def sample(tree: Tree) -> Sample:
+        values = dict(
+            edge_weight=edge_weight(block.vertices, tree, block.metric)[~is_root(tree)],
+            depth=vertex_depth(tree)[0],
+            path_length=path_length(tree, *pairs)[0],
+            degree=vertex_degree(tree)[0],
+        )
+        inside = [] if labels is None else share_inside(labels, tree, ignore)
+        return Sample({name: value.numpy() for name, value in values.items()}, np.asarray(inside))
 
-def sample(block: BlockTree, tree: Tree, pairs: Tensor, labels: Tensor | None, ignore: int | None) -> Sample:
-    """One tree over the vertices of a block."""
-    values = dict(
-        edge_weight=edge_weight(block.vertices, tree, block.metric)[~is_root(tree)],
-        depth=vertex_depth(tree)[0],
-        path_length=path_length(tree, *pairs)[0],
-        degree=vertex_degree(tree)[0],
-    )
-    inside = [] if labels is None else share_inside(labels, tree, ignore)
-    return Sample({name: value.numpy() for name, value in values.items()}, np.asarray(inside))
+    return {kind: pooled([sample(tree) for tree in trees[kind]]) for kind in KINDS}
 
 
 def pooled(samples: list[Sample]) -> Sample:
@@ -91,16 +87,16 @@ def pooled(samples: list[Sample]) -> Sample:
 def figures(one: Sample) -> dict[str, float | None]:
     """Mean and largest value of every quantity; mean and standard deviation of the share inside one label.
 
-    None stands for what is not finite: the weights of a tree without edges, of NaN features.
+    None replaces what is not finite: the weights of a tree without edges, of NaN features.
     """
     found = {}
     for name, values in one.values.items():
-        found[f'{name}_mean'] = values.mean() if values.size else np.nan
-        found[f'{name}_max'] = values.max() if values.size else np.nan
-    counted = one.inside[np.isfinite(one.inside)]
+        values = values if values.size else np.array([np.nan])
+        found |= {f'{name}_mean': values.mean(), f'{name}_max': values.max()}
     if one.inside.size:
-        found['inside_label'] = counted.mean() if counted.size else np.nan
-        found['inside_label_std'] = counted.std() if counted.size else np.nan
+        counted = one.inside[np.isfinite(one.inside)]
+        counted = counted if counted.size else np.array([np.nan])
+        found |= dict(inside_label=counted.mean(), inside_label_std=counted.std())
     return {name: round(float(value), 5) if np.isfinite(value) else None for name, value in found.items()}
 
 
@@ -133,49 +129,46 @@ def bin_edges(name: str, values: np.ndarray) -> np.ndarray:
 def draw_histograms(found: dict[str, dict[str, list]], metric: str, title: str) -> Figure:
     """Edge weight, depth, path length and degree; spanning tree, random trees and raster scan in each."""
     figure = Figure(figsize=(11, 6.4), layout='constrained')
-    for axes, name in zip(figure.subplots(2, 2).flat, QUANTITIES, strict=True):
-        draw_histogram(axes, name, found[name], metric)
+    for axes, (name, (label, unit)) in zip(figure.subplots(2, 2).flat, QUANTITIES.items(), strict=True):
+        bins = found[name]['bins']
+        shares = {kind: np.array(found[name][kind]) / max(sum(found[name][kind]), 1) for kind in KINDS}
+        if name == 'degree':
+            draw_bars(axes, shares, range(len(bins) - 1))
+        else:
+            for kind, share in shares.items():
+                axes.stairs(share, bins, linewidth=1.6, color=COLOURS[kind], label=KINDS[kind])
+        if name == 'edge_weight':
+            label = f'edge weight: {DISTANCES[metric]}; the last bin holds all above'
+            axes.set_yscale('log')
+        elif name != 'degree':
+            axes.set_xscale('symlog', linthresh=1)
+            axes.set_xlim(left=0)
+        axes.set(xlabel=label, ylabel=f'share of the {unit} in a bin')
+        axes.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
-def draw_histogram(axes: Axes, name: str, found: dict[str, list], metric: str) -> None:
-    label, unit = QUANTITIES[name]
-    for offset, kind in zip((-0.27, 0, 0.27), KINDS, strict=True):
-        share = np.array(found[kind]) / max(sum(found[kind]), 1)
-        style: dict[str, Any] = dict(color=COLOURS[kind], label=KINDS[kind])
-        if name == 'degree':
-            axes.bar(np.arange(len(share)) + offset, share, width=0.25, **style)
-        else:
-            axes.stairs(share, found['bins'], linewidth=1.6, **style)
-    if name == 'degree':
-        axes.set_xticks(range(len(found['bins']) - 1))
-    elif name == 'edge_weight':
-        label = f'edge weight: {DISTANCES[metric]}; the last bin holds all above'
-        axes.set_yscale('log')
-    else:
-        axes.set_xscale('symlog', linthresh=1)
-        axes.set_xlim(left=0)
-    axes.set(xlabel=label, ylabel=f'share of the {unit} in a bin')
-    axes.grid(alpha=0.3)
+def draw_bars(axes: Axes, by_kind: dict[str, np.ndarray], labels: Iterable) -> list[BarContainer]:
+    """Groups of three bars, one for each kind of tree."""
+    found = []
+    for offset, (kind, heights) in zip((-0.28, 0, 0.28), by_kind.items(), strict=True):
+        places = np.arange(len(heights)) + offset
+        found.append(axes.bar(places, heights, width=0.26, color=COLOURS[kind], label=KINDS[kind]))
+    axes.set_xticks(range(len(heights)), labels)
+    return found
 
 
 def draw_shares(by_block: dict[str, dict[str, float]], title: str) -> Figure:
     """Share of the edges inside one label, by block and kind of tree, as bars."""
     figure = Figure(figsize=(max(6.5, 1 + 1.6 * len(by_block)), 3.8), layout='constrained')
     axes = figure.subplots()
-    for offset, kind in zip((-0.28, 0, 0.28), KINDS, strict=True):
-        heights = [100 * shares[kind] for shares in by_block.values()]
-        places = np.arange(len(by_block)) + offset
-        bars = axes.bar(places, heights, width=0.26, color=COLOURS[kind], label=KINDS[kind])
+    percent = {kind: np.array([100 * shares[kind] for shares in by_block.values()]) for kind in KINDS}
+    for bars in draw_bars(axes, percent, [name.replace(', ', '\n') for name in by_block]):
         axes.bar_label(bars, fmt='%.1f', fontsize=8, padding=1)
-    axes.set_xticks(range(len(by_block)), [name.replace(', ', '\n') for name in by_block])
-    axes.set_ylim(0, 122)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel('edges inside one label, %')
+    axes.set(ylim=(0, 122), yticks=range(0, 101, 20), ylabel='edges inside one label, %', axisbelow=True)
     axes.legend(ncols=3, loc='upper center', fontsize=9)
     axes.grid(axis='y', alpha=0.3)
-    axes.set_axisbelow(True)
     figure.suptitle(title, fontsize=11, parse_math=False)
     return figure

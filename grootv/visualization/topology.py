@@ -46,16 +46,7 @@ def vertex_degree(tree: Tree) -> Tensor:
 
 
 def path_length(tree: Tree, first: Tensor, second: Tensor) -> Tensor:
-    """Number of edges on the path between pairs of vertices, by binary lifting.
-
-    Args:
-        tree: Trees of L vertices.
-        first: One end of each path, shape (B, P) int64.
-        second: The other end, shape (B, P) int64.
-
-    Returns:
-        Shape (B, P) int64.
-    """
+    """Number of edges on the path between every pair of vertices, (B, P) int64, by binary lifting."""
     depth = vertex_depth(tree)
     jumps = [tree.parent.long()]  # entry k leads 2**k edges up, and stops at the root
     while 2 ** len(jumps) < depth.shape[1]:
@@ -75,31 +66,16 @@ def path_length(tree: Tree, first: Tensor, second: Tensor) -> Tensor:
 
 
 def affinity(decay: Tensor, tree: Tree, vertex: int) -> Tensor:
-    """Product of the decays on the path from every vertex to one, averaged over the channels.
-
-    Args:
-        decay: Factor of the edge from a vertex to its parent, shape (B, L, C).
-        tree: Tree of L vertices.
-        vertex: The one vertex, whose own affinity is 1.
-
-    Returns:
-        Shape (B, L).
-    """
+    """Product of the decays (B, L, C) on the path from every vertex to one, averaged over the channels."""
     impulse = torch.zeros_like(decay)
     impulse[:, vertex] = 1
     return tree_scan(impulse, decay, tree).mean(-1)
 
 
 def edge_weight(vertices: Tensor, tree: Tree, metric: str) -> Tensor:
-    """Distance between every vertex and its parent, whether they are neighbours on a grid or not.
+    """Distance between every vertex of features (B, L, C) and its parent, neighbours on a grid or not.
 
-    Args:
-        vertices: Features, shape (B, L, C).
-        tree: Tree of L vertices.
-        metric: One of ``grootv.ops.METRICS``.
-
-    Returns:
-        Shape (B, L) float32; the entry of the root is undefined.
+    Shape (B, L) float32; the entry of the root is undefined.
     """
     parents = vertices.gather(1, tree.parent.long().unsqueeze(-1).expand_as(vertices))
     pairs = torch.stack([vertices, parents], dim=2).flatten(0, 1).unsqueeze(1)  # grids of one edge
@@ -107,15 +83,9 @@ def edge_weight(vertices: Tensor, tree: Tree, metric: str) -> Tensor:
 
 
 def share_inside(labels: Tensor, tree: Tree, ignore: int | None = None) -> Tensor:
-    """Share of the edges whose two ends have one label.
+    """Share of the edges whose two ends have one label, of the labels (B, L).
 
-    Args:
-        labels: Label of every vertex, shape (B, L).
-        tree: Tree of L vertices.
-        ignore: Edges with an end of this label are not counted.
-
-    Returns:
-        Shape (B,) float64; NaN where no edge is counted.
+    Edges with an end of the label ``ignore`` are not counted. Shape (B,) float64; NaN where none is counted.
     """
     above = labels.gather(1, tree.parent.long())
     counted = ~is_root(tree) & (labels != ignore) & (above != ignore)
@@ -123,15 +93,7 @@ def share_inside(labels: Tensor, tree: Tree, ignore: int | None = None) -> Tenso
 
 
 def share_changed(tree: Tree, other: Tree) -> Tensor:
-    """Share of the edges of one tree that another one lacks, wherever the two are rooted.
-
-    Args:
-        tree: Trees of L vertices.
-        other: As many trees of L vertices.
-
-    Returns:
-        Shape (B,) float64; 0 for trees of one vertex.
-    """
+    """Share of the edges of one tree that another one lacks, wherever the two are rooted, (B,) float64."""
     batch, vertices = tree.parent.shape
     offset = torch.arange(batch, device=tree.parent.device).unsqueeze(1) * vertices**2
 

@@ -60,13 +60,25 @@ def empty_panels(image: np.ndarray, rows: int) -> tuple[Figure, np.ndarray]:
 
 
 def draw_affinities(panels: Iterable[Axes], image: np.ndarray, block: BlockTree, vertex: int) -> None:
-    """Affinity of a vertex along its tree and along a raster scan, on one scale."""
+    """Affinity of a vertex along its tree and along a raster scan, on one scale, over the greyed image."""
     paths = {'tree': block.tree, 'raster scan': raster_tree(1, block.vertices.shape[1])}
     maps = {name: affinity(block.decay_along(tree), tree, vertex) for name, tree in paths.items()}
     scale = affinity_scale(min(float(strength.min()) for strength in maps.values()))
-    centre = vertex_centres(block.grid, image.shape[:2])[vertex]
-    for axes, (name, strength) in zip(panels, maps.items(), strict=True):
-        draw_affinity(axes, image, strength[0].reshape(block.grid).cpu().numpy(), centre, scale)
+    ticks = [n * 10.0**k for k in range(-3, 1) for n in (1, 2, 5)] if isinstance(scale, LogNorm) else None
+    mappable = ScalarMappable(scale, 'inferno')
+    for axes, (name, along) in zip(panels, maps.items(), strict=True):
+        strength = along[0].reshape(block.grid).cpu().numpy()
+        colours = mappable.to_rgba(strength)
+        colours[..., 3] = scale(strength).clip(0, 1) ** 0.5 * 0.85  # vertices out of reach show the image
+        show_greyed(axes, image, -100, 400)
+        axes.imshow(colours, interpolation='nearest', extent=extent(image))
+        mark(axes, vertex_centres(block.grid, image.shape[:2])[vertex], '+')
+        bar = axes.figure.colorbar(
+            mappable, ax=axes, label='product of decays along the path', ticks=ticks, **BAR
+        )
+        if ticks:
+            bar.ax.yaxis.set_major_formatter('{x:g}')
+            bar.ax.minorticks_off()
         axes.set_title(f'affinity to the marked pixel along the {name}', fontsize=10)
 
 
@@ -92,7 +104,7 @@ def draw_tree(
     """
     parent, root = tree.parent[0].cpu().numpy(), int(tree.order[0, 0])
     vertices = np.flatnonzero(np.arange(len(parent)) != root)
-    axes.imshow(greyed(image), cmap='gray', vmin=-450, vmax=300, **extent(image))
+    show_greyed(axes, image, -450, 300)
     shown = value[vertices] if len(vertices) else np.zeros(1)
     low, high = (shown.min(), shown.max()) if ticks else np.quantile(shown, (0.01, 0.99))
     lines = LineCollection(
@@ -110,25 +122,6 @@ def draw_tree(
     axes.figure.colorbar(lines, ax=axes, label=unit, ticks=ticks, extend=beyond, **BAR)
 
 
-def draw_affinity(
-    axes: Axes, image: np.ndarray, strength: np.ndarray, centre: np.ndarray, scale: Normalize
-) -> None:
-    """Affinities, shape (rows, columns), laid over the greyed image."""
-    axes.imshow(greyed(image), cmap='gray', vmin=-100, vmax=400, **extent(image))
-    mappable = ScalarMappable(scale, 'inferno')
-    colours = mappable.to_rgba(strength)
-    colours[..., 3] = scale(strength).clip(0, 1) ** 0.5 * 0.85  # vertices out of reach show the image
-    axes.imshow(colours, interpolation='nearest', **extent(image))
-    mark(axes, centre, '+')
-    ticks = [n * 10.0**k for k in range(-3, 1) for n in (1, 2, 5)] if isinstance(scale, LogNorm) else None
-    bar = axes.figure.colorbar(
-        mappable, ax=axes, label='product of decays along the path', ticks=ticks, **BAR
-    )
-    if ticks:
-        bar.ax.yaxis.set_major_formatter('{x:g}')
-        bar.ax.minorticks_off()
-
-
 def affinity_scale(least: float) -> Normalize:
     """From the least affinity to 1, logarithmic where they differ by more than a factor of ten."""
     if least < 0.1:
@@ -136,13 +129,14 @@ def affinity_scale(least: float) -> Normalize:
     return Normalize(min(least, 0.99), 1, clip=True)
 
 
-def greyed(image: np.ndarray) -> np.ndarray:
-    return np.asarray(image, dtype=float).mean(-1)
+def show_greyed(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
+    grey = np.asarray(image, dtype=float).mean(-1)
+    axes.imshow(grey, cmap='gray', vmin=low, vmax=high, extent=extent(image))
 
 
-def extent(image: np.ndarray) -> dict:
+def extent(image: np.ndarray) -> tuple[int, int, int, int]:
     """Pixel (r, c) covers [c, c + 1] x [r, r + 1]."""
-    return dict(extent=(0, image.shape[1], image.shape[0], 0))
+    return 0, image.shape[1], image.shape[0], 0
 
 
 def line_width(axes: Axes, centres: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Draw the spanning trees of images, and measure them beside random trees and a raster scan.
+"""Draw the spanning trees of images, and compare them with random trees and a raster scan.
 
     python tools/analysis_tools/visualize_tree.py IMAGE --config CONFIG --checkpoint CHECKPOINT \
         --stage 1 --block 0 --pixel 60 100 --out tree.png
@@ -32,7 +32,7 @@ from grootv.ops import METRICS, Tree, build_tree
 from grootv.visualization import statistics
 from grootv.visualization.blocks import BlockTree, recorded, scans
 from grootv.visualization.network import build_model, network_input, test_set
-from grootv.visualization.report import Page
+from grootv.visualization.report import PAGE
 from grootv.visualization.tree import draw
 
 LONGEST = 64  # vertices along the longer side of an image without a network
@@ -237,11 +237,6 @@ def file_name(block: str) -> str:
 def write_report(args: argparse.Namespace, source: Source, samples: dict, images: list[dict]) -> Path:
     """index.html, its summary pictures and report.json; the page's path."""
     title = f'{source.name}, {len(images)} image{"s" * (len(images) > 1)}'
-    page = Page(f'Spanning trees: {title}')
-    page.paragraph(
-        f"Each block's tree beside {statistics.RANDOM_TREES} random spanning trees (minimum under uniform "
-        'random weights) and the row-major raster scan over the same vertices.'
-    )
     pooled = {
         name: {kind: statistics.pooled([one[kind] for one in found]) for kind in statistics.KINDS}
         for name, found in samples.items()
@@ -250,31 +245,30 @@ def write_report(args: argparse.Namespace, source: Source, samples: dict, images
         name: {kind: statistics.figures(one) for kind, one in found.items()} for name, found in pooled.items()
     }
     columns = list(dict.fromkeys(key for found in summary.values() for one in found.values() for key in one))
-    page.table(
-        ['block', 'path', *(key.replace('_', ' ') for key in columns)],
-        [
-            [name, statistics.KINDS[kind], *(shown(one[key]) for key in columns)]
-            for name, found in summary.items()
-            for kind, one in found.items()
-        ],
-    )
+    rows = [
+        [name, statistics.KINDS[kind], *('' if one[key] is None else f'{one[key]:.4g}' for key in columns)]
+        for name, found in summary.items()
+        for kind, one in found.items()
+    ]
+    pictures = {}
     if 'inside_label' in columns:
         shares = {
             name: {kind: one['inside_label'] or 0 for kind, one in found.items()}
             for name, found in summary.items()
         }
         statistics.draw_shares(shares, title).savefig(args.report / 'labels.png', dpi=100)
-        page.picture('labels.png', 'share of the edges inside one label')
+        pictures['labels.png'] = 'share of the edges inside one label'
     drawn = {name: statistics.histograms(found) for name, found in pooled.items()}
     for name, found in drawn.items():
         file = f'histograms_{file_name(name)}'
         figure = statistics.draw_histograms(found, source.metric, f'{title}, {name}')
         figure.savefig(args.report / file, dpi=100)
-        page.picture(file, f'histograms of {name}')
+        pictures[file] = f'histograms of {name}'
+    sections = [('', pictures)]
     for entry in images[: args.pictures]:
-        page.heading(entry['image'])
-        for name, block in entry['blocks'].items():
-            page.picture(block['picture'], f'{entry["image"]}, {name}')
+        blocks = entry['blocks'].items()
+        shown = {one['picture']: f'{entry["image"]}, {name}' for name, one in blocks}
+        sections.append((entry['image'], shown))
     content = dict(
         network=source.name,
         checkpoint=args.checkpoint,
@@ -286,11 +280,17 @@ def write_report(args: argparse.Namespace, source: Source, samples: dict, images
         images=images,
     )
     (args.report / 'report.json').write_text(json.dumps(content, indent=1) + '\n')
-    return page.write(args.report / 'index.html')
-
-
-def shown(value: float | None) -> str:
-    return '' if value is None else f'{value:.4g}'
+    page = PAGE.render(
+        title=f'Spanning trees: {title}',
+        text=f"Each block's tree compared with {statistics.RANDOM_TREES} random spanning trees (minimum "
+        'under uniform random weights) and the row-major raster scan over the same vertices.',
+        header=['block', 'path', *(key.replace('_', ' ') for key in columns)],
+        rows=rows,
+        sections=sections,
+    )
+    path = args.report / 'index.html'
+    path.write_text(page)
+    return path
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
