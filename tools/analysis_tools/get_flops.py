@@ -4,79 +4,169 @@
     python tools/analysis_tools/get_flops.py configs/detection/mask-rcnn_grootv-tiny_fpn_1x_coco.py
     python tools/analysis_tools/get_flops.py --arch tiny --shape 384 384
 
-A count belongs to a protocol. Two stand behind the published figures; a multiply-add counts as one:
+A count belongs to a protocol. The published figures follow two; a multiply-add counts as one:
 
-=========================== ====================================================================
-operators                   published for classification at 224 x 224; fvcore's, one operator at a
-                            time: convolutions, linear layers, matrix products, norms (LayerNorm 5
-                            an element, BatchNorm 2), pooling and nearest resizing (1), bilinear
-                            resizing (4); the product C h of the read-out, because it was written
-                            as a matrix product; nothing for scan, tree and activations
-modules                     published for detection at 800 x 1280 and segmentation at 512 x 2048:
-                            convolutions (1 an element more for a bias), linear layers, norms (2 an
-                            element) and activations (1), as hooks on such modules find them;
-                            nothing for pooling, resizing, the scan, its inputs delta, B and C, its
-                            read-out and the tree
-=========================== ====================================================================
+operators: classification at 224 x 224. As fvcore counts, one operator at a time: convolutions, linear layers,
+    matrix products, norms (LayerNorm 5 an element, BatchNorm 2), pooling and nearest resizing (1), bilinear
+    resizing (4), and the product C h of the read-out; nothing for scan, tree and activations. It computes the
+    whole network: for a detector or segmenter up to a minute on one CPU core, and 4 GB.
+modules: detection at 800 x 1280 and segmentation at 512 x 2048. Convolutions (1 an element more for a bias),
+    linear layers, norms (2 an element) and activations (1), as hooks on such modules find them; nothing for
+    pooling, resizing, the scan, its inputs delta, B and C, its read-out and the tree.
 
-A detector's region heads see fixed numbers of regions: each box head 1000, each mask head 100. A
-segmenter's auxiliary head is not run, but its parameters count. The lines below the published count add
-what it leaves out of the state-space model:
-
-=========================== ====================================================================
-+ scan                      9 L D for every scan over L vertices and D channels, the usual figure
-                            of a selective scan with state size 1; to the modules also the scan's
-                            inputs and read-out
-+ scan and tree             the metric of every edge and, for cosine, the norm of every vertex, D
-                            each; the spanning tree and its order only compare and count nothing
-=========================== ====================================================================
-
-``--protocol operators`` counts a detector or segmenter as fvcore and the tools of mmdet and mmseg do. It
-computes the whole network: up to a minute on one CPU core, and 4 GB.
+A detector's region heads receive fixed numbers of regions: each box head 1000, each mask head 100. A
+segmenter's auxiliary head is not run, but its parameters count. The lines below the published count add what
+it leaves out of the state-space model. '+ scan' adds 9 L D for every scan over L vertices and D channels, the
+usual figure of a selective scan with state size 1, and to the modules the scan's inputs and read-out.
+'+ scan and tree' adds the metric of every edge and, for cosine, the norm of every vertex, D each. The
+spanning tree and its order only compare and count nothing.
 """
 
 import argparse
-import sys
+import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
+from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import flop_registry
 
 from grootv import cli
 from grootv.checkpoint import build_model
 from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS
+from grootv.models.layers import TreeSSM
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+BOXES, MASKS = 1000, 100  # regions of a detector
+LEFT_OUT: dict[Callable, str] = {
+    torch.ops.grootv.selective_tree_scan: 'scan',
+    torch.ops.grootv.build_tree: 'tree',
+}
+READ_OUT = torch.ops.grootv.gated_read_out
 
-from flop_counters import count_modules, count_operators
+
+def multiply_adds(operator: Callable, *args: object) -> int:
+    """By the formula that grootv.ops registers, which counts two operations for each."""
+    return flop_registry[operator](*args, out_val=None) // 2
+
+
+def blank_image(model: nn.Module, height: int, width: int) -> Tensor:
+    channels = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
+    return torch.zeros(1, channels, height, width)
+
+
+def count_operators(model: nn.Module, height: int, width: int) -> Counter:
+    """Multiply-adds of one image by operator of the traced network, and what it leaves out: scan, tree."""
+
+    def value(of: torch._C.Value) -> object:
+        return of.type().sizes() if isinstance(of.type(), torch._C.TensorType) else of.toIValue()
+
+    def left_out(operator: Callable, inputs: list, outputs: list) -> Counter:
+        return Counter({LEFT_OUT[operator]: multiply_adds(operator, *map(value, inputs))})
+
+    def read_out(inputs: list, outputs: list) -> Counter:
+        elements = math.prod(value(inputs[0]))
+        # fvcore sees the matrix product C h by which the published network reads the states out, and counts
+        # its two norms at five for each value.
+        return Counter(read_out=elements, layer_norm=2 * 5 * elements)
+
+    handles = {operator: partial(left_out, operator) for operator in LEFT_OUT} | {READ_OUT: read_out}
+    analyzer = FlopAnalyzer(model.eval(), (blank_image(model, height, width),))
+    analyzer.set_op_handle(**{operator._qualified_op_name: handle for operator, handle in handles.items()})
+    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analyzer.tracer_warnings('none')
+    with torch.no_grad():
+        return analyzer.by_operator()
+
+
+# A rule takes the arguments, an input and most often a weight and a bias, and the output.
+def bias(args: tuple, out: Tensor) -> int:
+    return out.numel() if len(args) > 2 and args[2] is not None else 0
+
+
+def linear(args: tuple, out: Tensor) -> int:
+    return out.numel() * args[1].shape[1:].numel()
+
+
+def norm(args: tuple, out: Tensor) -> int:
+    return 2 * out.numel()  # scale and shift, not mean and variance
+
+
+def activation(args: tuple, out: Tensor) -> int:
+    return out.numel()
+
+
+# What convolution, linear, norm and activation modules call.
+MODULE_RULES: dict[Callable, Callable[[tuple, Tensor], int]] = {
+    F.conv2d: lambda args, out: linear(args, out) + bias(args, out),
+    F.conv_transpose2d: lambda args, out: args[0].numel() * args[1].shape[1:].numel() + bias(args, out),
+    F.linear: linear,
+    **dict.fromkeys((F.layer_norm, F.batch_norm, F.group_norm), norm),
+    **dict.fromkeys((F.relu, F.gelu, F.silu), activation),
+}
+
+
+class ModuleCounter(TorchFunctionMode):
+    """Adds up in ``counts`` what is computed while it is active.
+
+    A hook on modules, the usual way, would miss the layers that our network applies as functions.
+
+    Args:
+        model: Its projections from vertices to delta, B and C count as a part of the scan, which the
+            published figures leave out.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.counts = Counter()
+        mixers = [module for module in model.modules() if isinstance(module, TreeSSM)]
+        self.hidden = {id(layer.weight) for ssm in mixers for layer in (ssm.x_proj, ssm.dt_proj)}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in MODULE_RULES:
+            hidden = func is F.linear and id(args[1]) in self.hidden
+            self.counts['scan' if hidden else func.__name__] += MODULE_RULES[func](args, out)
+        elif func in LEFT_OUT:
+            self.counts[LEFT_OUT[func]] += multiply_adds(func, *args)
+        elif func is READ_OUT:
+            self.counts['scan'] += out.numel()  # C h
+            self.counts['read_out'] += 2 * norm(args, out) + activation(args, out)
+        return out
+
+
+def count_modules(model: nn.Module, height: int, width: int) -> Counter:
+    """Multiply-adds of one image in convolution, linear, norm and activation modules, from shapes alone."""
+    counter = ModuleCounter(model.eval())
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        image = blank_image(model, height, width)
+        with counter:
+            model(image)
+    return counter.counts
+
 
 PROTOCOLS = {'operators': count_operators, 'modules': count_modules}
-BOXES, MASKS = 1000, 100  # regions of a detector
 
 
 class Kind(NamedTuple):
-    """How a kind of model is counted in publications.
-
-    Args:
-        protocol: Name of the protocol.
-        shape: Height and width of the image.
-        forward: Runs what is counted and returns all of its results: a trace forgets what does not
-            end in one. None is the model's own.
-        regions: Said of it in the output.
-    """
+    """How a kind of model is counted in publications."""
 
     protocol: str
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # of the image
+    # Returns all that is to be counted: a trace leaves out what does not end in a result.
     forward: Callable[[nn.Module, Tensor], list | tuple] | None = None
-    regions: str = ''
+    regions: str = ''  # as the output names them
 
 
 def detect_regions(model: nn.Module, image: Tensor) -> list:
-    """Run a two-stage detector; blank regions stand for those that its first stage would choose."""
+    """Run a two-stage detector; blank regions replace those that its first stage would choose."""
     maps, roi = model.extract_feat(image), model.roi_head
     results = [model.rpn_head(maps)]
     parts = [(BOXES, roi.bbox_head, roi.bbox_roi_extractor)]
