@@ -1,7 +1,7 @@
 """GrootV written a second time, from its definition and for tests only.
 
 Plain PyTorch on (B, C, H, W) maps, the parameters in a flat dict under the names of the published
-checkpoints. Slow and literal: the tree by Kruskal's algorithm, the state of a vertex as the sum
+checkpoints. Slow and literal: the tree by SciPy, the state of a vertex as the sum
 over all vertices of the product of decays along the path. It shares nothing with the package.
 """
 
@@ -9,6 +9,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
 
 def random_parameters(width, depths, classes, seed=0, layer_scale=False):
@@ -21,24 +23,24 @@ def random_parameters(width, depths, classes, seed=0, layer_scale=False):
         scale = 1 / math.sqrt(fan_in) if scale is None else scale
         parameters[name] = centre + scale * torch.randn(shape, generator=generator)
 
-    def add_norm(name, size):
-        add(f'{name}.weight', size, scale=0.2, centre=1.0)
-        add(f'{name}.bias', size, scale=0.2)
+    def add_norms(size, *names):
+        for name in names:
+            add(f'{name}.weight', size, scale=0.2, centre=1.0)
+            add(f'{name}.bias', size, scale=0.2)
 
     half = width // 2
-    add('patch_embed.conv1.weight', half, 3, 3, 3)
-    add('patch_embed.conv1.bias', half)
-    add_norm('patch_embed.norm1.1', half)
-    add('patch_embed.conv2.weight', width, half, 3, 3)
-    add('patch_embed.conv2.bias', width)
-    add_norm('patch_embed.norm2.1', width)
+    for number, (before, after) in enumerate([(3, half), (half, width)], 1):
+        add(f'patch_embed.conv{number}.weight', after, before, 3, 3)
+        add(f'patch_embed.conv{number}.bias', after)
+        add_norms(after, f'patch_embed.norm{number}.1')
     for i, depth in enumerate(depths):
         c = width * 2**i
         inner, rank = 2 * c, math.ceil(c / 16)
         for j in range(depth):
             block = f'levels.{i}.blocks.{j}'
             ssm = f'{block}.TreeSSM'
-            add_norm(f'{block}.norm1.0', c)
+            add_norms(c, f'{block}.norm1.0', f'{block}.norm2.0')
+            add_norms(inner, f'{ssm}.out_norm', f'{ssm}.h_norm')
             add(f'{ssm}.in_proj.weight', 2 * inner, c)
             add(f'{ssm}.conv2d.weight', inner, 1, 3, 3)
             add(f'{ssm}.x_proj_weight', 1, rank + 2, inner, scale=inner**-0.5)
@@ -46,25 +48,19 @@ def random_parameters(width, depths, classes, seed=0, layer_scale=False):
             add(f'{ssm}.dt_projs_bias', 1, inner, scale=1.0, centre=-2.0)
             add(f'{ssm}.A_logs', inner, 1, scale=0.3)
             add(f'{ssm}.Ds', inner, scale=0.3, centre=1.0)
-            add_norm(f'{ssm}.out_norm', inner)
-            add_norm(f'{ssm}.h_norm', inner)
             add(f'{ssm}.out_proj.weight', c, inner)
-            add_norm(f'{block}.norm2.0', c)
-            add(f'{block}.mlp.fc1.weight', 4 * c, c)
-            add(f'{block}.mlp.fc1.bias', 4 * c)
-            add(f'{block}.mlp.fc2.weight', c, 4 * c)
-            add(f'{block}.mlp.fc2.bias', c)
-            if layer_scale:
-                add(f'{block}.gamma1', c, scale=0.2, centre=0.5)
-                add(f'{block}.gamma2', c, scale=0.2, centre=0.5)
-        add_norm(f'levels.{i}.norm.0', c)
+            for number, (before, after) in enumerate([(c, 4 * c), (4 * c, c)], 1):
+                add(f'{block}.mlp.fc{number}.weight', after, before)
+                add(f'{block}.mlp.fc{number}.bias', after)
+                if layer_scale:
+                    add(f'{block}.gamma{number}', c, scale=0.2, centre=0.5)
+        add_norms(c, f'levels.{i}.norm.0')
         if i < len(depths) - 1:
             add(f'levels.{i}.downsample.conv.weight', 2 * c, c, 3, 3)
-            add_norm(f'levels.{i}.downsample.norm.1', 2 * c)
-    last = 8 * width
-    hidden = last * 3 // 2
-    add('conv_head.0.weight', hidden, last, 1, 1)
-    add_norm('conv_head.1.0', hidden)
+            add_norms(2 * c, f'levels.{i}.downsample.norm.1')
+    hidden = 8 * width * 3 // 2
+    add('conv_head.0.weight', hidden, 8 * width, 1, 1)
+    add_norms(hidden, 'conv_head.1.0')
     add('conv_head.1.0.running_mean', hidden, scale=0.2)
     parameters['conv_head.1.0.running_var'] = 0.5 + torch.rand(hidden, generator=generator)
     parameters['conv_head.1.0.num_batches_tracked'] = torch.tensor(7)
@@ -149,29 +145,15 @@ def spanning_tree(guide):
     """Parents and an order from the root 0 of the minimum spanning tree of a map (C, H, W)."""
     height, width = guide.shape[1:]
     vertex = torch.arange(height * width).view(height, width)
-    edges = [*zip(vertex[:-1].flatten().tolist(), vertex[1:].flatten().tolist(), strict=True)]
-    edges += zip(vertex[:, :-1].flatten().tolist(), vertex[:, 1:].flatten().tolist(), strict=True)
+    vertical, horizontal = (vertex[:-1], vertex[1:]), (vertex[:, :-1], vertex[:, 1:])
+    first, second = (torch.cat([a.flatten(), b.flatten()]) for a, b in zip(vertical, horizontal, strict=True))
     columns = guide.flatten(1)
-    if edges:
-        ends = torch.tensor(edges).T
-        weight = torch.exp(-F.cosine_similarity(columns[:, ends[0]], columns[:, ends[1]], dim=0))
-    group = {v: {v} for v in range(height * width)}
-    neighbours = {v: [] for v in range(height * width)}
-    for e in sorted(range(len(edges)), key=lambda e: (weight[e].item(), e)):
-        a, b = edges[e]
-        if group[a] is not group[b]:
-            group[a] |= group[b]
-            for v in group[b]:
-                group[v] = group[a]
-            neighbours[a].append(b)
-            neighbours[b].append(a)
-    parent, order = {0: 0}, [0]
-    for v in order:
-        for child in neighbours[v]:
-            if child not in parent:
-                parent[child] = v
-                order.append(child)
-    return [parent[v] for v in range(height * width)], order
+    weight = torch.exp(-F.cosine_similarity(columns[:, first], columns[:, second], dim=0))
+    rank = weight.argsort(stable=True).argsort() + 1  # of two equal edges the first one is lighter
+    graph = csr_array((rank, (first, second)), (vertex.numel(), vertex.numel()))
+    order, parent = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
+    parent[0] = 0
+    return parent.tolist(), order.tolist()
 
 
 def layer_norm(p, name, x, eps=1e-6):
