@@ -9,11 +9,10 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -60,34 +59,24 @@ def merge(run: Run) -> Path:
     written_last = folder / 'tokenizer.json'
     if not run.made(written_last):
         shutil.rmtree(ROOT / folder, ignore_errors=True)
-    command = ('tools/language/merge_lora.py', run.config, run.checkpoint, folder, *run.options)
-    run.make('Folder of the model', written_last, *command)
+        command = ('tools/language/merge_lora.py', run.config, run.checkpoint, folder, *run.options)
+        step('Folder of the model', *command, label=run.label)
     return folder
 
 
-def reads(folder: Path) -> tuple[str, ...]:
-    """Options that give a config the model and the tokenizer of a folder."""
-    keys = ('model.pretrained', *(f'{side}_dataloader.dataset.tokenizer' for side in ('train', 'val')))
-    return tuple(f'{key}={folder}' for key in keys)
-
-
 class Seed:
-    """The runs of one seed.
-
-    Args:
-        seed: Of the random weights and of the order of the data.
-        folder: Where the runs go.
-        lengths: How long they are.
-    """
+    """The runs of one seed, of the random weights and of the order of the data, below a folder."""
 
     def __init__(self, seed: int, folder: Path, lengths: Lengths):
         self.seed, self.lengths = seed, lengths
         self.start, self.topics = folder / 'start', folder / 'topics.json'
-        shared = (f'randomness.seed={seed}',)
 
         def run(config: str, name: str, model: Path, *options: str) -> Run:
+            loaders = ('train_dataloader', 'val_dataloader')
+            tokenizers = (f'{loader}.dataset.tokenizer={model}' for loader in loaders)
+            shared = (f'model.pretrained={model}', *tokenizers, f'randomness.seed={seed}')
             label = f'[seed {seed}, {name}] '
-            return Run(config, folder / name.replace(' ', '-'), (*reads(model), *shared, *options), label)
+            return Run(config, folder / name.replace(' ', '-'), (*shared, *options), label)
 
         self.base = run(START_CONFIG, 'mamba', self.start, *lengths.start)
         model = self.base.work_dir / 'model'
@@ -119,42 +108,23 @@ class Seed:
         """Each variant's measures."""
         measured = json.loads((ROOT / self.topics).read_text())['measured']
         scores = [figures['tasks']['topic']['value'] for figures in measured]
-        results = {
-            name: dict(accuracy=score)
-            for name, score in zip(('not fine-tuned', *VARIANTS), scores, strict=True)
-        }
-        for name in VARIANTS:
-            results[name]['perplexity'] = self.runs['continue', name].logged('perplexity')[-1]
+        results = {'not fine-tuned': dict(accuracy=scores[0])}
+        for name, score in zip(VARIANTS, scores[1:], strict=True):
+            perplexity = self.runs['continue', name].logged('perplexity')[-1]
+            results[name] = dict(accuracy=score, perplexity=perplexity)
         return results
 
 
 def run_all(seeds: list[Seed]) -> None:
     """Train, fine-tune and evaluate, two at a time: one thread each uses two cores better."""
-    pool = ThreadPoolExecutor(2)
-
-    def after(before: list[Future], call: Callable[[], None]) -> Future:
-        def wait_and_call() -> None:
-            for future in before:
-                future.result()
-            call()
-
-        return pool.submit(wait_and_call)
-
-    def tune(task: str) -> list[list[Future]]:
-        return [
-            [after([start], seed.runs[task, name].train) for name in VARIANTS]
-            for seed, start in zip(seeds, trained, strict=True)
-        ]
-
-    try:
-        # What is waited for was submitted before, and so is running or done.
-        trained = [after([], seed.train) for seed in seeds]
-        named = tune('name')
-        evaluated = [after(runs, seed.evaluate) for seed, runs in zip(seeds, named, strict=True)]
-        for future in [*evaluated, *chain(*tune('continue'))]:
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    phases = (
+        [seed.train for seed in seeds],
+        [run.train for seed in seeds for run in seed.runs.values()],
+        [seed.evaluate for seed in seeds],
+    )
+    with ThreadPoolExecutor(2) as pool:
+        for calls in phases:
+            list(pool.map(lambda call: call(), calls))  # raises what a call raises, and starts no other
 
 
 def table(results: Results) -> str:
@@ -165,8 +135,7 @@ def table(results: Results) -> str:
         spread = f' ± {stdev(values):.2f}' if len(values) > 1 else ''
         return f'{mean(values):.2f}{spread}' if values else ''
 
-    names = next(iter(results.values()))
-    return markdown('', [[name, *(cell(name, measure) for measure in MEASURES)] for name in names])
+    return markdown('', next(iter(results.values())), cell)
 
 
 def differences(results: Results) -> str:
@@ -176,11 +145,11 @@ def differences(results: Results) -> str:
     def cell(name: str, measure: str) -> str:
         return ', '.join(f'{r[name][measure] - r[plain][measure]:+.2f}' for r in results.values())
 
-    rows = [[name, *(cell(name, measure) for measure in MEASURES)] for name in trees]
-    return markdown(f'compared with {plain}, seed by seed', rows)
+    return markdown(f'compared with {plain}, seed by seed', trees, cell)
 
 
-def markdown(corner: str, rows: list[list[str]]) -> str:
+def markdown(corner: str, names: Iterable[str], cell: Callable[[str, str], str]) -> str:
+    rows = [[name, *(cell(name, measure) for measure in MEASURES)] for name in names]
     head = [corner, *MEASURES.values()]
     align = ('left', 'right', 'right')
     return tabulate(rows, head, tablefmt='pipe', colalign=align, disable_numparse=True) + '\n'
@@ -203,9 +172,8 @@ def draw(results: Results, out: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     for panel, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         for seed, result in results.items():
-            panel.plot(
-                list(VARIANTS), [result[name][measure] for name in VARIANTS], 'o-', label=f'seed {seed}'
-            )
+            values = [result[name][measure] for name in VARIANTS]
+            panel.plot(list(VARIANTS), values, 'o-', label=f'seed {seed}')
         panel.set_ylabel(label)
         panel.grid(axis='y', alpha=0.3)
     panels[1].axhline(25, color='grey', linestyle=':', label='guessing')

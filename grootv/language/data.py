@@ -109,14 +109,11 @@ class TextDataset(Dataset):
     ``context_length`` 0, because nothing is given.
 
     Args:
-        ann_file: The file.
-        tokenizer: Folder that holds a tokenizer, as transformers writes it.
-        data_root: Folder that ``ann_file`` is relative to.
+        ann_file, tokenizer, data_root: As for :class:`InstructionDataset`.
         length: Tokens of a window, at least 2; the last one may have fewer.
 
     Raises:
-        UserError: Names the file and the rule where one is broken: no JSON, no list, a text is missing, or
-            there is nothing to predict.
+        UserError: As :class:`InstructionDataset`, and if there is nothing to predict.
     """
 
     def __init__(self, ann_file: str, tokenizer: str, data_root: str = '', length: int = 256):
@@ -202,7 +199,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator
 
 
 def load_tokenizer_with_end(folder: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer as :func:`grootv.language.model.load_tokenizer`; it must have an end-of-text token."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise UserError(

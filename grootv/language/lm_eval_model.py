@@ -8,6 +8,7 @@ import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from grootv.errors import UserError
@@ -76,11 +77,8 @@ class GrootLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of every continuation, and whether greedy decoding gives it.
 
-        Args:
-            requests: Texts, tokens of the context and of the continuation. The texts of a window of
-                ``loglikelihood_rolling`` are None.
-            disable_tqdm: Whether to show no progress.
-            override_bs: Batch size in place of the model's own.
+        A request has texts, tokens of the context and of the continuation; a window of
+        ``loglikelihood_rolling`` has None for texts.
         """
         # Requests that differ in their last token alone, as the choices of a question often do, are one row.
         rows = defaultdict(list)
@@ -113,15 +111,10 @@ class GrootLM(HFLM):
     @torch.no_grad()
     def _continuation_logits(self, batch: list[tuple[tuple[int, ...], int, int]]) -> list[Tensor]:
         """The logits (continuation, vocabulary) of rows of tokens, context length and continuation length."""
-        longest = max(len(tokens) for tokens, _, _ in batch)
-        padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens, _, _ in batch]
-        contexts = [context for _, context, _ in batch]
+        rows, contexts, counts = zip(*batch, strict=True)
         # Nothing after a context receives from a later token, so padding on the right needs no mask.
-        logits = self.model(
-            torch.tensor(padded, device=self.device),
-            context_length=torch.tensor(contexts, device=self.device),
-        ).logits
+        ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True).to(self.device)
+        logits = self.model(ids, context_length=torch.tensor(contexts, device=self.device)).logits
         return [
-            item[len(tokens) - count : len(tokens)]
-            for (tokens, _, count), item in zip(batch, logits, strict=True)
+            item[len(row) - count : len(row)] for row, count, item in zip(rows, counts, logits, strict=True)
         ]

@@ -4,31 +4,13 @@ import sys
 
 import pytest
 import torch
-from mmengine.registry import DATASETS, FUNCTIONS
 from transformers import AutoTokenizer
 
 from grootv.errors import UserError
-from grootv.language.data import (
-    IGNORED,
-    InstructionDataset,
-    TextDataset,
-    load_tokenizer_with_end,
-    pad_right,
-)
+from grootv.language.data import IGNORED, InstructionDataset, TextDataset, pad_right
 
 from .tiny import END, ITEMS, write_items
 
-BREAD = """\
-Below is an instruction that describes a task, paired with an input that provides further context. \
-Write a response that appropriately completes the request.
-
-### Instruction:
-Tell me about bread.
-
-### Input:
-Be brief.
-
-### Response:"""
 RIVERS = """\
 Below is an instruction that describes a task. Write a response that appropriately completes the request.
 
@@ -36,43 +18,41 @@ Below is an instruction that describes a task. Write a response that appropriate
 Tell me about rivers.
 
 ### Response:"""
+BREAD = (
+    RIVERS.replace('rivers', 'bread')
+    .replace('a task. ', 'a task, paired with an input that provides further context. ')
+    .replace('### Resp', '### Input:\nBe brief.\n\n### Resp')
+)
 TEXTS = [dict(text='Bread is made of flour.'), dict(text='Glass is made of sand, and bent while it is hot.')]
 
 
 @pytest.fixture
 def make(folder, tmp_path):
-    """A data set of items."""
+    """A data set of items, or of a file's bytes."""
 
     def make(items=ITEMS, kind=InstructionDataset, **options):
-        write_items(tmp_path / 'items.json', items)
+        if isinstance(items, bytes):
+            (tmp_path / 'items.json').write_bytes(items)
+        else:
+            write_items(tmp_path / 'items.json', items)
         return kind('items.json', str(folder), str(tmp_path), **options)
 
     return make
 
 
-@pytest.fixture
-def decode(folder):
-    return AutoTokenizer.from_pretrained(folder).decode
-
-
-# Instructions ----------------------------------------------------------------------------------
-
-
-def test_item_is_a_prompt_and_the_answer_to_learn(make, decode):
+def test_item_is_a_prompt_and_the_answer_to_learn(make, folder):
+    decode = AutoTokenizer.from_pretrained(folder).decode
     braces = dict(instruction='Write {input}', input='{output}', output='')
     without_input = {key: text for key, text in ITEMS[1].items() if key != 'input'}
+    expected = [
+        (BREAD, 'A word on bread.'),
+        (RIVERS, 'A word on rivers and more.'),
+        (RIVERS, 'A word on rivers and more.'),
+        (BREAD.replace('Tell me about bread.', 'Write {input}').replace('Be brief.', '{output}'), ''),
+    ]
     data = make([*ITEMS[:2], without_input, braces])
     assert len(data) == 4
-    for item, prompt, answer in (
-        (data[0], BREAD, 'A word on bread.'),
-        (data[1], RIVERS, 'A word on rivers and more.'),
-        (data[2], RIVERS, 'A word on rivers and more.'),
-        (
-            data[3],
-            BREAD.replace('Tell me about bread.', 'Write {input}').replace('Be brief.', '{output}'),
-            '',
-        ),
-    ):
+    for item, (prompt, answer) in zip(data, expected, strict=False):
         ids, labels, context = item['input_ids'], item['labels'], item['context_length']
         assert decode(ids[:context]) == prompt
         assert decode(ids[context:]) == answer + END
@@ -89,7 +69,7 @@ def test_long_item_loses_the_end_of_its_answer(make):
         assert item['context_length'] == context
         assert torch.equal(item['input_ids'], whole['input_ids'][:max_length])
         assert torch.equal(item['labels'], whole['labels'][:max_length])
-    with pytest.raises(UserError, match='a prompt leaves room for an answer'):
+    with pytest.raises(UserError, match=r'item 0 .from 0.: a prompt leaves room for an answer, got'):
         make(ITEMS[:1], max_length=context)
 
 
@@ -114,56 +94,6 @@ def test_padding_follows_the_tokens(make):
     assert (batch['labels'][1, short:] == IGNORED).all()
 
 
-@pytest.mark.parametrize(
-    ('items', 'sentence'),
-    [
-        ({}, 'holds a list of items, got a dict'),
-        ([], 'has no item'),
-        ([ITEMS[0], 'text'], 'item 1 (from 0): an item has instruction, input and output, got a str'),
-        ([{}], 'item 0 (from 0): an item has an instruction, got an empty one'),
-        ([dict(instruction='a', input='')], 'item 0 (from 0): an item has an output, got instruction, input'),
-        ([dict(instruction='a', output=3)], 'item 0 (from 0): output is a text, got 3'),
-        ([dict(instruction='a', input=None, output='b')], 'item 0 (from 0): input is a text, got None'),
-        (
-            [ITEMS[0], dict(ITEMS[0], instruction='word ' * 99)],
-            'item 1 (from 0): a prompt leaves room for an answer, got',
-        ),
-    ],
-)
-def test_file_of_another_form_is_reported(make, tmp_path, items, sentence):
-    with pytest.raises(UserError) as caught:
-        make(items, max_length=90)
-    assert f'InstructionDataset: {tmp_path}/items.json' in str(caught.value)
-    assert sentence in str(caught.value)
-
-
-@pytest.mark.parametrize('content', [b'[{"instruction": "a"', b'\xff\xfe\x00', b''])
-def test_file_that_is_no_json_is_reported(folder, tmp_path, content):
-    (tmp_path / 'items.json').write_bytes(content)
-    with pytest.raises(UserError, match=r'items\.json is no JSON'):
-        InstructionDataset('items.json', str(folder), str(tmp_path))
-
-
-def test_missing_file_and_too_short_items_are_reported(folder, tmp_path):
-    with pytest.raises(UserError, match=r'none\.json does not exist'):
-        InstructionDataset('none.json', str(folder), str(tmp_path))
-    with pytest.raises(UserError, match='max_length is at least 2, got 1'):
-        InstructionDataset('none.json', str(folder), str(tmp_path), max_length=1)
-
-
-def test_unusable_tokenizers_are_reported(folder, tmp_path):
-    with pytest.raises(UserError, match=r'tokenizer .*none does not exist'):
-        load_tokenizer_with_end(str(tmp_path / 'none'))
-    settings = json.loads((folder / 'tokenizer_config.json').read_text())
-    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, 'eos_token': None}))
-    (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())
-    with pytest.raises(UserError, match='has no end-of-text token'):
-        load_tokenizer_with_end(str(tmp_path))
-
-
-# Texts -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('length', [2, 3, 5, 1000])
 def test_windows_predict_every_token_but_the_first_once(make, folder, length):
     dataset = make(TEXTS, TextDataset, length=length)
@@ -181,37 +111,72 @@ def test_windows_predict_every_token_but_the_first_once(make, folder, length):
 
 
 @pytest.mark.parametrize(
-    ('items', 'length', 'sentence'),
+    ('kind', 'items', 'sentence'),
     [
-        ([dict(text='a')], 1, 'TextDataset: length is at least 2, got 1'),
-        ([dict(text=3)], 9, 'item 0 .from 0.: an item has a text'),
-        (['a'], 9, 'item 0 .from 0.: an item has a text'),
-        ([], 9, 'has 0 tokens, nothing to predict'),
-        ([dict(text='')], 9, 'has 1 tokens, nothing to predict'),
+        (InstructionDataset, {}, 'holds a list of items, got a dict'),
+        (InstructionDataset, [], 'has no item'),
+        (
+            InstructionDataset,
+            [ITEMS[0], 'a'],
+            'item 1 (from 0): an item has instruction, input and output, got',
+        ),
+        (
+            InstructionDataset,
+            [dict(instruction='a')],
+            'item 0 (from 0): an item has an output, got instruction',
+        ),
+        (InstructionDataset, [dict(ITEMS[0], input=None)], 'item 0 (from 0): input is a text, got None'),
+        (InstructionDataset, b'[{"instruction": "a"', 'is no JSON'),
+        (InstructionDataset, b'\xff\xfe\x00', 'is no JSON'),
+        (TextDataset, [dict(text=3)], 'item 0 (from 0): an item has a text'),
+        (TextDataset, ['a'], 'item 0 (from 0): an item has a text'),
+        (TextDataset, [], 'has 0 tokens, nothing to predict'),
+        (TextDataset, [dict(text='')], 'has 1 tokens, nothing to predict'),
     ],
 )
-def test_bad_texts_are_reported(make, items, length, sentence):
-    with pytest.raises(UserError, match=sentence):
-        make(items, TextDataset, length=length)
+def test_bad_files_are_reported(make, tmp_path, kind, items, sentence):
+    with pytest.raises(UserError) as caught:
+        make(items, kind)
+    assert f'{kind.__name__}: {tmp_path}/items.json' in str(caught.value)
+    assert sentence in str(caught.value)
 
 
-# Registries ------------------------------------------------------------------------------------
+def test_bad_options_are_reported(make, folder, tmp_path):
+    with pytest.raises(UserError, match='max_length is at least 2, got 1'):
+        make(max_length=1)
+    with pytest.raises(UserError, match='TextDataset: length is at least 2, got 1'):
+        make(TEXTS, TextDataset, length=1)
+    with pytest.raises(UserError, match=r'none\.json does not exist'):
+        InstructionDataset('none.json', str(folder), str(tmp_path))
+    settings = json.loads((folder / 'tokenizer_config.json').read_text())
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({**settings, 'eos_token': None}))
+    (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())
+    with pytest.raises(UserError, match='has no end-of-text token'):
+        TextDataset(str(write_items(tmp_path / 'texts.json', TEXTS)), str(tmp_path))
 
 
-def test_configs_name_them(folder, tmp_path):
-    write_items(tmp_path / 'items.json')
-    config = dict(ann_file='items.json', data_root=str(tmp_path), tokenizer=str(folder))
-    assert len(DATASETS.build(dict(config, type='grootv.InstructionDataset'))) == len(ITEMS)
-    assert DATASETS.get('grootv.TextDataset') is TextDataset
-    assert FUNCTIONS.get('grootv.pad_right') is pad_right
-
-
-def test_other_tasks_do_not_need_the_packages_of_this_one():
-    code = """
-import sys
-sys.modules.update(dict.fromkeys(('transformers', 'peft', 'tokenizers', 'lm_eval')))  # not installed
-import grootv.datasets.transforms, grootv.engine, grootv.models.backbones, grootv.cli
+@pytest.mark.parametrize(
+    ('missing', 'modules', 'code'),
+    [
+        (
+            'transformers peft tokenizers lm_eval',
+            'grootv.datasets.transforms grootv.engine grootv.models.backbones grootv.cli',
+            "MODELS.get('grootv.GrootV')",
+        ),
+        (
+            'mmcv mmdet mmseg mmpretrain timm',
+            'grootv.language.fine_tuning grootv.language.data grootv.engine grootv.cli',
+            "MODELS.get('grootv.LanguageModel')",
+        ),
+    ],
+)
+def test_tasks_do_not_need_the_packages_of_each_other(missing, modules, code):
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({missing.split()}))  # not installed
+for name in {modules.split()}:
+    importlib.import_module(name)
 from mmengine.registry import MODELS
-assert MODELS.get('grootv.GrootV')
+assert {code}
 """
     subprocess.run([sys.executable, '-c', code], check=True, timeout=300)

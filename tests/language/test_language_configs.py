@@ -27,13 +27,6 @@ def config() -> Config:
     return CONFIGS[PUBLISHED]
 
 
-def load_on_meta(path: str, **tree) -> tuple[nn.Module, None]:
-    """The published Mamba without memory for its weights."""
-    with torch.device('meta'):
-        model = MambaForCausalLM(MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24))
-    return use_tree_scan(model, **tree), None
-
-
 def test_configs_differ_in_the_tree_alone():
     """So the other tests look at one of them."""
     assert {name: dict(config.model.tree) for name, config in CONFIGS.items()} == TREES
@@ -44,7 +37,11 @@ def test_configs_differ_in_the_tree_alone():
 
 
 def test_model_is_the_published_one(config, monkeypatch):
-    monkeypatch.setattr(fine_tuning, 'load_language_model', load_on_meta)
+    def load(path: str, **tree) -> tuple[nn.Module, None]:
+        mamba = MambaForCausalLM(MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24))
+        return use_tree_scan(mamba, **tree), None
+
+    monkeypatch.setattr(fine_tuning, 'load_language_model', load)
     with torch.device('meta'):
         model = MODELS.build(config.model)
     sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
@@ -55,7 +52,7 @@ def test_model_is_the_published_one(config, monkeypatch):
     assert set(lora.target_modules) == {'x_proj', 'embeddings', 'in_proj', 'out_proj'}
 
 
-def test_metafile_states_the_published_results():
+def test_metafile_and_table_of_the_evaluation_state_the_published_results():
     models = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
     assert {entry['Name'] for entry in models} == set(CONFIGS)
     assert {entry['Metadata']['Parameters'] for entry in models} == {129_135_360}
@@ -63,6 +60,12 @@ def test_metafile_states_the_published_results():
     published = [value for result in results.pop(PUBLISHED) for value in result['Metrics'].values()]
     assert published == [65.0, 49.8, 69.5, 51.1, 15.9, 28.9, 19.2]
     assert not any(results.values())
+    columns = ('piqa', 'arc_easy', 'sst2', 'winogrande', 'lambada_openai', 'race', 'openbookqa')
+    rows = Config.fromfile(FOLDER / 'zero-shot.yml').published.models
+    assert {name: [row[task] for task in columns] for name, row in rows.items()} == {
+        'Mamba-130M': [64.5, 48.0, 65.6, 51.8, 16.1, 27.4, 16.8],
+        'GrootL (published tree)': published,
+    }
 
 
 def test_optimizer_and_rates_of_the_updates(config):
@@ -104,9 +107,6 @@ def test_checkpoints_fall_on_updates(config):
         assert interval % accumulated == 0
     assert config.default_hooks.epoch_seed.type == 'grootv.EpochSeedHook'
     assert config.train_dataloader.persistent_workers is False
-
-
-# The demo --------------------------------------------------------------------------------------
 
 
 DEMO = {

@@ -2,7 +2,6 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
-from lm_eval.models.huggingface import HFLM
 
 from grootv.errors import UserError
 from grootv.language import load_language_model
@@ -39,7 +38,7 @@ def model(folder) -> GrootLM:
     return GrootLM(folder, batch_size=3)
 
 
-@pytest.mark.parametrize('batch_size', [1, 3, 7])
+@pytest.mark.parametrize('batch_size', [1, 3])
 @pytest.mark.parametrize('causal', [False, True])
 def test_likelihood_is_the_sum_over_the_continuation_after_its_own_context(folder, causal, batch_size):
     found = likelihoods(GrootLM(folder, causal=causal, batch_size=batch_size))
@@ -65,16 +64,6 @@ def test_continuation_of_greedy_decoding_is_greedy(model):
     assert [greedy for _, greedy in model._loglikelihood_tokens(requests, True)] == [True, False]
 
 
-def test_scale_0_gives_the_numbers_of_lm_evals_own_model(folder):
-    own = HFLM(str(folder), device='cpu', dtype='float32', batch_size=2)
-    found = GrootLM(folder, scale=0.0, batch_size=2)
-    torch.testing.assert_close(likelihoods(found), likelihoods(own), atol=1e-4, rtol=0)
-    texts = instances('loglikelihood_rolling', [('A text that nothing precedes.',), ('Another',)])
-    for model in (own, found):
-        model._max_length = 8  # several windows
-    assert found.loglikelihood_rolling(texts, True) == pytest.approx(own.loglikelihood_rolling(texts, True))
-
-
 def test_text_that_is_scored_whole_has_no_context(folder):
     text = 'A text that nothing precedes, long enough for windows.'
     requests = instances('loglikelihood_rolling', [(text,)])
@@ -89,25 +78,6 @@ def test_text_that_is_scored_whole_has_no_context(folder):
         scores = log_probabilities(model, window, 0)
         expected += sum(scores[place - stop, tokens[place]].item() for place in range(start, stop))
     assert found == pytest.approx([expected], abs=1e-4)
-
-
-def test_text_is_generated_as_the_model_generates_it(folder):
-    model, tokenizer = load_language_model(folder)
-    requests, expected = [], []
-    for prompt in ('Tell me about tides.', 'Salt'):
-        ids = tokenizer(prompt, return_tensors='pt').input_ids
-        new = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-        expected.append(tokenizer.decode(new, skip_special_tokens=True))
-        requests.append((prompt, dict(max_gen_toks=8, until=[])))
-    found = GrootLM(folder, batch_size=2).generate_until(instances('generate_until', requests), True)
-    assert found == expected
-
-
-def test_published_rule_takes_the_smallest_context_of_a_batch(folder):
-    request, other = REQUESTS[1], ('Salt', REQUESTS[1][1])
-    model = GrootLM(folder, context_rule='minimum', batch_size=2)
-    alone, together = likelihoods(model, [request])[0], likelihoods(model, [request, other])[0]
-    assert (alone - together).abs().max() > 1e-3
 
 
 def test_long_context_loses_its_first_tokens(folder):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedToken
 from grootv.errors import UserError
 from grootv.language import TreeMambaMixer, load_language_model, use_tree_scan
 
-from .mambas import mamba, tokens, tree_mamba
+from .tiny import mamba, tokens, tree_mamba
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,6 @@ def test_saved_folder_remembers_its_tree(tmp_path):
     assert changed.backbone.context_rule == 'minimum'
 
 
-def test_plain_folder_gets_the_published_tree(tmp_path):
-    mamba().save_pretrained(tmp_path, safe_serialization=False)
-    assert settings(load_language_model(tmp_path)[0]) == {(0.3, 3, False)}
-
-
 def test_saved_folder_is_a_plain_mamba_to_transformers(tmp_path):
     model, ids = tree_mamba(), tokens(1, 9)
     logits = model(ids).logits
@@ -52,7 +47,6 @@ def test_saved_folder_is_a_plain_mamba_to_transformers(tmp_path):
     model.backbone.save_pretrained(tmp_path / 'headless')
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / 'whole')
     assert type(plain) is MambaForCausalLM and plain.config.architectures == ['MambaForCausalLM']
-    torch.testing.assert_close(plain.state_dict(), dict(model.state_dict()), rtol=0, atol=0)
     assert torch.allclose(plain(ids).logits, use_tree_scan(model, scale=0)(ids).logits, atol=1e-5)
     config = json.loads((tmp_path / 'headless/config.json').read_text())
     assert config['architectures'] == ['MambaModel']
@@ -66,6 +60,7 @@ def test_tokenizer_states_the_context_window(tmp_path, longest):
     given = {} if longest is None else dict(model_max_length=longest)
     PreTrainedTokenizerFast(tokenizer_object=words, **given).save_pretrained(tmp_path)
     model, tokenizer = load_language_model(tmp_path)
+    assert settings(model) == {(0.3, 3, False)}  # the published tree
     assert tokenizer('b').input_ids == [1]
     assert getattr(model.config, 'max_position_embeddings', None) == longest
 
@@ -82,15 +77,15 @@ RUNS = {  # a tokenizer whose class is code of the folder
 }
 
 
-def spoil(folder, *, without=(), texts=(), norm=None, payload=False) -> None:
-    """Remove files, write others, replace a weight, or pickle code as weights."""
+def spoil(folder, *, without=None, texts=None, norm=None, payload=False) -> None:
+    """Remove a file, write others, replace a weight, or pickle code as weights."""
     if norm is not None:
         weights = load_file(folder / WEIGHTS)
         weights.pop('backbone.norm_f.weight')
         save_file({**weights, **norm}, folder / WEIGHTS, dict(format='pt'))
-    for name in without:
-        (folder / name).unlink()
-    for name, text in dict(texts).items():
+    if without:
+        (folder / without).unlink()
+    for name, text in (texts or {}).items():
         (folder / name).write_text(text)
     if payload:
         torch.save({'backbone.norm_f.weight': Payload()}, folder / 'pytorch_model.bin')
@@ -99,15 +94,12 @@ def spoil(folder, *, without=(), texts=(), norm=None, payload=False) -> None:
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        (dict(without=[CONFIG]), 'has no config.json'),
-        (dict(without=[WEIGHTS]), 'cannot be read'),
+        (dict(without=CONFIG), 'has no config.json'),
+        (dict(without=WEIGHTS), 'cannot be read'),
         (dict(texts={CONFIG: '{"model_type": "gpt2"}'}), 'is not a Mamba, but of type gpt2'),
-        (dict(texts={CONFIG: '{}'}), 'is not a Mamba, but of type None'),
-        (dict(texts={CONFIG: '{"model_type": '}), 'cannot be read'),
-        (dict(texts={WEIGHTS: 'no weights'}), 'cannot be read'),
         (dict(norm={}), 'lacks weights: backbone.norm_f.weight'),
         (dict(norm={'backbone.norm_f.weight': torch.zeros(3)}), 'cannot be read'),
-        (dict(without=[WEIGHTS], payload=True), 'cannot be read'),
+        (dict(without=WEIGHTS, payload=True), 'cannot be read'),
         (dict(texts={'tokenizer.json': '{}'}), 'cannot be read'),
         (dict(texts=RUNS), 'cannot be read'),
     ],
@@ -121,8 +113,5 @@ def test_folder_that_is_no_mamba_raises_one_sentence(tmp_path, monkeypatch, chan
         load_language_model(folder)
     assert '\n' not in str(error.value)
     assert not (tmp_path / 'ran').exists()
-
-
-def test_missing_folder_raises_one_sentence(tmp_path):
     with pytest.raises(UserError, match=f'language model {tmp_path}/none does not exist'):
         load_language_model(tmp_path / 'none')

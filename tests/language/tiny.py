@@ -1,4 +1,4 @@
-"""A Mamba, a tokenizer and instructions that fit into a test."""
+"""Random Mambas, a tokenizer and instructions that fit into a test."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
+from grootv.language import use_tree_scan
 from grootv.language.data import WITH_INPUT, WITHOUT_INPUT
 from grootv.language.fine_tuning import LanguageModel
 from tests.tools.tiny_run import load_tool
@@ -26,17 +27,45 @@ ITEMS = [
 ]
 
 
+VOCABULARY = 50
+TOKENS = dict(pad_token_id=0, bos_token_id=0, eos_token_id=None)
+SIZES = dict(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=2)
+
+
+def mamba(**config) -> MambaForCausalLM:
+    """Two layers whose weights are far from their initial values, so that states and trees matter."""
+    model = MambaForCausalLM(MambaConfig(**{**SIZES, **TOKENS, **config}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.4 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def tree_mamba(*, scale=0.3, reach=3, causal=False, context_rule='item', **config) -> MambaForCausalLM:
+    return use_tree_scan(mamba(**config), scale, reach, causal, context_rule)
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(1, VOCABULARY, shape)
+
+
+def pad_left(items: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items of any length as one batch, with its mask."""
+    ids = torch.nn.utils.rnn.pad_sequence(items, batch_first=True, padding_side='left')
+    return ids, ids.ne(0).long()
+
+
 def write_model(folder: Path) -> Path:
     """A random model whose state reaches far, so that the tree matters, and its tokenizer."""
     texts = [text for item in ITEMS for text in item.values()]
     train_tokenizer = load_tool('language/new_model.py').train_tokenizer
     tokenizer = train_tokenizer([*texts, *4 * [WITH_INPUT, WITHOUT_INPUT]], 500)
     tokenizer.save_pretrained(folder)
-    special = dict(eos_token_id=0, bos_token_id=0, pad_token_id=0)
-    sizes = dict(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MambaForCausalLM(MambaConfig(**sizes, **special))
+        model = MambaForCausalLM(
+            MambaConfig(**{**SIZES, **TOKENS, 'vocab_size': len(tokenizer), 'eos_token_id': 0})
+        )
         for name, parameter in model.named_parameters():
             if name.endswith(('in_proj.weight', 'x_proj.weight', 'embeddings.weight')):
                 nn.init.normal_(parameter, std=0.4)

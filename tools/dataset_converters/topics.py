@@ -2,18 +2,15 @@
 
     python tools/dataset_converters/topics.py data/topics
 
-The texts of ``help('assert')`` and the other topics ship with Python as pydoc_data.topics, so nothing is
-downloaded; another version of Python has slightly other ones. A paragraph that several topics quote stays in
-the shortest of them. Neighbouring paragraphs make a passage of about 250 to 500 characters. A fifth of the
-passages, by a hash of their text, is held out; none of those shares 13 words in a row with a training
-passage. OUT holds, as lists of records:
+The texts of ``help('assert')`` and the other topics ship with Python as pydoc_data.topics; another version of
+Python has slightly other ones. Neighbouring paragraphs make a passage; one that several topics quote stays in
+the shortest of them. A fifth of the passages, by a hash of their text, is held out; none of those shares 13
+words in a row with a training passage. OUT holds, as lists of records:
 
-==============================  ======================================================================
-texts_{train,held-out}.json     text, topic
-continue_{train,held-out}.json  instruction, input, output (Alpaca's form): continue a passage
-name_{train,held-out}.json      the same: name the topic of a passage, for topics with enough passages
-choices.json                    instruction, input, choices, answer: the topic of a passage among four
-==============================  ======================================================================
+texts_{train,held-out}.json: text, topic.
+continue_{train,held-out}.json: instruction, input, output (Alpaca's form): continue a passage.
+name_{train,held-out}.json: the same: name the topic of a passage, for topics with enough passages.
+choices.json: instruction, input, choices, answer: the topic of a passage among four.
 """
 
 import argparse
@@ -79,14 +76,13 @@ def by_topic(texts: dict[str, str]) -> dict[str, list[str]]:
     return {title: found[title] for title in sorted(found) if found[title]}
 
 
-def runs(text: str) -> set[tuple[str, ...]]:
-    """The runs of SHARED_WORDS words of a text."""
-    words = text.split()
-    return {tuple(words[i : i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
-
-
 def split(by_title: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     """The passages to train on and those held out, as records of text and topic."""
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[i : i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
+
     sides = {'train': [], 'held-out': []}
     for title, texts in by_title.items():
         for text in texts:
@@ -107,10 +103,8 @@ def continuation(text: str) -> dict[str, str]:
 def choices(record: dict[str, str], known: list[str]) -> dict[str, object]:
     """The passage with its topic among others, drawn by a hash of the passage.
 
-    Args:
-        record: The passage.
-        known: The topic of every training passage that is asked for. Frequent ones are drawn more often, so
-            that to know them by frequency helps nobody.
+    They are drawn from the topics of all training passages, so that frequent ones are offered more often and
+    to know them helps nobody.
     """
     draw = random.Random(digest(record['text']))
     offered = [record['topic']]
@@ -129,28 +123,21 @@ def records(texts: dict[str, str]) -> dict[str, list[dict]]:
     known = [record['topic'] for record in sides['train'] if count[record['topic']] >= ENOUGH]
     files = {}
     for side, found in sides.items():
+        asked = [record for record in found if record['topic'] in known]
         files[f'texts_{side}'] = found
         files[f'continue_{side}'] = [continuation(record['text']) for record in found]
         files[f'name_{side}'] = [
-            dict(instruction=NAME, input=record['text'], output=record['topic'])
-            for record in found
-            if record['topic'] in known
+            dict(instruction=NAME, input=record['text'], output=record['topic']) for record in asked
         ]
     files['choices'] = [choices(record, known) for record in sides['held-out'] if record['topic'] in known]
     return files
 
 
 def export(out: Path) -> dict[str, list[dict]]:
-    """Write the folder, or find it complete.
-
-    Args:
-        out: Folder to create. One that is there must be an earlier export by the same version of Python.
-
-    Returns:
-        The records of every file by its name.
+    """Write the folder, or find it complete; the records of every file by its name.
 
     Raises:
-        UserError: If the folder holds anything else.
+        UserError: If the folder holds anything but an earlier export by the same version of Python.
     """
     content = records(topics)
     files = {f'{name}.json': json.dumps(content[name], indent=1, ensure_ascii=False) for name in content}
@@ -175,11 +162,9 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='folder to create, for example data/topics')
     out = parser.parse_args().out
     content = export(out.absolute())
-    sizes = {side: sum(len(r['text']) for r in content[f'texts_{side}']) for side in ('train', 'held-out')}
+    train, held_out, questions = (len(content[name]) for name in ('texts_train', 'texts_held-out', 'choices'))
     print(
-        f'{out}: {len(content["texts_train"])} passages ({sizes["train"]:,} characters) to train, '
-        f'{len(content["texts_held-out"])} ({sizes["held-out"]:,}) held out; '
-        f'{len(content["choices"])} questions with {CHOICES} choices; '
+        f'{out}: {train} passages to train, {held_out} held out, {questions} questions; '
         f'of Python {platform.python_version()}'
     )
 

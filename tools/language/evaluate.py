@@ -23,7 +23,6 @@ os.environ['DISABLE_MULTIPROC'] = '1'  # lm-eval would fork a process that has t
 import datasets
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
-from mmengine.config import Config
 from tabulate import tabulate
 
 from grootv import cli
@@ -33,13 +32,14 @@ from grootv.language.model import CONTEXT_RULES
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/language/zero-shot.yml'
 UNITS = dict(acc='%', acc_norm='%', perplexity='ppl')  # of a task's metric
+Tasks = Mapping[str, Mapping[str, Any]]  # settings by the name of a task
 PACKAGES = ('grootv', 'torch', 'transformers', 'lm-eval', 'datasets')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('models', nargs='+', type=Path, help='folders of the models, as transformers writes them')
+    add('models', nargs='+', type=Path, help='folders of the models')
     add('--config', default=CONFIG, help='tasks; default configs/language/zero-shot.yml')
     add('--tasks', nargs='+', help='some of the tasks of the config; default all')
     add('--data-root', help="in place of the config's")
@@ -52,14 +52,6 @@ def parse_args() -> argparse.Namespace:
     add('--dtype', choices=['float32', 'bfloat16'], default='float32')
     add('--out', type=Path, help='JSON file to write; the tables go next to it, in Markdown')
     return parser.parse_args()
-
-
-def choose(config: Config, names: list[str] | None) -> dict[str, Mapping[str, Any]]:
-    """The tasks of the config, or some of them."""
-    unknown = sorted(set(names or []) - config.tasks.keys())
-    if unknown:
-        raise UserError(f'--tasks: {unknown[0]} is none of {", ".join(config.tasks)}')
-    return {name: config.tasks[name] for name in names or config.tasks}
 
 
 def data_of(name: str, task: Mapping[str, Any], root: Path) -> dict[str, Any]:
@@ -93,9 +85,7 @@ def data_of(name: str, task: Mapping[str, Any], root: Path) -> dict[str, Any]:
     return found
 
 
-def lm_eval_tasks(
-    tasks: Mapping[str, Mapping[str, Any]], data: Mapping[str, Mapping[str, Any]]
-) -> tuple[list[dict], TaskManager]:
+def lm_eval_tasks(tasks: Tasks, data: Tasks) -> tuple[list[dict], TaskManager]:
     """The tasks with their data as lm-eval takes them: its own by name, others by their settings."""
     new, own = [], []
     for name, task in tasks.items():
@@ -108,24 +98,13 @@ def lm_eval_tasks(
     return new + groups, TaskManager(include_defaults=bool(own))
 
 
-def evaluate(
-    model: Path,
-    tasks: Mapping[str, Mapping[str, Any]],
-    data: Mapping[str, Mapping[str, Any]],
-    args: argparse.Namespace,
-) -> dict[str, Any]:
+def evaluate(model: Path, tasks: Tasks, data: Tasks, args: argparse.Namespace) -> dict[str, Any]:
     """Metrics of a model by task: ``value``, ``stderr`` and the number of ``items``."""
     options = ('scale', 'causal', 'context_rule', 'device', 'dtype', 'batch_size')
     lm = GrootLM(model, **{name: getattr(args, name) for name in options})
     specification, manager = lm_eval_tasks(tasks, data)
-    results = simple_evaluate(
-        lm,
-        tasks=specification,
-        task_manager=manager,
-        limit=args.limit,
-        bootstrap_iters=1000,
-        log_samples=False,
-    )
+    settings = dict(limit=args.limit, bootstrap_iters=1000, log_samples=False)
+    results = simple_evaluate(lm, tasks=specification, task_manager=manager, **settings)
     found = {}
     for name, task in tasks.items():
         figures, metric = results['results'][name], task['metric']
@@ -163,7 +142,10 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     config = cli.load_config(args.config)
     root = Path(args.data_root or config.get('data_root', ''))
-    tasks = choose(config, args.tasks)
+    unknown = sorted(set(args.tasks or []) - config.tasks.keys())
+    if unknown:
+        raise UserError(f'--tasks: {unknown[0]} is none of {", ".join(config.tasks)}')
+    tasks = {name: config.tasks[name] for name in args.tasks or config.tasks}
     data = {name: data_of(name, task, root) for name, task in tasks.items()}
     record = dict(
         command=shlex.join(['python', *sys.argv]),

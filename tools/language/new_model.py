@@ -19,21 +19,8 @@ from grootv.files import write_atomically
 END = '<|endoftext|>'
 
 
-def read(path: Path) -> list[str]:
-    """The texts of a file."""
-    try:
-        return [record['text'] for record in json.loads(path.read_text())]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{path} is a JSON list of objects with a text, got something else') from error
-
-
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text has tokens.
-
-    Args:
-        texts: What to count pairs in.
-        vocabulary: Most tokens; the 256 bytes and end-of-text are among them.
-    """
+    """Byte-level BPE with at most ``vocabulary`` tokens, the 256 bytes and end-of-text among them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -59,7 +46,10 @@ def main() -> None:
         raise UserError(f'--vocabulary: 256 bytes and end-of-text make 257, got {args.vocabulary}')
     if args.out.exists():
         raise UserError(f'{args.out} is there already: remove it, or give another folder')
-    texts = read(args.texts)
+    try:
+        texts = [record['text'] for record in json.loads(args.texts.read_text())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{args.texts} is a JSON list of objects with a text, got something else') from error
     tokenizer = train_tokenizer(texts, args.vocabulary)
     torch.manual_seed(args.seed)
     config = MambaConfig(
