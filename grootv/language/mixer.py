@@ -37,7 +37,8 @@ class TreeMambaMixer(MambaMixer):
             cache_params: Receives the state for the tokens that follow.
             cache_position: Begins with 0 if the tokens are the first ones, else L has to be 1.
             attention_mask: 0 at padding, 1 at the tokens of the context, 2 at the tokens after it, shape
-                (B, L); None if all tokens are context. So a mask of transformers makes all tokens context.
+                (B, L); without padding, how many tokens are context, shape (B,), or None for all of them.
+                So a mask of transformers makes all tokens context.
 
         Returns:
             Shape and dtype of ``hidden_states``.
@@ -53,7 +54,9 @@ class TreeMambaMixer(MambaMixer):
                 'TreeMambaMixer: dt_proj takes no adapter, as the scan reads its weight and bias, '
                 f'got {type(self.dt_proj)}'
             )
-        kept = None if stepping or attention_mask is None else attention_mask.ne(0).unsqueeze(-1)
+        kept = None
+        if not stepping and attention_mask is not None and attention_mask.dim() == 2:
+            kept = attention_mask.ne(0).unsqueeze(-1)
 
         x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
         x = self._convolve(x if kept is None else x * kept, cache_params, stepping)
@@ -123,6 +126,8 @@ def context_bounds(mask: Tensor | None, tokens: Tensor) -> Tensor:
     batch, length = tokens.shape[:2]
     if mask is None:
         return torch.tensor([0, length], device=tokens.device).expand(batch, 2)
+    if mask.dim() == 1:
+        return torch.stack([torch.zeros_like(mask), mask], dim=1)
     place = torch.arange(length, device=tokens.device)
     start = torch.where(mask != 0, place, length).amin(dim=1, keepdim=True)
     stop = torch.where(mask == 1, place + 1, start).amax(dim=1, keepdim=True)

@@ -44,7 +44,6 @@ class MambaModel(transformers_mamba.MambaModel):
             context_length: How many tokens of each item are its context, counted from its first one, shape
                 (B,) int; None for all of them, 0 for a plain recurrence. Not read by a call that continues
                 from a cache.
-            kwargs: As for ``MambaModel.forward``.
 
         Raises:
             ValueError: If an item is empty or longer than ``config.max_position_embeddings`` (where the
@@ -65,13 +64,15 @@ class MambaModel(transformers_mamba.MambaModel):
         context_length: Tensor | None,
         cache_position: Tensor | None,
     ) -> Tensor | None:
-        """Attention mask with 2 in place of 1 at the tokens after the context, as the mixers take it.
+        """The attention mask as the mixers take it, with the context in it.
 
         transformers hands a mask to its mixers as it is, also when gradient checkpointing runs a block again:
         the context stays with the call that it belongs to, which a setting of the mixers would not.
         """
         if tokens is None or (cache_position is not None and cache_position[0] > 0):
             return None
+        if mask is not None and mask.dim() == 1 and context_length is None:  # marked already
+            mask, context_length = None, mask
         start, stop = self._check_tokens(tokens, mask).unbind(dim=1)
         if context_length is None and self.context_rule == 'item':
             return mask
@@ -88,9 +89,12 @@ class MambaModel(transformers_mamba.MambaModel):
                 "MambaModel: context_length is 0 up to the item's own number of tokens, "
                 f'{longest[outside][0].item()}, got {length[outside][0].item()}'
             )
-        stop = start + CONTEXT_RULES[self.context_rule](length)
+        length = CONTEXT_RULES[self.context_rule](length)
+        if mask is None:
+            return length
+        stop = start + length
         after = torch.arange(tokens.shape[1], device=tokens.device) >= stop.unsqueeze(1)
-        return (1 if mask is None else mask.ne(0)) * (1 + after.long())
+        return mask.ne(0) * (1 + after.long())
 
     def _check_tokens(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Where the tokens of each item begin and end, (B, 2), if they are as they have to be."""
@@ -134,11 +138,7 @@ class MambaForCausalLM(transformers_mamba.MambaForCausalLM):
         context_length: Tensor | None = None,
         **kwargs,
     ) -> transformers_mamba.MambaCausalLMOutput | tuple:
-        """As transformers' ``MambaForCausalLM.forward``, with a context as for :meth:`MambaModel.forward`.
-
-        Raises:
-            ValueError: As :meth:`MambaModel.forward`, and if labels come without a context.
-        """
+        """As transformers' method, with a context as for :meth:`MambaModel.forward`, which labels need."""
         if labels is not None and context_length is None:
             raise ValueError(
                 'MambaForCausalLM: labels need context_length, how many tokens of each item are its '
@@ -249,20 +249,12 @@ def load_language_model(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder on this machine, without running code that it may hold.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Load the tokenizer of a folder on this machine, without running code that it may hold."""
     return read_folder('tokenizer', Path(path), AutoTokenizer.from_pretrained, trust_remote_code=False)
 
 
 def read_folder(kind: str, path: Path, load: Callable, **options: Any) -> Any:
-    """Call one of transformers' loaders, offline.
-
-    Raises:
-        UserError: Names the kind of thing and the folder, which is missing or cannot be read.
-    """
+    """Call one of transformers' loaders, offline; a UserError names what is missing or cannot be read."""
     if not path.is_dir():
         raise UserError(f'{kind} {path} does not exist: give a folder that save_pretrained wrote')
     try:

@@ -132,6 +132,7 @@ def test_trees_and_outputs_are_those_of_the_definition(grown, causal, reach):
         parent = definition.causal(size, reach) if causal else definition.published(size, reach)
         found = grown[-1][1].parent[0].tolist()
         assert found == [length - 1 - i for i in parent[::-1]], size
+        assert torch.equal(layer(hidden.unsqueeze(0), attention_mask=torch.tensor([size]))[0], output)
         np.testing.assert_allclose(output.detach().numpy(), definition.output(parent, 0.3), rtol=1e-10)
         trees.add(tuple(found))
         assert size > 2 or found == [*range(1, length), length - 1]  # the chain
