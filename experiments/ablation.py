@@ -19,7 +19,6 @@ from statistics import mean, stdev
 import measure
 import numpy as np
 import tables
-from matplotlib.figure import Figure
 
 from grootv import cli
 from grootv.errors import UserError
@@ -31,7 +30,7 @@ QUICK = (
     'train_cfg.max_epochs=3',
     'param_scheduler.1.begin=1',
     'param_scheduler.0.end=1',
-    'train_dataloader.dataset.indices=[' + ','.join(map(str, range(0, 1437, 5))) + ']',
+    f'train_dataloader.dataset.indices={list(range(0, 1437, 5))}'.replace(' ', ''),
 )
 # What differs from GrootV, and the paper's top-1 on ImageNet-1K for it.
 VARIANTS = {
@@ -50,24 +49,20 @@ VARIANTS = {
 
 def train(variant: str, seed: int, work_dir: Path, quick: bool) -> None:
     """Train one variant with one seed, unless that is done."""
-    done = work_dir / 'done'
-    if done.exists():
+    if (work_dir / 'done').exists():
         return
     backbone = [f'model.backbone.{key}={value}' for key, value in VARIANTS[variant][0].items()]
     options = [f'randomness.seed={seed}', *backbone, *(QUICK if quick else ())]
     command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume']
+    command += ['--cfg-options', *options]
     work_dir.mkdir(parents=True, exist_ok=True)
-    with open(work_dir / 'output.txt', 'w') as output:
-        environment = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
-        status = subprocess.run(
-            [*command, '--cfg-options', *options], cwd=ROOT, env=environment, stdout=output, stderr=output
-        ).returncode
-    if status:
-        last = (work_dir / 'output.txt').read_text().strip().splitlines()[-1:] or ['it printed nothing']
-        raise UserError(
-            f'the training of {variant!r}, seed {seed}, failed, see {work_dir}/output.txt: {last[0]}'
-        )
-    done.touch()
+    log, environment = work_dir / 'output.txt', os.environ | dict(PYTHONWARNINGS='ignore')
+    with log.open('w') as output:
+        result = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    if result.returncode:
+        last = log.read_text().strip().splitlines()[-1:] or ['it printed nothing']
+        raise UserError(f'the training of {variant!r}, seed {seed}, failed, see {log}: {last[0]}')
+    (work_dir / 'done').touch()
 
 
 def accuracies(work_dir: Path) -> list[float]:
@@ -79,46 +74,42 @@ def accuracies(work_dir: Path) -> list[float]:
     return [round(found[epoch], 3) for epoch in sorted(found)]
 
 
-def variants(rows: tables.Rows) -> dict[str, tables.Rows]:
-    return {
-        name: [row for row in rows if row['variant'] == name]
-        for name in dict.fromkeys(r['variant'] for r in rows)
-    }
+def by_variant(rows: tables.Rows) -> dict[str, np.ndarray]:
+    """Accuracies (seeds, epochs) of each variant."""
+    names = dict.fromkeys(row['variant'] for row in rows)
+    return {name: np.array([r['accuracy'] for r in rows if r['variant'] == name]) for name in names}
 
 
-def spread(values: list[float]) -> str:
+def spread(values: np.ndarray) -> str:
     return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
 
 
-def page(about: dict, rows: tables.Rows) -> list[str]:
-    epochs = len(rows[0]['accuracy'])
+def page(rows: tables.Rows) -> list[str]:
+    epochs, paper = len(rows[0]['accuracy']), {row['variant']: row['paper'] for row in rows}
     early, shown = min(EARLY, epochs), []
-    for name, runs in variants(rows).items():
-        first, last = ([run['accuracy'][at - 1] for run in runs] for at in (early, epochs))
-        extremes = f'{min(last):.1f}, {max(last):.1f}'
+    for name, curves in by_variant(rows).items():
+        first, last = curves[:, early - 1].tolist(), curves[:, -1].tolist()
         row = {'': name, f'after epoch {early}': spread(first), f'after epoch {epochs}': spread(last)}
-        shown.append(row | {'lowest, highest': extremes, 'paper, ImageNet-1K': runs[0]['paper']})
-    seeds = len(next(iter(variants(rows).values())))
+        row['lowest, highest'] = f'{min(last):.1f}, {max(last):.1f}'
+        shown.append(row | {'paper, ImageNet-1K': paper[name]})
+    seeds = len({row['seed'] for row in rows})
     said = f'Top-1 accuracy in % on the 359 held-out digits, mean and standard deviation over {seeds} seed'
     return ['', said + 's' * (seeds > 1) + '; one digit is 0.28 %.', *tables.table(shown)]
 
 
-def draw(about: dict, rows: tables.Rows) -> Figure:
+def draw(rows: tables.Rows) -> tables.plt.Figure:
     """Accuracy of every run after the last epoch, and of every variant over the epochs."""
     figure, (left, right) = tables.plt.subplots(1, 2, figsize=(11, 4.8), layout='constrained')
-    for line, (name, runs) in enumerate(variants(rows).items()):
-        curves, colour = np.array([run['accuracy'] for run in runs]), f'C{line}'
+    for line, (name, curves) in enumerate(by_variant(rows).items()):
         lines = line + np.linspace(-0.2, 0.2, len(curves))  # equal accuracies side by side
-        left.plot(curves[:, -1], lines, 'o', color=colour, alpha=0.5, markersize=6)
-        left.plot(curves[:, -1].mean(), line, '|', color=colour, markersize=22, markeredgewidth=2.5)
-        right.plot(np.arange(1, curves.shape[1] + 1), 100 - curves.mean(0), color=colour, label=name)
-    left.set_yticks(range(len(variants(rows))), variants(rows))
+        left.plot(curves[:, -1], lines, 'o', alpha=0.5)
+        left.plot(curves[:, -1].mean(), line, 'k|', markersize=22)
+        right.plot(np.arange(1, curves.shape[1] + 1), 100 - curves.mean(0), label=name)
+    left.set_yticks(range(len(by_variant(rows))), by_variant(rows))
     left.invert_yaxis()
     left.set(xlabel='top-1 accuracy after the last epoch, %', title='every run, and the mean')
     right.set(xlabel='epoch', ylabel='mean top-1 error, %', title='error over the training', yscale='log')
     right.legend(fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.3, which='both')
     return figure
 
 
@@ -127,26 +118,18 @@ LAYOUT = 'Ablation on the digits demo', page, draw
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--seeds', type=int, default=5, help='number of seeds, from 0; default 5')
-    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME')
-    parser.add_argument('--quick', action='store_true', help='three epochs on a fifth of the digits')
-    parser.add_argument(
-        '--work-dir', type=Path, help='folder of the runs; default work_dirs/ablation[-quick]'
-    )
-    parser.add_argument('--out', type=Path, help='folder for table and picture; default: that of the runs')
+    add = parser.add_argument
+    add('--seeds', type=measure.positive, default=5, help='number of seeds, from 0; default 5')
+    add('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME')
+    add('--quick', action='store_true', help='three epochs on a fifth of the digits')
+    add('--work-dir', type=Path, help='folder of the runs; default work_dirs/ablation[-quick]')
+    add('--out', type=Path, help='folder for table and picture; default: that of the runs')
     args = parser.parse_args(argv)
-    if args.seeds < 1:
-        raise UserError(f'--seeds must be 1 or more, got {args.seeds}')
     if not (ROOT / 'data/digits').is_dir():
-        raise UserError(
-            'data/digits does not exist: run python tools/dataset_converters/digits.py data/digits'
-        )
+        command = 'python tools/dataset_converters/digits.py data/digits'
+        raise UserError(f'data/digits does not exist: run {command}')
     work_dir = (args.work_dir or ROOT / f'work_dirs/ablation{"-quick" * args.quick}').absolute()
-    path = (args.out or work_dir) / 'ablation.jsonl'
-    try:
-        measure.check_out(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    path = measure.record_path(parser, (args.out or work_dir) / 'ablation.jsonl')
     record = measure.Record('ablation', path, args.quick)
     todo = [(variant, seed) for seed in range(args.seeds) for variant in args.variants]
     for number, (variant, seed) in enumerate(todo, 1):

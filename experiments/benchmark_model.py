@@ -2,45 +2,50 @@
 
     python experiments/benchmark_model.py --profile --out experiments/results/model_cpu.jsonl
     python experiments/benchmark_model.py --arch small --peers swin_small_patch4_window7_224 --batch 16
-    python experiments/benchmark_model.py configs/detection/mask-rcnn_grootv-tiny_fpn_1x_coco.py
 
 All networks take turns in one process, on the same random images, with random weights and without drop
-path. A ratio is the median of the rounds' quotients. What is timed:
+path. A ratio is the median of the rounds' quotients. What is timed::
 
-========= ==============================================================================================
-forward   inference in evaluation mode
-backward  the backward pass of training alone
-step      forward, cross-entropy, backward and AdamW (fused); where a network returns maps, their mean
-          squares take the place of the cross-entropy
-========= ==============================================================================================
+    forward   inference in evaluation mode
+    backward  the backward pass of training alone
+    step      forward, cross-entropy, backward and AdamW (fused)
 
-Peak memory is that of a process of its own for each network (measure.py). A detector is its backbone, neck
-and dense head. experiments/tables.py makes tables and a picture of the record.
+Peak memory is that of a process of its own for each network (measure.py). --profile sorts the operators
+into the parts of the network: an operator belongs to the innermost part that calls it, one of the backward
+pass to the operator of the forward pass whose gradient it computes.
 """
 
+import os
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-import attribution
 import measure
+import timm
 import torch
 import torch.nn.functional as F
-from networks import ARCHS, DEPLOYED, Way, build, deployed, memory_format
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.autograd.profiler import record_function
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
 
-NARROW_SIZE = 512  # pixels: the larger the image and the fewer its channels, the more the trees weigh
+import grootv.integrations.timm  # noqa: F401  # registers GrootV
+
+# The fewer the channels, and the larger the image, the more of the time the trees take: 'narrow' is for that.
+ARCHS = dict(pico=[1, 1, 2, 1], narrow=[2, 2, 9, 2], tiny=None, small=None, base=None)
+NARROW_SIZE = 512
 PEERS = ('swin_tiny_patch4_window7_224', 'convnext_tiny', 'vit_small_patch16_224')
 DTYPES = ('float32', 'bfloat16')
 MODES = ('forward', 'backward', 'step')
+DEPLOYED = {'export': 'torch.export', 'aoti': 'AOTInductor', 'onnx': 'ONNX Runtime'}
 
 # GrootV-T on the CPU, at 224 px, in float32: times and bytes of timm's swin_tiny.
-NAMED = dict(network='grootv_tiny', device='cpu', px=224, peer=PEERS[0])
+NAMED = dict(arch='tiny', device='cpu', input_size=224)
 TARGETS = {
     ('forward', 1, 'ms'): 1.0,
     ('forward', 8, 'ms'): 1.1,
@@ -50,33 +55,103 @@ TARGETS = {
 TREE_AND_SCAN = 10  # per cent of the forward pass
 PER_STAGE = 0.9  # of the time of a tree per block, where trees dominate; elsewhere 1
 
+# Parts of the network under the profiler: whole modules, then operators of the others by their names.
+WHOLE = {'Stem': 'stem', 'Downsample': 'downsampling', 'MLP': 'MLP'}
+PLACES = WHOLE | dict.fromkeys(('GrootV', 'Stage', 'Block', 'TreeSSM'), 'by name')
+BY_NAME = {
+    'projections': ('linear', 'matmul', 'addmm', 'mm', 'bmm', 'einsum'),
+    'convolution': ('conv2d', 'convolution'),
+    'norms': ('layer_norm', 'native_layer_norm'),
+    'copies': ('to', '_to_copy', 'contiguous', 'clone', 'copy_'),
+    'tree': ('build_tree', 'grid_edge_weight', 'minimum_spanning_tree', 'breadth_first_order'),
+    'scan': ('tree_scan', 'selective_tree_scan'),
+    'read-out': ('gated_read_out',),
+}
+PART_OF = {name: part for part, names in BY_NAME.items() for name in names}
+PARTS = ('stem', 'downsampling', *BY_NAME, 'MLP', 'element-wise', 'head', 'loss', 'parameter gradients')
+MARK, NODE = 'place: ', 'autograd::engine::evaluate_function: '
+
+
+@dataclass(frozen=True)
+class Way:
+    """A network and one way of running it."""
+
+    network: str  # timm's name, or 'grootv_' and a key of ARCHS
+    tree_per: str | None = None  # of GrootV
+    dtype: str = 'float32'  # or 'bfloat16', by autocast
+    how: str = 'eager'  # 'torch.compile' or a value of DEPLOYED
+    px: int = 224
+
+    def ratios(self, figures: dict['Way', object], divide: Callable, peer: str | None) -> dict[str, float]:
+        """What this way's figure is over those of others, by the word for them."""
+        others = dict(block=replace(self, tree_per='block' if self.tree_per else None))
+        others |= dict(float32=replace(self, dtype='float32'), eager=replace(self, how='eager'))
+        others |= {peer: replace(self, network=peer, tree_per=None)} if peer else {}
+        known = {word: way for word, way in others.items() if way != self and way in figures}
+        return {f'/ {word}': divide(figures[self], figures[way]) for word, way in known.items()}
+
+
+def build(way: Way, device: str) -> nn.Module:
+    """The network with random weights and without drop path, for images of this size."""
+    torch.manual_seed(0)
+    depths = ARCHS.get(way.network.removeprefix('grootv_'))
+    options = dict(tree_per=way.tree_per) if way.tree_per else {}
+    options |= dict(embed_dims=16, depths=depths) if depths else {}
+    name = 'grootv_tiny' if depths else way.network
+    try:
+        model = timm.create_model(name, drop_path_rate=0.0, img_size=way.px, **options)
+    except TypeError:  # a network that takes every size has no such option
+        model = timm.create_model(name, drop_path_rate=0.0, **options)
+    return model.to(device)
+
+
+def deployed(kind: str, network: nn.Module, px: int, folder: Path) -> nn.Module:
+    """A classifier exported and loaded again: any batch, height and width."""
+    from grootv import export, ops
+
+    network, path = network.eval(), folder / ('model.onnx' if kind == 'onnx' else 'model.pt2')
+    if kind == 'export':
+        torch.export.save(export.export_program(network, px, px), path)
+        call = torch.export.load(path).module().forward
+    elif kind == 'aoti':
+        export.compile_package(export.export_program(network, px, px), path)
+        call = torch._inductor.aoti_load_package(str(path))
+    else:
+        import onnxruntime
+
+        with torch.no_grad():
+            export.export_onnx(network, torch.randn(2, 3, px, px), {}, path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Waiting threads would otherwise keep the cores busy while the next network takes its turn.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        options.register_custom_ops_library(ops.onnxruntime_library())
+        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+
+        def call(images: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {'image': images.numpy()})[0])
+
+    module = nn.Module()
+    module.network, module.forward = network, lambda images: call(images)
+    return module
+
 
 class Runs:
-    """What can be timed of a model on one batch of random images: the methods named by ``MODES``.
-
-    Args:
-        model: Called with images.
-        way: Size, type and memory format.
-        device: 'cpu' or 'cuda'.
-        batch: Number of images.
-    """
+    """What can be timed of a model on one batch of random images: the methods named by ``MODES``."""
 
     def __init__(self, model: nn.Module, way: Way, device: str, batch: int):
         random = torch.Generator().manual_seed(0)
-        images = torch.randn(batch, 3, way.size, way.size, generator=random)
-        self.images = images.to(device, memory_format=memory_format(way))
-        self.labels = torch.randint(2**31, (batch,), generator=random).to(device)
+        self.images = torch.randn(batch, 3, way.px, way.px, generator=random).to(device)
+        self.labels = torch.randint(1000, (batch,), generator=random).to(device)
         self.model, self.device, self.half = model, device, way.dtype == 'bfloat16'
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         self.result = self.error = None
 
     def call(self, mode: str) -> Callable[[], object]:
-        run = getattr(self, mode)
-
         def prepared():
             if self.model.training != (mode != 'forward'):
                 self.model.train(mode != 'forward')
-            run()
+            getattr(self, mode)()
 
         return prepared
 
@@ -85,13 +160,9 @@ class Runs:
             self.result = self.model(self.images)
 
     def loss(self) -> None:
-        """Forward pass of training: cross-entropy, or the mean squares of maps."""
         with self.autocast():
-            result = self.model(self.images)
-            if isinstance(result, Tensor) and result.dim() == 2:
-                self.error = F.cross_entropy(result, self.labels % result.shape[1])
-            else:
-                self.error = sum(leaf.square().mean() for leaf in tree_leaves(result))
+            logits = self.model(self.images)
+            self.error = F.cross_entropy(logits, self.labels % logits.shape[1])
 
     def backward(self) -> None:
         """The gradients of a forward pass that is kept."""
@@ -111,20 +182,14 @@ class Runs:
 
     def finite(self) -> bool:
         """Whether the last call left neither NaN nor infinity."""
-        found = [*tree_leaves(self.result), self.error, *(p.grad for p in self.model.parameters())]
-        return all(bool(x.isfinite().all()) for x in found if isinstance(x, Tensor))
+        found = self.result, self.error, *(parameter.grad for parameter in self.model.parameters())
+        return all(bool(x.isfinite().all()) for x in found if x is not None)
 
 
 def network_call(device: str, way: dict, batch: int, mode: str) -> Callable[[], object]:
     """What a process of its own measures the memory of."""
     way = Way(**way)
     return Runs(build(way, device), way, device, batch).call(mode)
-
-
-def fields(way: Way, mode: str, batch: int) -> dict:
-    """What tells a row from others."""
-    found = dict(mode=mode, batch=batch, px=way.size, network=way.name)
-    return found | dict(tree_per=way.tree_per, dtype=way.dtype, how=way.how)
 
 
 def timed(args, record: measure.Record, models: dict[Way, nn.Module], mode: str, batch: int) -> None:
@@ -137,55 +202,103 @@ def timed(args, record: measure.Record, models: dict[Way, nn.Module], mode: str,
     for way, seconds in turns.items():
         ms = statistics.median(seconds) * 1e3
         p95 = max(seconds) if len(seconds) < 20 else statistics.quantiles(seconds, n=20)[-1]
-        peer = args.peers[0] if args.peers else None
-        over = {
-            f'/ {word}': measure.ratio(seconds, turns[o])
-            for word, o in way.others(peer).items()
-            if o in turns
-        }
         figures = dict(ms=ms, p95_ms=p95 * 1e3, images_per_s=batch / ms * 1e3, finite=runs[way].finite())
-        record.add(**fields(way, mode, batch), rounds=len(seconds), **figures, **over)
+        figures |= way.ratios(turns, measure.ratio, args.peer)
+        record.add(mode=mode, batch=batch, **asdict(way), rounds=len(seconds), **figures)
 
 
 def memory(args, record: measure.Record, ways: list[Way], mode: str) -> None:
     """Peak memory of the greatest batch; a compiler's own would count, so eager."""
     batch, found = max(args.batch), {}
-    warm_up = dict(way=asdict(Way('grootv_pico', size=32)), batch=2, mode='step')
+    warm_up = dict(way=asdict(Way('grootv_pico', px=32)), batch=2, mode='step')
     for way in ways:
         what = dict(way=asdict(way), batch=batch, mode=mode)
-        found[way] = measure.peak_memory('benchmark_model', 'network_call', args.device, warm_up, **what)
+        found[way] = measure.peak_memory(network_call, args.device, warm_up, **what)
     sizes = {way: peak for way, peak in found.items() if isinstance(peak, int)}
     for way, peak in found.items():
-        if way not in sizes:
-            record.add(**fields(way, mode, batch), not_measured=peak)
-            continue
-        others = way.others(args.peers[0] if args.peers else None).items()
-        over = {f'/ {word}': peak / sizes[other] for word, other in others if other in sizes}
-        record.add(**fields(way, mode, batch), mib=peak / 2**20, **over)
+        figures = dict(not_measured=peak)
+        if way in sizes:
+            figures = dict(mib=peak / 2**20) | way.ratios(sizes, lambda mine, other: mine / other, args.peer)
+        record.add(mode=mode, batch=batch, **asdict(way), **figures)
 
 
-def profile(record: measure.Record, model: nn.Module, way: Way, device: str, batch: int, mode: str) -> None:
-    """Milliseconds of the parts of a network, under the profiler and without it."""
-    runs = Runs(model, way, device, batch)
-    (plain,) = measure.take_turns({'': runs.call(mode)}, 2 if record.quick else 5).values()
-    whole, parts = attribution.time_shares(runs, mode == 'backward', calls=1 if record.quick else 5)
-    about = dict(mode=mode, batch=batch, px=way.size, network=way.name)
-    parts = {part: seconds * 1e3 for part, seconds in parts.items()}
-    record.add(**about, parts_ms=parts, profiled_ms=whole * 1e3, plain_ms=statistics.median(plain) * 1e3)
+def profile(args, record: measure.Record, model: nn.Module, way: Way, batch: int, mode: str) -> None:
+    """Milliseconds of the parts of a network, which sum up to the call's, and of the call unprofiled."""
+    runs, count = Runs(model, way, args.device, batch), 1 if args.quick else 5
+    (plain,) = measure.take_turns({'': runs.call(mode)}, count).values()
+    calls = sorted((profiled(runs, mode) for _ in range(count)), key=lambda call: call[0])
+    whole, parts = calls[count // 2]
+    parts_ms = {part: parts[part] / 1e3 for part in PARTS}
+    parts_ms['between operators'] = whole / 1e3 - sum(parts_ms.values())
+    about = dict(mode=mode, batch=batch, px=way.px, network=way.network)
+    record.add(**about, parts_ms=parts_ms, profiled_ms=whole / 1e3, plain_ms=statistics.median(plain) * 1e3)
 
 
-def judge(record: measure.Record, network: str, peer: str | None, named: bool) -> None:
+def profiled(runs: Runs, mode: str) -> tuple[float, Counter]:
+    """Microseconds of one call and of the operators of each part."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it reports that it starts and stops
+    wait = torch.cuda.synchronize if runs.device == 'cuda' else lambda: None
+    marks, hooks = [], []
+
+    def begin(place: str) -> None:
+        marks.append(record_function(MARK + place))
+        marks[-1].__enter__()
+
+    for module in runs.model.modules():
+        if place := 'head' if module is runs.model else PLACES.get(type(module).__name__):
+            hooks.append(module.register_forward_pre_hook(lambda *_, place=place: begin(place)))
+            hooks.append(module.register_forward_hook(lambda *_: marks.pop().__exit__(None, None, None)))
+    runs.model.train(mode == 'backward')
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (runs.device == 'cuda')
+    with profiler(activities=activities, acc_events=True) as found:
+        with record_function(MARK + 'loss'):
+            runs.loss() if mode == 'backward' else runs.forward()
+            wait()
+        if mode == 'backward':
+            with record_function(MARK + 'gradients'):
+                runs.error.backward()
+                wait()
+    for hook in hooks:
+        hook.remove()
+    time = 'device_time_total' if runs.device == 'cuda' else 'cpu_time_total'
+    forward, backward, part_of_node = Counter(), Counter(), {}
+    for event in sorted(found.events(), key=lambda event: event.time_range.start):
+        if event.name.startswith(NODE):
+            part = part_of_node.get(event.sequence_nr, 'element-wise')
+            part = 'parameter gradients' if event.name.endswith('AccumulateGrad') else part
+            backward[part] += getattr(event, time)
+        elif part := part_of(event):
+            # Operators that make no node carry the number of the next one, so the last to start makes it.
+            part_of_node[event.sequence_nr] = part
+            if event.cpu_parent.name.startswith(MARK):
+                forward[part] += getattr(event, time)
+    whole = {event.name: event.cpu_time_total for event in found.events()}
+    return (whole[MARK + 'gradients'], backward) if mode == 'backward' else (whole[MARK + 'loss'], forward)
+
+
+def part_of(event) -> str | None:
+    """Part of an operator of the forward pass: of the outermost one below the innermost mark."""
+    while event.cpu_parent is not None and not event.cpu_parent.name.startswith(MARK):
+        event = event.cpu_parent
+    if event.cpu_parent is None or event.name.startswith((MARK, NODE)):
+        return None
+    place = event.cpu_parent.name.removeprefix(MARK)
+    return PART_OF.get(event.name.split('::')[-1], 'element-wise') if place == 'by name' else place
+
+
+def judge(args, record: measure.Record) -> None:
     """Every target: of the rows that it speaks of, the greatest ratio counts."""
-    rows = list(record.rows)
+    rows, network, peer = list(record.rows), f'grootv_{args.arch}', args.peer
+    named = peer == PEERS[0] and all(getattr(args, key) == value for key, value in NAMED.items())
 
     def worst(title: str, over: str, target: float | None, unit: str = 'ms', **wanted) -> None:
         chosen = [row for row in rows if unit in row and f'/ {over}' in row and wanted.items() <= row.items()]
         row = max(chosen, key=lambda row: row[f'/ {over}'], default=None)
-        if row is None:
-            return record.judge(title, None, target, 'not part of this run')
-        what = f'{row["mode"]}, batch {row["batch"]}, {row["dtype"]}, tree per {row["tree_per"]}'
-        note = f'worst of {len(chosen)}: {what}; {row[unit]:.1f} {unit}'
-        return record.judge(title, row[f'/ {over}'], target, note)
+        note = 'not part of this run'
+        if row:
+            what = ', '.join(str(row[key]) for key in ('mode', 'batch', 'dtype', 'tree_per'))
+            note = f'worst of {len(chosen)}: {what}; {row[unit]:.1f} {unit}'
+        record.judge(title, row and row[f'/ {over}'], target, note=note)
 
     ours = dict(network=network, how='eager')
     plain = ours | dict(dtype='float32', tree_per='block')
@@ -200,89 +313,61 @@ def judge(record: measure.Record, network: str, peer: str | None, named: bool) -
     name = 'tree per stage over tree per block'
     worst(f'{name}, where trees dominate', 'block', PER_STAGE, network='grootv_narrow')
     worst(f'{name}, everywhere', 'block', 1.0, **ours)
-    worst('bfloat16 autocast, time over float32', 'float32', 1.0 if has_bfloat16() else None, **ours)
+    native = torch.cuda.is_available() or 'bf16' in measure.cpuinfo()  # the processor multiplies in bfloat16
+    worst('bfloat16 autocast, time over float32', 'float32', 1.0 if native else None, **ours)
     finite = [row['finite'] for row in rows if 'finite' in row]
-    record.judge('results with NaN or infinity', finite.count(False), 0, f'of {len(finite)}')
+    record.judge('results with NaN or infinity', finite.count(False), 0, note=f'of {len(finite)}')
     for how in sorted({row['how'] for row in rows if 'how' in row} - {'eager'}):
         target = 1.0 if how == 'torch.compile' else None
         worst(f'{how}, time over eager', 'eager', target, network=network, how=how)
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16."""
-    flags = {*measure.cpuinfo('flags').split(), *measure.cpuinfo('Features').split()}
-    return torch.cuda.is_available() or not flags.isdisjoint({'avx512_bf16', 'amx_bf16', 'bf16'})
-
-
-def parse_args(argv: list[str] | None):
-    parser = measure.make_parser(__doc__, rounds=20, budget=60)
-    parser.add_argument('config', nargs='?', help='config file')
-    parser.add_argument('--arch', choices=ARCHS, help='a classifier by name; tiny, if there is no config')
-    parser.add_argument(
-        '--peers', nargs='*', help="timm's names; the first is what the others are divided by"
-    )
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
-    parser.add_argument('--batch', nargs='+', type=measure.positive, default=[1, 8])
-    parser.add_argument('--input-size', type=measure.positive, default=224, help='height and width in pixels')
-    parser.add_argument('--dtype', nargs='+', choices=DTYPES, default=DTYPES, help='bfloat16 by autocast')
-    parser.add_argument(
-        '--tree-per', nargs='+', choices=('block', 'stage'), help='default: both; of a config, its'
-    )
-    parser.add_argument('--compile', action='store_true', help='every network also under torch.compile')
-    parser.add_argument(
-        '--deploy', nargs='+', choices=DEPLOYED, default=[], help='inference also as exported'
-    )
-    parser.add_argument(
-        '--channels-last', action='store_true', help='images and weights in that memory format'
-    )
-    parser.add_argument('--profile', action='store_true', help='where the time of the first network goes')
-    args = measure.parse(parser, argv)
-    if args.config and args.arch:
-        parser.error('give either a config or --arch, not both')
-    if args.deploy and (args.config or args.device != 'cpu'):
-        parser.error('--deploy takes --arch, on the CPU: tools/deployment/ exports the model of a config')
-    args.arch = None if args.config else args.arch or 'tiny'
-    args.tree_per = args.tree_per or (['block', 'stage'] if args.arch else [None])
-    args.peers = list(PEERS if args.arch else ()) if args.peers is None else args.peers
-    return args
-
-
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    shape = dict(size=args.input_size, channels_last=args.channels_last)
-    ours = [Way(args.config or f'grootv_{args.arch}', tree_per, **shape) for tree_per in args.tree_per]
-    networks = {way: build(way, args.device) for way in [*ours, *(Way(peer, **shape) for peer in args.peers)]}
-    peer = args.peers[0] if args.peers else None
-    record = measure.Record('model', args.out, args.quick, args.device, peer=peer, network=ours[0].name)
+    parser = measure.make_parser(__doc__, rounds=20, budget=60)
+    add = parser.add_argument
+    add('--arch', choices=ARCHS, default='tiny')
+    add('--peers', nargs='*', default=PEERS, help="timm's names; the others are divided by the first")
+    add('--modes', nargs='+', choices=MODES, default=MODES)
+    add('--batch', nargs='+', type=measure.positive, default=[1, 8])
+    add('--input-size', type=measure.positive, default=224, help='height and width in pixels')
+    add('--dtype', nargs='+', choices=DTYPES, default=DTYPES, help='bfloat16 by autocast')
+    add('--tree-per', nargs='+', choices=('block', 'stage'), default=('block', 'stage'))
+    add('--compile', action='store_true', help='every network also under torch.compile')
+    add('--deploy', nargs='+', choices=DEPLOYED, default=[], help='inference also as exported, on the CPU')
+    add('--profile', action='store_true', help='where the time of the first network goes')
+    args = measure.parse(parser, argv)
+    if args.deploy and args.device != 'cpu':
+        parser.error('--deploy runs on the CPU')
+    args.peer = args.peers[0] if args.peers else None
+    ours = [Way(f'grootv_{args.arch}', tree_per, px=args.input_size) for tree_per in args.tree_per]
+    ways = [*ours, *(Way(peer, px=args.input_size) for peer in args.peers)]
+    networks = {way: build(way, args.device) for way in ways}
+    record = measure.Record(
+        'model', args.out, args.quick, args.device, peer=args.peer, network=ours[0].network
+    )
     eager = {replace(way, dtype=dtype): model for dtype in args.dtype for way, model in networks.items()}
     for batch, mode in product(args.batch, args.modes):
         models = dict(eager)
-        if args.compile:
-            compiled = {
-                replace(w, how='torch.compile'): torch.compile(m, dynamic=False) for w, m in eager.items()
-            }
-            models |= compiled
+        for way, model in eager.items() if args.compile else ():
+            models[replace(way, how='torch.compile')] = torch.compile(model, dynamic=False)
         with tempfile.TemporaryDirectory() as folder:
             for kind in args.deploy if mode == 'forward' else ():
                 way = replace(ours[0], how=DEPLOYED[kind])
                 models[way] = deployed(kind, networks[ours[0]], args.input_size, Path(folder))
             timed(args, record, models, mode, batch)
-    if args.profile:
-        for batch, mode in product(args.batch, ('forward', 'backward')):
-            profile(record, networks[ours[0]], ours[0], args.device, batch, mode)
-    if args.arch and len(args.tree_per) == 2:
+    for batch, mode in product(args.batch, MODES[:2]) if args.profile else ():
+        profile(args, record, networks[ours[0]], ours[0], batch, mode)
+    if len(ours) == 2:
         size = args.input_size if args.quick else NARROW_SIZE
-        narrow = {
-            w: build(w, args.device) for w in [Way('grootv_narrow', per, size=size) for per in args.tree_per]
-        }
-        timed(args, record, narrow, 'forward', 1)
-        profile(record, next(iter(narrow.values())), next(iter(narrow)), args.device, 1, 'forward')
+        narrow = [Way('grootv_narrow', tree_per, px=size) for tree_per in args.tree_per]
+        models = {way: build(way, args.device) for way in narrow}
+        timed(args, record, models, 'forward', 1)
+        profile(args, record, models[narrow[0]], narrow[0], 1, 'forward')
     del networks, models
     for mode in args.modes:
         if mode != 'backward':
             memory(args, record, list(eager), mode)
-    named = dict(network=ours[0].name, device=args.device, px=args.input_size, peer=peer) == NAMED
-    judge(record, ours[0].name, peer, named)
+    judge(args, record)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ disagrees with its peer or reference is an error, not a figure. It needs torch a
 
 import ctypes
 from collections.abc import Callable
-from contextlib import contextmanager
 from statistics import median
 
 import measure
@@ -39,36 +38,28 @@ TREES = {(128, 56, 56, 160): 0.3, (2, 200, 320, 160): 1.5}
 MAP = (56, 56, 160)  # height, width and channels of the tree that is compared with scipy's
 # Sides of which the largest is compared with the others, and channels.
 GROWTH = {'cpu': ((56, 512), 160), 'cuda': ((256, 512, 1024), 32)}
-TOKENS = (8, 1024, 1536, 16)  # batch, length, channels and states of Mamba-130M
 
 
 class Bench:
-    """Adds a row for every pair of calls that take turns.
+    """Adds a row for every pair of calls that take turns."""
 
-    Args:
-        record: Where rows go.
-        args: Of the command line.
-    """
+    def __init__(self, args):
+        self.record = measure.Record('ops', args.out, args.quick, args.device)
+        self.turns, self.device = (args.rounds, args.budget), args.device
 
-    def __init__(self, record: measure.Record, args):
-        self.record, self.rounds, self.budget, self.device = record, args.rounds, args.budget, args.device
-
-    def row(self, name: str, peer: str, ours: Callable, theirs: Callable, target=None, scale=1.0) -> None:
-        turns = measure.take_turns({'ours': ours, 'theirs': theirs}, self.rounds, self.budget)
+    def row(
+        self, name: str, peer: str, ours: Callable, theirs: Callable, target=None, scale=1.0, threads=None
+    ) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        turns = measure.take_turns({'ours': ours, 'theirs': theirs}, *self.turns)
+        torch.set_num_threads(before)
         times = dict(ms=median(turns['ours']) * 1e3, peer_ms=median(turns['theirs']) * 1e3)
         value = measure.ratio(turns['ours'], turns['theirs']) * scale
-        self.record.judge(name, value, target, peer=peer, threads=torch.get_num_threads(), **times)
+        self.record.judge(name, value, target, peer=peer, threads=threads or before, **times)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.randn(shape, device=self.device).to(dtype)
-
-
-@contextmanager
-def num_threads(count: int):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
 
 
 def label(shape: tuple[int, ...], dtype: torch.dtype) -> str:
@@ -92,30 +83,27 @@ def tree_compared_with_scipy(bench: Bench) -> None:
         tree = csgraph.minimum_spanning_tree(sparse)
         return tree, csgraph.breadth_first_order(tree, 0, directed=False)
 
-    ready = graph()
+    sparse = graph()
     tree_edges = ops.minimum_spanning_tree(weight, height, width)
-    if not np.array_equal(np.sort(values[tree_edges[0].numpy()]), np.sort(scipy_tree(ready)[0].data)):
+    if not np.array_equal(np.sort(values[tree_edges[0].numpy()]), np.sort(scipy_tree(sparse)[0].data)):
         raise RuntimeError('the spanning tree is not as light as scipy says')
-    size, peer = f'{height}x{width}x{channels}', 'scipy tree + order, graph ready'
-    steps = {
-        'grid_edge_weight': lambda: ops.grid_edge_weight(maps),
-        'minimum_spanning_tree': lambda: ops.minimum_spanning_tree(weight, height, width),
-        'breadth_first_order': lambda: ops.breadth_first_order(tree_edges, height, width),
-    }
-    with num_threads(1):
-        bench.row(f'build_tree {size}', peer, lambda: ops.build_tree(maps), lambda: scipy_tree(ready), 1 / 8)
-        other = 'scipy tree + order from weights'
-        bench.row(
-            f'build_tree {size}', other, lambda: ops.build_tree(maps), lambda: scipy_tree(graph()), 1 / 8
-        )
-        for name, step in steps.items():
-            bench.row(f'  {name} {size}', peer, step, lambda: scipy_tree(ready))
+    ready = 'scipy tree + order, graph ready', lambda: scipy_tree(sparse)
+    from_weights = 'scipy tree + order from weights', lambda: scipy_tree(graph())
+    steps = [
+        ('build_tree', lambda: ops.build_tree(maps), ready, 1 / 8),
+        ('build_tree', lambda: ops.build_tree(maps), from_weights, 1 / 8),
+        ('  grid_edge_weight', lambda: ops.grid_edge_weight(maps), ready, None),
+        ('  minimum_spanning_tree', lambda: ops.minimum_spanning_tree(weight, height, width), ready, None),
+        ('  breadth_first_order', lambda: ops.breadth_first_order(tree_edges, height, width), ready, None),
+    ]
+    for name, ours, (peer, theirs), target in steps:
+        bench.row(f'{name} {height}x{width}x{channels}', peer, ours, theirs, target, threads=1)
 
 
 def tree_on_gpu(bench: Bench, shape: tuple[int, ...], target: float) -> None:
     """Milliseconds of tree construction."""
     maps = bench.normal(*shape)
-    (seconds,) = measure.take_turns({'': lambda: ops.build_tree(maps)}, bench.rounds, bench.budget).values()
+    (seconds,) = measure.take_turns({'': lambda: ops.build_tree(maps)}, *bench.turns).values()
     bench.record.judge(f'build_tree {label(shape, maps.dtype)}, ms', median(seconds) * 1e3, target)
 
 
@@ -125,24 +113,26 @@ def scan(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, *targets: flo
     tree = ops.build_tree(bench.normal(batch, height, width, 4))
     signal, grad = (bench.normal(batch, height * width, channels, dtype=dtype) for _ in range(2))
     decay = torch.rand_like(signal)
-    outputs = torch.empty_like(signal), torch.empty_like(signal)
+    out, other = torch.empty_like(signal), torch.empty_like(signal)
 
-    def stream_backward():
-        torch.add(signal, decay, out=outputs[0])
-        torch.neg(grad, out=outputs[1])
+    def forward():
+        return ops.tree_scan(signal, decay, tree)
 
-    calls = {
-        'tree_scan': (
-            lambda: ops.tree_scan(signal, decay, tree),
-            lambda: torch.add(signal, decay, out=outputs[0]),
-        ),
-        'tree_scan_backward': (
-            lambda: torch.ops.grootv.tree_scan_backward(grad, signal, decay, *tree, 'both'),
-            stream_backward,
-        ),
-    }
-    for (name, pair), target in zip(calls.items(), targets, strict=True):
-        bench.row(f'{name} {label(shape, dtype)}', FLOOR, *pair, target)
+    def backward():
+        return torch.ops.grootv.tree_scan_backward(grad, signal, decay, *tree, 'both')
+
+    def stream():
+        return torch.add(signal, decay, out=out)
+
+    name = label(shape, dtype)
+    bench.row(f'tree_scan {name}', FLOOR, forward, stream, targets[0])
+    bench.row(
+        f'tree_scan_backward {name}',
+        FLOOR,
+        backward,
+        lambda: (stream(), torch.neg(grad, out=other)),
+        targets[1],
+    )
 
 
 def selective_scan(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -175,26 +165,9 @@ def selective_scan(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype) -> 
     bench.row(f'  with its backward {name}', peer, lambda: train(fused), lambda: train(separate), 1.0)
 
 
-def token_scan(bench: Bench, dtype: torch.dtype) -> None:
-    """Tree and scan of texts, compared with copying the inputs and the result."""
-    batch, length, channels, states = TOKENS
-    x, delta = (bench.normal(batch, length, channels, dtype=dtype) for _ in range(2))
-    B, C = (bench.normal(batch, length, states, dtype=dtype) for _ in range(2))
-    A, bias = -bench.normal(channels, states).sigmoid(), bench.normal(channels)
-    context = torch.tensor([[0, length]], device=bench.device).repeat(batch, 1)
-    tree, out = ops.token_tree(x, B, context), torch.empty_like(x)
-    calls = {
-        'token_tree': lambda: ops.token_tree(x, B, context),
-        'token_scan': lambda: ops.token_scan(x, delta, A, B, C, tree, bias),
-    }
-    for name, call in calls.items():
-        bench.row(f'{name} {label(TOKENS, dtype)}', FLOOR, call, lambda: torch.add(x, delta, out=out))
-
-
 def growth(bench: Bench, sides: tuple[int, ...], channels: int) -> None:
     """Time per vertex of the largest grid over that of smaller ones, about as many vertices in each batch."""
-    largest, count = sides[-1], sides[-1] ** 2
-    trees, scans = {}, {}
+    count, trees, scans = sides[-1] ** 2, {}, {}
     for side in sides:
         maps = bench.normal(max(count // side**2, 1), side, side, channels)
         signal, decay, tree = maps.flatten(1, 2), maps.flatten(1, 2).sigmoid(), ops.build_tree(maps)
@@ -202,19 +175,17 @@ def growth(bench: Bench, sides: tuple[int, ...], channels: int) -> None:
         scans[side] = lambda given=(signal, decay, tree): ops.tree_scan(*given)
     for side in sides[:-1]:
         batch = count // side**2
-        scale = batch * side**2 / count
         for name, calls in (('build_tree', trees), ('tree_scan', scans)):
             for threads in sorted({1, torch.get_num_threads()}) if name == 'tree_scan' else [1]:
-                with num_threads(threads):
-                    peer, pair = f'{batch} of {side}x{side}', (calls[largest], calls[side])
-                    bench.row(f'{name} per vertex, {largest}x{largest}', peer, *pair, 2.0, scale)
+                pair, peer = (calls[sides[-1]], calls[side]), f'{batch} of {side}x{side}'
+                title, scale = f'{name} per vertex, {sides[-1]}x{sides[-1]}', batch * side**2 / count
+                bench.row(title, peer, *pair, 2.0, scale, threads)
 
 
 def keep_freed_memory() -> None:
     """Let glibc reuse what is freed: rows time operators, not the mapping of fresh pages."""
     trim_threshold, mmap_threshold = -1, -3
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
+    if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_threshold, 2**25)  # the largest that it accepts
 
@@ -223,8 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     args = measure.parse(measure.make_parser(__doc__, budget=3), argv)
     torch.manual_seed(0)
     keep_freed_memory()
-    record = measure.Record('ops', args.out, args.quick, args.device)
-    bench = Bench(record, args)
+    bench = Bench(args)
     with torch.inference_mode():
         if args.device == 'cpu':
             tree_compared_with_scipy(bench)
@@ -236,8 +206,6 @@ def main(argv: list[str] | None = None) -> None:
         for shape, dtype, *_ in SCANS[args.device]:
             if shape[0] > 1:
                 selective_scan(bench, shape, dtype)
-        for dtype in (torch.float32, HALF) if args.device == 'cuda' else ():
-            token_scan(bench, dtype)
         growth(bench, *GROWTH[args.device])
 
 

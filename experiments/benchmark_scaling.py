@@ -28,25 +28,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grootv import ops
+from grootv.models.layers.tree_ssm import TreeSSM
 
 SIDES = (14, 28, 56, 128, 256, 512, 1024)
 FITTED = (56, 512)  # the sides between which growth is judged
 EXPONENT = 1.05
-HEAD_WIDTH = 40
+POWER = 3  # of the side, by which time is expected to grow
+CHANNELS, HEAD_WIDTH = 80, 40  # as in GrootV-T's first stage
 MODES = ('forward', 'training')
-
-
-class Scan(nn.Module):
-    """TreeSSM on the spanning tree of its own map, or on a given tree."""
-
-    def __init__(self, channels: int, tree: ops.Tree | None = None):
-        from grootv.models.layers.tree_ssm import TreeSSM
-
-        super().__init__()
-        self.ssm, self.tree = TreeSSM(channels), tree
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ssm(x, self.tree)[0]
 
 
 class Attention(nn.Module):
@@ -63,32 +52,33 @@ class Attention(nn.Module):
         return self.out_proj(y.transpose(1, 2).reshape(x.shape))
 
 
-MIXERS = {
-    'tree scan': lambda channels, side, device: Scan(channels),
-    'raster scan': lambda channels, side, device: Scan(channels, ops.token_chain(1, side * side, device)),
-    'attention': lambda channels, side, device: Attention(channels),
-}
+MIXERS = ('tree scan', 'raster scan', 'attention')
 
 
 def mixer_call(device: str, name: str, channels: int, side: int, mode: str) -> Callable[[], object]:
     """A call of a layer on one random map of side x side vertices."""
     torch.manual_seed(0)
-    mixer = MIXERS[name](channels, side, device).to(device)
+    mixer = (Attention if name == 'attention' else TreeSSM)(channels).to(device)
+    trees = [ops.token_chain(1, side * side, device)] if name == 'raster scan' else []
     x = torch.randn(1, side, side, channels, device=device)
+
+    def mix(x: Tensor) -> Tensor:
+        y = mixer(x, *trees)
+        return y if name == 'attention' else y[0]
 
     def forward():
         with torch.inference_mode():
-            mixer(x)
+            mix(x)
 
     def training():
         given = x.detach().requires_grad_()
-        torch.autograd.grad(mixer(given), [given, *mixer.parameters()], x)  # a gradient as good as any
+        torch.autograd.grad(mix(given), [given, *mixer.parameters()], x)  # a gradient as good as any
 
     return dict(forward=forward, training=training)[mode]
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the calls of operators of grootv.ops that are made inside, by name."""
+    """Keeps the calls of operators of grootv.ops that are made inside, with their inputs, by name."""
 
     def __init__(self):
         super().__init__()
@@ -100,50 +90,31 @@ class Recorder(TorchDispatchMode):
         return operator(*arguments, **(options or {}))
 
 
-def operator_calls(forward: Callable[[], object]) -> dict[str, Callable[[], object]]:
-    """The operators of a forward pass, each alone on the inputs that it has there."""
-    with Recorder() as recorder:
-        forward()
-    return recorder.calls
-
-
 def at_side(args, record: measure.Record, mode: str, side: int) -> None:
     """Memory, then time, of every layer on one map, or why they were not measured."""
     mib, left_out, calls = {}, {}, {}
     for name in MIXERS:
-        arguments = dict(name=name, channels=args.channels, mode=mode)
-        seconds = expected([row for row in record.rows if row['mode'] == mode], name, side)
-        if seconds > args.limit:
-            left_out[name] = f'about {seconds:.0f} s a call'
+        arguments = dict(name=name, channels=CHANNELS, mode=mode)
+        known = [row for row in record.rows if row['mode'] == mode and name in row['ms']]
+        last = [row['ms'][name] / 1e3 * (side / row['side']) ** POWER for row in known[-1:]]
+        if last and last[0] > args.limit:
+            left_out[name] = f'about {last[0]:.0f} s a call'
             continue
         small = arguments | dict(side=2)
-        peak = measure.peak_memory(
-            'benchmark_scaling', 'mixer_call', args.device, small, side=side, **arguments
-        )
+        peak = measure.peak_memory(mixer_call, args.device, small, side=side, **arguments)
         if isinstance(peak, str):
             left_out[name] = peak
             continue
         mib[name] = peak / 2**20
         calls[name] = mixer_call(args.device, side=side, **arguments)
         if mode == 'forward':
-            for operator, call in operator_calls(calls[name]).items():
-                calls[f'{name}: {operator}'] = call
+            with Recorder() as recorder:
+                calls[name]()
+            calls |= {f'{name}: {operator}': call for operator, call in recorder.calls.items()}
     turns = measure.take_turns(calls, args.rounds, args.budget)
     ms = {name: statistics.median(seconds) * 1e3 for name, seconds in turns.items()}
     rounds = min(map(len, turns.values()), default=0)
     record.add(mode=mode, side=side, rounds=rounds, ms=ms, mib=mib, not_measured=left_out)
-
-
-def expected(rows: list[dict], name: str, side: int) -> float:
-    """Seconds that a map will take, by its growth so far."""
-    known = [(row['side'], row['ms'][name]) for row in rows if name in row['ms']]
-    if not known:
-        return 0.0
-    power = 4.0
-    if len(known) > 1:
-        (x1, y1), (x2, y2) = known[-2:]
-        power = min(max(math.log(y2 / y1) / math.log(x2 / x1), 2.0), 4.0)
-    return known[-1][1] / 1e3 * (side / known[-1][0]) ** power
 
 
 def exponent(rows: list[dict], name: str, quantity: str) -> float | None:
@@ -164,30 +135,22 @@ def judge(record: measure.Record) -> None:
         for name in MIXERS:
             target = EXPONENT if name == 'tree scan' else None
             note = f'sides {FITTED[0]} to {FITTED[1]}'
-            record.judge(f'{name}, {mode}, exponent of time', exponent(rows, name, 'ms'), target, note)
-        for name in [name for name in MIXERS if name != 'tree scan']:
+            record.judge(f'{name}, {mode}, exponent of time', exponent(rows, name, 'ms'), target, note=note)
             both = [row for row in rows if {name, 'tree scan'} <= set(row['ms'])]
-            if both:
+            if both and name != 'tree scan':
                 side, ours, theirs = both[-1]['side'], both[-1]['ms']['tree scan'], both[-1]['ms'][name]
                 title = f'tree scan, {mode}, time over {name}, {side} x {side}'
-                record.judge(title, ours / theirs, None, f'{ours:.2f} and {theirs:.2f} ms')
+                record.judge(title, ours / theirs, note=f'{ours:.2f} and {theirs:.2f} ms')
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = measure.make_parser(__doc__)
-    parser.add_argument(
-        '--sides', nargs='+', type=measure.positive, default=SIDES, help='heights of the maps'
-    )
-    parser.add_argument(
-        '--channels', type=measure.positive, default=80, help="width of the layers; GrootV-T's first stage"
-    )
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
+    parser.add_argument('--sides', nargs='+', type=measure.positive, default=SIDES, help='of the maps')
     parser.add_argument('--limit', type=float, default=30, help='most seconds for a call')
     args = measure.parse(parser, argv)
-    record = measure.Record(
-        'scaling', args.out, args.quick, args.device, channels=args.channels, fitted=FITTED
-    )
-    for mode in args.modes:
+    about = dict(channels=CHANNELS, fitted=FITTED)
+    record = measure.Record('scaling', args.out, args.quick, args.device, **about)
+    for mode in MODES:
         for side in sorted(set(args.sides)):
             at_side(args, record, mode, side)
     judge(record)

@@ -100,25 +100,21 @@ def judge(record: measure.Record) -> None:
         longest = max(tree, key=tree.get)
         note = f'{tree[longest]:.1f} and {tree[lengths[0]]:.1f} us a token'
         title = f'tree and tree scan, {mode}, time per token at {longest} over {lengths[0]} tokens'
-        record.judge(title, tree[longest] / tree[lengths[0]], FLAT, note)
+        record.judge(title, tree[longest] / tree[lengths[0]], FLAT, note=note)
         over = {length: tree[length] / us[length]['chain scan'] for length in lengths}
         worst = max(over, key=over.get)
-        title, note = (
-            f'tree and tree scan, {mode}, time over the chain scan',
-            f'worst of {len(lengths)}: {worst} tokens',
-        )
-        record.judge(title, over[worst], OVER_CHAIN, note)
+        title, note = title.partition(', time')[0], f'worst of {len(lengths)}: {worst} tokens'
+        record.judge(f'{title}, time over the chain scan', over[worst], OVER_CHAIN, note=note)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = measure.make_parser(__doc__)
     parser.add_argument('--lengths', nargs='+', type=measure.positive, default=LENGTHS, help='tokens')
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
     parser.add_argument('--limit', type=float, default=3, help='most seconds for a call')
     parser.add_argument('--operators', action='store_true', help='operators alone, without transformers')
     args = measure.parse(parser, argv)
     record = measure.Record('tokens', args.out, args.quick, args.device)
-    for mode in args.modes:
+    for mode in MODES:
         for length in sorted(set(args.lengths)):
             at_length(args, record, mode, length)
     judge(record)

@@ -7,6 +7,7 @@ The exit status is 0 if nothing failed, 1 if something did, 2 without a GPU.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,15 +20,15 @@ from pathlib import Path
 import measure
 import torch
 
-TESTS = ['-m', 'pytest', 'tests/ops', '--device', 'cuda', '-q', '-p', 'no:cacheprovider']
+TESTS = [sys.executable, *['-m', 'pytest', 'tests/ops', '--device', 'cuda', '-q', '-p', 'no:cacheprovider']]
 SMALL = ['-k', 'drawn or by_hand or gradients_equal', '--maxfail', '1']  # what fits under the sanitizer
 SANITIZERS = ('memcheck', 'racecheck', 'synccheck')
+REPORT = ['--report-api-errors', 'no', '--error-exitcode', '1', '--print-limit', '20']
 BENCHMARKS = {
-    'benchmark_ops': [],
-    'benchmark_tokens': ['--operators'],
-    'benchmark_model': ['--batch', '128', '--dtype', 'bfloat16', '--modes', 'forward', 'step'],
+    'benchmark_ops': '',
+    'benchmark_tokens': '--operators',
+    'benchmark_model': '--batch 128 --dtype bfloat16 --modes forward step',
 }
-NEEDS = {'benchmark_model': 'timm'}  # beyond torch
 STEPS = ('tests', *SANITIZERS, *BENCHMARKS)
 
 
@@ -40,34 +41,22 @@ def sanitizer() -> str | None:
 
 def steps(folder: Path, quick: bool) -> dict[str, list[str] | str]:
     """Command of each step, or why it cannot run here."""
-    found: dict[str, list[str] | str] = {'tests': [sys.executable, *TESTS]}
+    found: dict[str, list[str] | str] = {'tests': TESTS}
     program = sanitizer()
     for tool in SANITIZERS:
-        options = [
-            '--tool',
-            tool,
-            '--report-api-errors',
-            'no',
-            '--error-exitcode',
-            '1',
-            '--print-limit',
-            '20',
-        ]
-        command = [str(program), *options, sys.executable, *TESTS, *SMALL]
+        command = [str(program), '--tool', tool, *REPORT, *TESTS, *SMALL]
         found[tool] = command if program else 'compute-sanitizer not found'
     for name, options in BENCHMARKS.items():
-        out = str(folder / f'{name}.jsonl')
-        command = [sys.executable, f'experiments/{name}.py', '--device', 'cuda', *options, '--out', out]
-        missing = name in NEEDS and measure.version(NEEDS[name]) is None
-        found[name] = f'needs {NEEDS[name]}' if missing else command + ['--quick'] * quick
-    return found
+        command = [sys.executable, f'experiments/{name}.py', '--device', 'cuda', *options.split()]
+        found[name] = command + ['--out', str(folder / f'{name}.jsonl')] + ['--quick'] * quick
+    missing = [name for name in ('timm', 'mmengine') if importlib.util.find_spec(name) is None]
+    return found | (dict(benchmark_model=f'needs {" and ".join(missing)}') if missing else {})
 
 
 def run(command: list[str], seconds: float) -> str:
     """'passed', 'failed with status N' or 'not finished within N s'; then its whole group is ended."""
-    environment = os.environ | dict(
-        PYTHONPATH=os.pathsep.join([str(measure.ROOT), os.environ.get('PYTHONPATH', '')])
-    )
+    path = os.pathsep.join([str(measure.ROOT), os.environ.get('PYTHONPATH', '')])
+    environment = os.environ | dict(PYTHONPATH=path)
     if 'memcheck' in command:  # every tensor allocated by itself, so that a step beyond one is seen
         environment['PYTORCH_NO_CUDA_MEMORY_CACHING'] = '1'
     process = subprocess.Popen(command, cwd=measure.ROOT, env=environment, start_new_session=True)
@@ -89,10 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--quick', action='store_true', help='benchmarks with two turns of each function')
     parser.add_argument('--time-limit', type=float, default=480, help='seconds for all steps together')
     args = parser.parse_args(argv)
-    try:
-        measure.check_out(args.out)
-    except ValueError as error:
-        parser.error(str(error))
+    measure.record_path(parser, args.out)
     if not torch.cuda.is_available():
         print(f'gpu_check: torch {torch.__version__} sees no CUDA device', file=sys.stderr)
         return 2
@@ -100,18 +86,17 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         record = measure.Record('gpu_check', args.out, args.quick, 'cuda')
         for name, command in steps(Path(folder), args.quick).items():
-            start = time.monotonic()
             if name not in args.steps:
                 continue
             print(f'== {name}', flush=True)
-            if isinstance(command, str):
-                record.add(step=name, status=f'skipped: {command}')
-            elif start > end - 5:
-                record.add(step=name, status='skipped: no time left')
-            else:
-                status = run(command, end - start)
-                failed += [name] if status != 'passed' else []
-                record.add(step=name, status=status, seconds=time.monotonic() - start)
+            start = time.monotonic()
+            if isinstance(command, str) or start > end - 5:
+                reason = command if isinstance(command, str) else 'no time left'
+                record.add(step=name, status=f'skipped: {reason}')
+                continue
+            status = run(command, end - start)
+            failed += [name] if status != 'passed' else []
+            record.add(step=name, status=status, seconds=time.monotonic() - start)
             if (rows := Path(folder) / f'{name}.jsonl').exists():
                 for row in measure.read(rows)[1]:
                     record.add(step=name, **row)

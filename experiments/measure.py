@@ -7,16 +7,18 @@ import argparse
 import ctypes
 import datetime
 import gc
-import importlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -37,6 +39,17 @@ def positive(text: str) -> int:
     return number
 
 
+def record_path(parser: argparse.ArgumentParser, out: Path) -> Path:
+    """Check before anything is measured that a record can be written, and make its folder."""
+    if out.suffix != '.jsonl':
+        parser.error(f'--out takes a file that ends in .jsonl, got {out}')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'--out {out}: its folder cannot be made: {error.strerror}')
+    return out
+
+
 def make_parser(doc: str, rounds: int = 5, budget: float = 10) -> argparse.ArgumentParser:
     """A parser with the options of every benchmark; the first line of ``doc`` describes it."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
@@ -50,14 +63,11 @@ def make_parser(doc: str, rounds: int = 5, budget: float = 10) -> argparse.Argum
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, and check device, file and folder before anything is measured."""
     args = parser.parse_args(argv)
-    try:
-        if args.device == 'cuda' and not torch.cuda.is_available():
-            raise ValueError(f'--device cuda: torch {torch.__version__} sees no CUDA device')
-        check_out(args.out)
-    except ValueError as error:
-        parser.error(str(error))
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error(f'--device cuda: torch {torch.__version__} sees no CUDA device')
+    if args.out:
+        record_path(parser, args.out)
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.quick:
@@ -65,34 +75,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def check_out(out: Path | None) -> None:
-    """Check the name of a record and make its folder.
-
-    Raises:
-        ValueError: If the name ends otherwise, or the folder cannot be made.
-    """
-    if out is None:
-        return
-    if out.suffix != '.jsonl':
-        raise ValueError(f'--out takes a file that ends in .jsonl, got {out}')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f'--out {out}: its folder cannot be made: {error.strerror}') from error
-
-
 def take_turns(
     calls: Mapping[str, Callable[[], object]], rounds: int, budget: float = 0
 ) -> dict[str, list[float]]:
-    """Time functions in turn, so that whatever slows the machine down slows all of them.
+    """Median seconds of a call in each turn, by name.
 
-    Args:
-        calls: What to time, by name.
-        rounds: Fewest turns of each.
-        budget: Seconds until which turns continue.
-
-    Returns:
-        Median seconds of a call in each turn, by name.
+    Functions take turns, so that whatever slows the machine down slows all of them: at least ``rounds``
+    turns of each, and more until ``budget`` seconds are over.
     """
     threads = torch.get_num_threads()
     timers = {
@@ -112,54 +101,34 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
 
 
-def verdict(value: float | None, target: float | None) -> str:
-    """'met' or 'missed', or 'none' where there is nothing to judge."""
-    if value is None or target is None:
-        return 'none'
-    return 'met' if value <= target else 'missed'
-
-
-def round_floats(value):
-    """Floats of a row with four significant digits."""
-    if isinstance(value, float):
-        return float(f'{value:.4g}')
-    if isinstance(value, dict):
-        return {key: round_floats(each) for key, each in value.items()}
-    return [round_floats(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
 class Record:
-    """Rows that are printed and written as they come, one JSON object a line.
+    """Rows that are printed and written as they come, one JSON object a line; floats with four digits.
 
     The first line says what was run, where and with what: :func:`machine` and what the experiment adds.
-
-    Attributes:
-        rows: The rows so far.
     """
 
     def __init__(self, kind: str, out: Path | None, quick: bool = False, device: str = 'cpu', **about):
         self.out, self.quick, self.rows = out, quick, []
-        self._write('w', dict(kind=kind, **machine(device), quick=quick, **about))
+        self._write('w', json.dumps(dict(kind=kind, **machine(device), quick=quick, **about)))
 
     def add(self, **row) -> dict:
-        row = round_floats(row)
+        row = json.loads(json.dumps(row), parse_float=lambda text: float(f'{float(text):.4g}'))
         self.rows.append(row)
         print('  '.join(f'{key} {value}' for key, value in row.items() if value is not None), flush=True)
-        self._write('a', row)
+        self._write('a', json.dumps(row, ensure_ascii=False))
         return row
 
-    def judge(
-        self, name: str, value: float | None, target: float | None = None, note: str = '', **more
-    ) -> dict:
-        """Add a figure with its target and verdict; a quick run judges nothing."""
+    def judge(self, name: str, value: float | None, target: float | None = None, **more) -> dict:
+        """Add a figure with its target and whether it is met; a quick run judges nothing."""
         target = None if self.quick else target
-        row = dict(name=name, **more, value=value, target=target, verdict=verdict(value, target))
-        return self.add(**row | (dict(note=note) if note else {}))
+        judged = value is not None and target is not None
+        verdict = ('met' if value <= target else 'missed') if judged else 'none'
+        return self.add(name=name, value=value, target=target, verdict=verdict, **more)
 
-    def _write(self, mode: str, line: dict) -> None:
+    def _write(self, mode: str, line: str) -> None:
         if self.out:
             with self.out.open(mode) as file:
-                file.write(json.dumps(line, ensure_ascii=False) + '\n')
+                file.write(line + '\n')
 
 
 def read(path: Path) -> tuple[dict, list[dict]]:
@@ -170,46 +139,36 @@ def read(path: Path) -> tuple[dict, list[dict]]:
 
 def machine(device: str) -> dict:
     """Command, date, commit, device, processor, threads and versions."""
-    name = torch.cuda.get_device_name() if device == 'cuda' else 'cpu'
-    versions = dict(python=platform.python_version(), torch=torch.__version__)
-    versions |= {package: found for package in PACKAGES if (found := version(package))}
+    packages = [found for name in PACKAGES for found in importlib.metadata.distributions(name=name)]
+    cpu = re.search(r'^model name\s*: (.*)', cpuinfo(), re.MULTILINE)
     return dict(
         command=' '.join(['python', f'experiments/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         commit=commit(),
-        device=name,
-        processor=f'{cpuinfo("model name") or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}',
+        device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
+        processor=f'{cpu[1] if cpu else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}',
         threads=torch.get_num_threads(),
-        versions=versions,
+        versions=dict(python=platform.python_version(), torch=torch.__version__)
+        | {found.name: found.version for found in packages},
     )
 
 
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def cpuinfo(key: str) -> str:
-    """An entry of Linux's /proc/cpuinfo, empty where there is none."""
+def cpuinfo() -> str:
+    """Linux's /proc/cpuinfo, empty where there is none."""
     path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.partition(':')[2].strip() for line in lines if line.split(':')[0].strip() == key), '')
+    return path.read_text() if path.exists() else ''
 
 
 def commit(root: Path = ROOT) -> str:
     """Of the checkout, with '-dirty' if tracked files other than recorded results have changed."""
-
-    def git(*words: str) -> str:
-        result = subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True)
-        return result.stdout.strip() if result.returncode == 0 else ''
-
-    changed = git('status', '--porcelain', '--untracked-files=no', '--', '.', ':!experiments/results')
-    return (git('describe', '--always') or 'unknown') + '-dirty' * bool(changed)
+    git = ['git', '-C', str(root)]
+    name = subprocess.run([*git, 'describe', '--always'], capture_output=True, text=True).stdout.strip()
+    difference = [*git, 'diff', '--quiet', 'HEAD', '--', '.', ':!experiments/results']
+    changed = name and subprocess.run(difference, capture_output=True).returncode == 1
+    return (name or 'unknown') + '-dirty' * bool(changed)
 
 
-def peak_memory(module: str, function: str, device: str, warm_up: dict, **arguments) -> int | str:
+def peak_memory(make: Callable, device: str, warm_up: dict, **arguments) -> int | str:
     """Bytes at the peak of a call, measured in a process of its own, or why there is no figure.
 
     On the CPU: the greatest resident memory during a call that is not the first one, less the pages of files
@@ -217,23 +176,28 @@ def peak_memory(module: str, function: str, device: str, warm_up: dict, **argume
     scratch memory count, Python and libraries do not. On a GPU: the most that PyTorch's allocator held.
 
     Args:
-        module: A script of this folder.
-        function: Its function that builds something and returns the call; ``device`` is its first argument.
+        make: Function of a module that builds something and returns the call; its first argument is a device.
         device: 'cpu' or 'cuda'.
         warm_up: Arguments for a small call before, which imports what any such call imports.
-        arguments: Arguments for the call that is measured, as JSON can hold them.
+        arguments: Arguments for the call that is measured.
     """
-    request = dict(module=module, function=function, device=device, threads=torch.get_num_threads())
-    command = [sys.executable, __file__, json.dumps(request | dict(warm_up=warm_up, arguments=arguments))]
-    child = subprocess.run(command, env=os.environ | GIVE_BACK, capture_output=True, text=True)
-    if child.returncode == 0:
-        return int(child.stdout.splitlines()[-1])
-    said = child.stderr.strip().splitlines()[-1:] if child.returncode > 0 else []
-    return said[0] if said else f'ended with status {child.returncode}'
+    os.environ.update(GIVE_BACK)
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as child:
+        try:
+            threads = torch.get_num_threads()
+            return child.submit(peak_of, make, device, threads, warm_up, arguments).result()
+        except Exception as error:
+            return f'{type(error).__name__}: {error}'
 
 
-def peak_of(call: Callable[[], object], device: str, before: int) -> int:
-    """Bytes at the peak of a call, beyond the bytes ``before``."""
+def peak_of(make: Callable, device: str, threads: int, warm_up: dict, arguments: dict) -> int:
+    torch.set_num_threads(threads)
+    make(device, **warm_up)()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+        libc.malloc_trim(0)
+    before = torch.cuda.memory_allocated() if device == 'cuda' else status('RssAnon')
+    call = make(device, **arguments)
     call()
     if device == 'cuda':
         torch.cuda.synchronize()
@@ -242,34 +206,9 @@ def peak_of(call: Callable[[], object], device: str, before: int) -> int:
         return torch.cuda.max_memory_allocated() - before
     Path('/proc/self/clear_refs').write_text('5')  # the kernel forgets the peak so far
     call()
-    held = status()
-    return held['VmHWM'] - held['RssFile'] - held['RssShmem'] - before
+    return status('VmHWM') - status('RssFile') - status('RssShmem') - before
 
 
-def held_now(device: str) -> int:
-    """Bytes that the process holds, once everything unused is given back."""
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
-        libc.malloc_trim(0)
-    return torch.cuda.memory_allocated() if device == 'cuda' else status()['RssAnon']
-
-
-def status() -> dict[str, int]:
-    """Bytes by the names of Linux's /proc/self/status."""
-    lines = (line.split() for line in Path('/proc/self/status').read_text().splitlines())
-    return {words[0].rstrip(':'): int(words[1]) * 1024 for words in lines if words[-1] == 'kB'}
-
-
-def main() -> None:
-    """The child process of :func:`peak_memory`."""
-    request = json.loads(sys.argv[1])
-    device = request['device']
-    torch.set_num_threads(request['threads'])
-    make = getattr(importlib.import_module(request['module']), request['function'])
-    make(device, **request['warm_up'])()
-    before = held_now(device)
-    print(peak_of(make(device, **request['arguments']), device, before))
-
-
-if __name__ == '__main__':
-    main()
+def status(key: str) -> int:
+    """Bytes of an entry of Linux's /proc/self/status."""
+    return int(re.search(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024

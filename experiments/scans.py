@@ -1,5 +1,7 @@
 """The same network with other scans, to compare with: what ablation_digits.py builds."""
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,58 +12,8 @@ from grootv.registry import MODELS
 from grootv.visualization.blocks import scans
 from grootv.visualization.topology import random_tree, raster_tree
 
-
-def spanning(guide: Tensor, metric: str, root: int) -> Tree:
-    """GrootV's own: the minimum spanning tree of the map."""
-    return build_tree(guide, metric, root)
-
-
-def raster(guide: Tensor, metric: str, root: int) -> Tree:
-    """The row-major path, whatever the map holds."""
-    batch, height, width, _ = guide.shape
-    return on_device(raster_tree(batch, height * width, root), guide)
-
-
-def random(guide: Tensor, metric: str, root: int) -> Tree:
-    """Another random spanning tree for every map, in training and in evaluation."""
-    batch, height, width, _ = guide.shape
-    return on_device(random_tree(batch, height, width, root), guide)
-
-
-def on_device(tree: Tree, guide: Tensor) -> Tree:
-    return Tree(*(part.to(guide.device) for part in tree))
-
-
-PATHS = dict(tree=spanning, raster=raster, random=random)
+PATHS = ('tree', 'raster', 'random')
 ROOTS = ('all', 'first', 'last', 'none')
-
-
-class OtherScan(TreeSSM):
-    """A TreeSSM of the same parameters with its ``path`` and ``roots`` chosen; see :class:`ScanAblation`."""
-
-    path: str
-    roots: str
-
-    def build_tree(self, guide: Tensor) -> Tree:
-        last = guide.shape[1] * guide.shape[2] - 1
-        return PATHS[self.path](guide, self.metric, last if self.roots == 'last' else 0)
-
-    def forward(self, x: Tensor, tree: Tree | None = None) -> tuple[Tensor, Tree]:
-        guide, z = self.project(x)
-        tree = self.build_tree(guide) if tree is None else tree
-        vertices = guide.flatten(1, 2)
-        h, C = self.states(vertices, tree)
-        y = self.out_norm(C * self.state_norm(h) + self.D * vertices) * F.silu(z.flatten(1, 2))
-        return self.out_proj(y).view(x.shape), tree
-
-    def states(self, vertices: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
-        """States h (B, L, D) of the vertices (B, L, D), and what reads them out."""
-        delta, A, B, C = self.scan_inputs(vertices)
-        delta = F.softplus(delta + self.dt_proj.bias)
-        signal, decay = delta * B * vertices, (delta * A.squeeze(1)).exp()
-        if self.roots == 'none':
-            return signal, C
-        return tree_scan(signal, decay, tree, 'both' if self.roots == 'all' else 'up'), C
 
 
 @MODELS.register_module()
@@ -71,7 +23,7 @@ class ScanAblation(GrootV):
     Parameters, their names and their initial values are GrootV's. Training in float32 only.
 
     Args:
-        path: 'tree', 'raster' or 'random'.
+        path: 'tree', 'raster' or 'random': another spanning tree for every map, in training and evaluation.
         roots: 'all' aggregates over all vertices, as GrootV does. 'first' and 'last' scan from the leaves up
             to that vertex in reading order: a vertex aggregates those below it. 'none' does not scan.
         **options: As for :class:`grootv.models.GrootV`.
@@ -83,5 +35,25 @@ class ScanAblation(GrootV):
             if value not in known:
                 raise ValueError(f'ScanAblation: {name} must be one of {", ".join(known)}, got {value!r}')
         for ssm in scans(self).values():
-            ssm.__class__ = OtherScan  # keeps the parameters, and the random numbers drawn for them
-            ssm.path, ssm.roots = path, roots
+            ssm.build_tree = partial(other_tree, metric=ssm.metric, path=path, last=roots == 'last')
+            if roots != 'all':
+                ssm.scan = partial(other_scan, ssm, roots)
+
+
+def other_tree(x: Tensor, metric: str, path: str, last: bool) -> Tree:
+    batch, height, width, _ = x.shape
+    root = height * width - 1 if last else 0
+    if path == 'tree':
+        return build_tree(x, metric, root)
+    raster = path == 'raster'
+    tree = raster_tree(batch, height * width, root) if raster else random_tree(batch, height, width, root)
+    return Tree(*(part.to(x.device) for part in tree))
+
+
+def other_scan(ssm: TreeSSM, roots: str, x: Tensor, tree: Tree) -> tuple[Tensor, Tensor, Tensor]:
+    """As :meth:`TreeSSM.scan`, but up to the tree's root only, or not at all."""
+    x = x.flatten(1, 2)
+    delta, A, B, C = ssm.scan_inputs(x)
+    delta = F.softplus(delta + ssm.dt_proj.bias)
+    signal, decay = delta * B * x, (delta * A.squeeze(1)).exp()
+    return signal if roots == 'none' else tree_scan(signal, decay, tree, 'up'), C, x

@@ -8,7 +8,7 @@ Nothing in them is written by hand: measure again, or run this again.
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -16,25 +16,24 @@ import matplotlib
 
 matplotlib.use('Agg')
 import measure
-import numpy as np
 from benchmark_scaling import exponent
 from matplotlib import pyplot as plt
 from tabulate import tabulate
 
 Rows = list[dict]
 TITLES = dict(name='', value='measured', target='at most', note='', peer_ms='peer, ms', mib='MiB')
+TITLES |= dict(distinct_weights='distinct weights', differs_from_equal_weights="share unlike equal weights'")
 TITLES |= dict(p95_ms='95 % below', images_per_s='images/s', not_measured='not measured')
 
 
 def write(path: Path) -> tuple[Path, Path]:
     """Write PATH.md and PATH.png for the record PATH.jsonl; the only record of a folder has README.md."""
-    page = page_of(path)
-    page.write_text(text(path))
     about, rows = measure.read(path)
-    figure = layout(about['kind'])[2](about, rows)
+    page_of(path).write_text(text(path))
+    figure = layout(about['kind'])[2](rows)
     figure.savefig(path.with_suffix('.png'), dpi=110)
     plt.close(figure)
-    return page, path.with_suffix('.png')
+    return page_of(path), path.with_suffix('.png')
 
 
 def page_of(record: Path) -> Path:
@@ -44,21 +43,24 @@ def page_of(record: Path) -> Path:
 def text(path: Path) -> str:
     """The page of a record."""
     about, rows = measure.read(path)
-    lines = [*heading(about, path.name), *layout(about['kind'])[1](about, rows)]
+    title, page, _ = layout(about['kind'])
+    lines = [*heading(title, about, path.name), *targets(rows), *page(rows)]
     return '\n'.join([*lines, '', f'![]({path.stem}.png)', ''])
 
 
-def heading(about: dict, source: str) -> list[str]:
-    where = about['processor'] if about['device'] == 'cpu' else about['device']
-    threads = f'{about["threads"]} thread' + 's' * (about['threads'] > 1)
-    versions = ', '.join(f'{name} {number}' for name, number in about['versions'].items())
+def heading(title: str, about: dict, source: str) -> list[str]:
+    """Where a record comes from, as far as it was recorded."""
+    shown = {key: value for key, value in about.items() if key not in ('kind', 'command', 'quick')}
+    if isinstance(shown['versions'], dict):
+        shown['versions'] = ', '.join(f'{name} {number}' for name, number in shown['versions'].items())
     return [
-        f'# {layout(about["kind"])[0]}',
+        f'# {title}',
         '',
-        f'Made from [{source}]({source}) by `python experiments/tables.py`. Measured on {where}, {threads},',
-        f'commit {about["commit"]}, {about["date"][:10]}, {versions}, by',
+        f'Made from [{source}]({source}) by `python experiments/tables.py`. Measured by',
         '',
         f'```shell\n{about["command"]}\n```',
+        '',
+        *(f'- {key}: {value}' for key, value in shown.items()),
         *(['', '**A quick run: its figures mean nothing.**'] if about['quick'] else []),
     ]
 
@@ -79,12 +81,6 @@ def table(rows: Rows) -> list[str]:
     return ['', tabulate(cells, titles, 'pipe', disable_numparse=True, colalign=align)]
 
 
-def pivot(rows: Rows, column: Callable[[dict], str], quantity: str) -> Rows:
-    """One row for each name in the quantity of some row, with one key for each of the rows."""
-    names = dict.fromkeys(name for row in rows for name in row[quantity])
-    return [{'': name} | {column(row): row[quantity].get(name) for row in rows} for name in names]
-
-
 def groups(rows: Rows, *keys: str) -> list[tuple[str, Rows]]:
     """Neighbouring rows with the same values of some keys, and those values in words."""
 
@@ -102,20 +98,29 @@ def targets(rows: Rows) -> list[str]:
     return ['', '## Targets', *table(judged)] if judged else []
 
 
-def ops_page(about: dict, rows: Rows) -> list[str]:
-    return targets(rows)
-
-
-def draw_ops(about: dict, rows: Rows) -> plt.Figure:
-    """The ratio of every operator to its peer, and the target."""
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.3 * len(rows)), layout='constrained')
-    names = [f'{index} {row["name"].strip()}, {row["threads"]} threads' for index, row in enumerate(rows)]
-    axes.barh(names, [row['value'] for row in rows], color='tab:green')
-    axes.plot([row['target'] or np.nan for row in rows], names, 'k|', markersize=12, label='target')
-    axes.set(xlabel="time over the peer's", xscale='log')
-    axes.invert_yaxis()
-    axes.legend()
+def bars(xlabel: str, panels: dict[str, dict[str, float]]) -> plt.Figure:
+    """Horizontal bars of the values by name, one panel for each title."""
+    sizes = [2 + len(values) for values in panels.values()]
+    shape = dict(figsize=(9, 0.3 * sum(sizes) + 1), height_ratios=sizes, squeeze=False)
+    figure, grid = plt.subplots(len(panels), layout='constrained', **shape)
+    for axes, (title, values) in zip(grid.flat, panels.items(), strict=True):
+        axes.barh(list(values), list(values.values()), color='tab:green')
+        axes.set(xlabel=xlabel, title=title)
+        axes.invert_yaxis()
     return figure
+
+
+def draw_ops(rows: Rows) -> plt.Figure:
+    names = [f'{i} {row["name"].strip()}, {row["threads"]} threads' for i, row in enumerate(rows)]
+    values = dict(zip(names, [row['value'] for row in rows], strict=True))
+    return bars('', {"time over the peer's": values})
+
+
+TIME = "Medians of calls that take turns; ratios are medians of the rounds' quotients."
+MEMORY = """\
+Of a process of its own: weights, gradients, optimizer, activations and scratch memory, but neither Python nor
+libraries nor freed memory that the C library keeps."""
+FIELDS = {'mode', 'batch', 'px', 'network', 'tree_per', 'dtype', 'how', 'rounds', 'finite'}
 
 
 def label(row: dict) -> str:
@@ -124,106 +129,66 @@ def label(row: dict) -> str:
     return row['network'] + per + how + ', NaN' * (row.get('finite') is False)
 
 
-TIME = "Medians of calls that take turns; ratios are medians of the rounds' quotients."
-MEMORY = """\
-Of a process of its own: weights, gradients, optimizer, activations and scratch memory, but neither Python nor
-libraries nor freed memory that the C library keeps."""
-FIELDS = ('mode', 'batch', 'px', 'network', 'tree_per', 'dtype', 'how', 'rounds', 'finite')
-
-
-def without(row: dict, fields: Iterable[str]) -> dict:
-    return {key: value for key, value in row.items() if key not in fields}
-
-
-def model_page(about: dict, rows: Rows) -> list[str]:
-    lines = targets(rows)
-    for title, words, key in (('Time', TIME, 'ms'), ('Peak memory', MEMORY, 'mib')):
-        some = [row for row in rows if key in row or (key == 'mib' and 'not_measured' in row)]
+def model_page(rows: Rows) -> list[str]:
+    lines = []
+    for title, words, keys in (('Time', TIME, {'ms'}), ('Peak memory', MEMORY, {'mib', 'not_measured'})):
+        some = [row for row in rows if keys & row.keys()]
         lines += ['', f'## {title}', '', words] if some else []
         for name, group in groups(some, 'mode', 'batch', 'px'):
-            lines += ['', f'{name}:']
-            shown = [dict(network=label(row), type=row['dtype']) | without(row, FIELDS) for row in group]
-            lines += table(shown)
+            figures = [{key: row[key] for key in row if key not in FIELDS} for row in group]
+            whose = [dict(network=label(row), type=row['dtype']) for row in group]
+            lines += ['', f'{name}:', *table([a | b for a, b in zip(whose, figures, strict=True)])]
     profiles = [row for row in rows if 'parts_ms' in row]
-    if profiles:
+    shares = []
+    for row in profiles:
+        name = f'{row["network"]}, {row["mode"]}, batch {row["batch"]}, {row["px"]} px'
+        found = {part: f'{100 * ms / row["profiled_ms"]:.1f}' for part, ms in row['parts_ms'].items()}
+        times = {'ms under the profiler': cell(row['profiled_ms']), 'ms without it': cell(row['plain_ms'])}
+        shares.append({'': name} | found | times)
+    if shares:
         lines += ['', '## Where the time goes', '', 'Per cent of one call under the profiler, in float32.']
-        lines += table(list(shares(profiles)))
+        lines += table(
+            [{'part': part} | {row['']: row[part] for row in shares} for part in list(shares[0])[1:]]
+        )
     return lines
 
 
-def shares(profiles: Rows) -> Iterable[dict]:
-    """Per cent of each part, one column for each profile, and the times with and without the profiler."""
-    names = [f'{p["network"]}, {p["mode"]}, batch {p["batch"]}, {p["px"]} px' for p in profiles]
-    for part in profiles[0]['parts_ms']:
-        values = (100 * p['parts_ms'][part] / p['profiled_ms'] for p in profiles)
-        yield {'part': part, **{name: f'{value:.1f}' for name, value in zip(names, values, strict=True)}}
-    for title, key in (('ms under the profiler', 'profiled_ms'), ('ms without it', 'plain_ms')):
-        yield {'part': title, **{name: cell(p[key]) for name, p in zip(names, profiles, strict=True)}}
-
-
-def draw_model(about: dict, rows: Rows) -> plt.Figure:
-    """Images per second of every mode and batch, and the parts of GrootV."""
+def draw_model(rows: Rows) -> plt.Figure:
     timed = groups([row for row in rows if 'images_per_s' in row], 'mode', 'batch', 'px')
-    profiles = [row for row in rows if 'parts_ms' in row]
-    count = len(timed) + bool(profiles)
-    figure, panels = plt.subplots(count, figsize=(9, 3 * count), squeeze=False, layout='constrained')
-    for axes, (name, some) in zip(panels.flat, timed, strict=False):
-        colours = ['tab:green' if row['network'].startswith('grootv') else 'tab:grey' for row in some]
-        ways = [f'{label(row)}, {row["dtype"]}' for row in some]
-        axes.barh(ways, [row['images_per_s'] for row in some], color=colours)
-        axes.set(xlabel='images/s', title=name)
-        axes.invert_yaxis()
-    if profiles:
-        stacked(panels.flat[-1], profiles)
-    return figure
+    panels = {
+        name: {f'{label(row)}, {row["dtype"]}': row['images_per_s'] for row in some} for name, some in timed
+    }
+    return bars('images/s', panels)
 
 
-def stacked(axes: plt.Axes, profiles: Rows) -> None:
-    """Stacked shares of the parts, one bar for each profile."""
-    left = np.zeros(len(profiles))
-    names = [f'{p["network"]}, {p["mode"]}, batch {p["batch"]}' for p in profiles]
-    for colour, part in zip(plt.get_cmap('tab20').colors, profiles[0]['parts_ms'], strict=False):
-        width = np.array([100 * p['parts_ms'][part] / p['profiled_ms'] for p in profiles])
-        axes.barh(names, width, left=left, label=part, color=colour)
-        left += width
-    axes.set(xlabel='%', title='parts')
-    axes.legend(fontsize=6, loc='center left', bbox_to_anchor=(1, 0.5))
-
-
-def scaling_page(about: dict, rows: Rows) -> list[str]:
-    lines = targets(rows)
-    for mode, some in groups([row for row in rows if 'side' in row], 'mode'):
-        for key, title in (('ms', 'Time in ms'), ('mib', 'Peak memory in MiB')):
-            shown = pivot(some, lambda row: f'{row["side"]} x {row["side"]}', key)
-            for row in shown:
-                fit = exponent(some, row[''], key)
-                row['exponent'] = None if fit is None else round(fit, 2)
+def growth_page(rows: Rows, x: str, **quantities: str) -> list[str]:
+    """A table for each mode and quantity: one line for each function, one column for each size."""
+    lines = []
+    for mode, some in groups([row for row in rows if x in row], 'mode'):
+        for key, title in quantities.items():
+            shown = []
+            for name in dict.fromkeys(name for row in some for name in row[key]):
+                shown.append({'': name} | {str(row[x]): row[key].get(name) for row in some})
+                if x == 'side':
+                    slope = exponent(some, name, key)
+                    shown[-1]['exponent'] = None if slope is None else round(slope, 2)
             lines += ['', f'## {title}, {mode}', *table(shown)]
         for row in some:
-            left_out = [f'{name}, {reason}' for name, reason in row['not_measured'].items()]
-            lines += ['', f'Not measured at {row["side"]}: {"; ".join(left_out)}.'] if left_out else []
+            left_out = [f'{name}, {reason}' for name, reason in row.get('not_measured', {}).items()]
+            lines += ['', f'Not measured at {row[x]}: {"; ".join(left_out)}.'] if left_out else []
     return lines
 
 
-def token_page(about: dict, rows: Rows) -> list[str]:
-    lines = targets(rows)
-    for mode, some in groups([row for row in rows if 'length' in row], 'mode'):
-        shown = pivot(some, lambda row: str(row['length']), 'us')
-        lines += ['', f'## Microseconds a token, {mode}', *table(shown)]
-    return lines
-
-
-def draw_growth(rows: Rows, x: str, *quantities: tuple[str, str]) -> plt.Figure:
+def draw_growth(rows: Rows, x: str, **quantities: str) -> plt.Figure:
     """One row of panels for each quantity, one column for each mode; operators alone are dotted."""
     modes = groups([row for row in rows if x in row], 'mode')
-    size = 6.5 * len(modes), 4.5 * len(quantities)
-    figure, grid = plt.subplots(
-        len(quantities), len(modes), figsize=size, squeeze=False, layout='constrained'
-    )
-    for column, (mode, some) in enumerate(modes):
-        for axes, (quantity, title) in zip(grid[:, column], quantities, strict=True):
-            for name in dict.fromkeys(name for row in some for name in row[quantity]):
-                points = [(row[x], row[quantity][name]) for row in some if name in row[quantity]]
+    shape = len(quantities), len(modes)
+    size = 6.5 * shape[1], 4.5 * shape[0]
+    figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout='constrained')
+    for column, (mode, some) in zip(grid.T, modes, strict=True):
+        for axes, (key, title) in zip(column, quantities.items(), strict=True):
+            for name in dict.fromkeys(name for row in some for name in row[key]):
+                points = [(row[x], row[key][name]) for row in some if name in row[key]]
                 style = dict(linestyle=':', linewidth=1) if ':' in name else dict(marker='.')
                 axes.loglog(*zip(*points, strict=True), label=name, **style)
             axes.set(xlabel=x, ylabel=title, title=mode)
@@ -232,24 +197,21 @@ def draw_growth(rows: Rows, x: str, *quantities: tuple[str, str]) -> plt.Figure:
     return figure
 
 
-def draw_scaling(about: dict, rows: Rows) -> plt.Figure:
-    return draw_growth(rows, 'side', ('ms', 'ms'), ('mib', 'peak memory, MiB'))
-
-
-def draw_tokens(about: dict, rows: Rows) -> plt.Figure:
-    return draw_growth(rows, 'length', ('us', 'us a token'))
-
-
+SCALING = dict(x='side', ms='Time in ms', mib='Peak memory in MiB')
+TOKENS = dict(x='length', us='Microseconds a token')
 # By kind of record: title, what makes the page, what makes the picture.
 KINDS = {
-    'ops': ('The operators', ops_page, draw_ops),
+    'ops': ('The operators', lambda rows: [], draw_ops),
     'model': ('GrootV compared with other networks', model_page, draw_model),
-    'scaling': ('Growth with the number of vertices', scaling_page, draw_scaling),
-    'tokens': ('The tree scan over tokens', token_page, draw_tokens),
+    'scaling': (
+        'Growth with the number of vertices',
+        *(partial(f, **SCALING) for f in (growth_page, draw_growth)),
+    ),
+    'tokens': ('The tree scan over tokens', *(partial(f, **TOKENS) for f in (growth_page, draw_growth))),
 }
 
 
-def layout(kind: str) -> tuple[str, Callable, Callable]:
+def layout(kind: str) -> tuple:
     """Title, page and picture of a kind of record; an experiment without a benchmark's rows has its own."""
     return KINDS[kind] if kind in KINDS else importlib.import_module(kind).LAYOUT
 

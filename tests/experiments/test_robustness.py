@@ -10,50 +10,45 @@ from grootv.visualization.blocks import BlockTree
 
 def test_corruptions_by_hand():
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 14
-    assert robustness.translate(picture)[:, :, 0].tolist() == [[0, 0, 42], [126, 126, 168]]
-    assert robustness.brightness(picture, 0.5)[0, 1].tolist() == [21, 28, 35]
-    assert robustness.gaussian_noise(picture, 0, 1).tolist() == picture.tolist()
-    one, two = robustness.gaussian_noise(picture, 20, 1), robustness.gaussian_noise(picture, 20, 2)
-    assert (one != two).any() and (one == robustness.gaussian_noise(picture, 20, 1)).all()
+    moved = robustness.change('translate by 1 pixel', picture, 0)
+    assert moved[:, :, 0].tolist() == [[0, 0, 42], [126, 126, 168]]
+    assert robustness.change('brightness x 1.3', picture, 0)[1, 2].tolist() == [255, 255, 255]
+    one, two, again = (robustness.change('gaussian_noise, deviation 40', picture, seed) for seed in (1, 2, 1))
+    assert (one != two).any() and (one == again).all()
 
 
-def test_tally_by_hand():
+def test_figures_by_hand():
     def built(edges):
         tree = breadth_first_order(torch.tensor(edges, dtype=torch.int32), 2, 3)
         return {(0, 0): BlockTree(torch.zeros(2, 2, 3, 1), tree, 'cosine', lambda _: torch.zeros(0))}
 
     before = torch.tensor([[3.0, 0], [0, 4]]), built([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]])
     after = torch.tensor([[3.0, 0], [5, 4]]), built([[0, 1, 2, 3, 6], [0, 1, 2, 3, 4]])
-    tally = robustness.Tally()
-    tally.add(before, after, torch.tensor([0, 1]))
-    found = tally.figures()
+    found = robustness.figures([robustness.difference(before, after, torch.tensor([0, 1]))])
     assert found['changed_edges'] == 0.1  # one of five in one of two images
     assert found['logits'] == 1  # off by 5 where the norm is 5
     assert found['changed_predictions'] == 0.5 and found['accuracy'] == 50
 
 
-def test_record_of_a_tiny_classifier(classifier, tmp_path):
-    settings = ['--metrics', 'euclidean', '--tree-per', 'stage', '--roots', 'last', '--count', '5']
-    robustness.main([str(classifier.config), str(classifier.checkpoint), *settings, '--out', str(tmp_path)])
+def test_record_of_a_tiny_classifier(classifier, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(robustness, 'SETTINGS', [('euclidean', 'stage', 'last')])
+    arguments = [str(classifier.config), str(classifier.checkpoint), '--out', str(tmp_path), '--count']
+    robustness.main([*arguments, '5'])
     about, rows = measure.read(tmp_path / 'robustness.jsonl')
     assert about['images'] == 5
-    own, other = 'cosine, block, first', 'euclidean, stage, last'
-    found = robustness.by_setting(rows)
-    assert [*found[own]] == [*found[other]] == ['none', *robustness.ROWS]
-    assert found[own]['none']['changed_edges'] == 0 < found[other]['none']['changed_edges']
-    noise = [found[own][f'gaussian_noise, deviation {each}']['changed_edges'] for each in (2, 40)]
+    own, other = (row['changes'] for row in rows if 'setting' in row)
+    assert [*own] == [*other] == ['none', *robustness.CHANGES, *robustness.PRECISIONS]
+    assert own['none']['changed_edges'] == 0 < other['none']['changed_edges']
+    noise = [own[f'gaussian_noise, deviation {each}']['changed_edges'] for each in (2, 40)]
     assert 0 < noise[0] < noise[1]
-    assert found[own]['float16 autocast']['logits'] < found[own]['bfloat16 autocast']['logits'] < 0.2
+    assert own['float16 autocast']['logits'] < own['bfloat16 autocast']['logits'] < 0.2
     stress = {row['input']: row for row in rows if row.get('metric') == 'cosine'}
     assert [name for name, row in stress.items() if not row['finite']] == ['one NaN pixel', 'all NaN']
     assert (stress['all NaN']['distinct_weights'], stress['all NaN']['depth']) == (1, 7 + 7)
-    page = next(tmp_path.glob('*.md')).read_text()
-    assert f'| {other} ' in page and '1 of 112' in page
-
-
-def test_bad_requests_are_reported(classifier, tmp_path):
-    config, checkpoint, out = str(classifier.config), str(classifier.checkpoint), ['--out', str(tmp_path)]
-    with pytest.raises(robustness.UserError, match='--count must be 1 or more, got 0'):
-        robustness.main([config, checkpoint, '--count', '0', *out])
+    page = (tmp_path / 'robustness.md').read_text()
+    assert '| euclidean, stage, last ' in page and '| all NaN ' in page
+    with pytest.raises(SystemExit):
+        robustness.main([*arguments, '0'])
+    assert 'must be 1 or more, got 0' in capsys.readouterr().err
     with pytest.raises(robustness.UserError, match='is no classifier'):
-        robustness.main([config, checkpoint, '--cfg-options', 'default_scope=mmdet', *out])
+        robustness.main([*arguments, '5', '--cfg-options', 'default_scope=mmdet'])
