@@ -1,13 +1,11 @@
 import pytest
 import torch
-from mmcv.ops import RoIAlign
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from grootv.models import GrootV
 from grootv.models.layers import tree_ssm
-from grootv.registry import MODELS
 
 PICO = dict(embed_dims=8, depths=[1, 1, 2, 1])
 
@@ -17,10 +15,8 @@ def pico(**options):
     return GrootV(**{'arch': PICO, 'out_indices': (0, 1, 2, 3), **options})
 
 
-def image(*size, batch=2, **options):
-    return torch.randn(
-        batch, 3, *size, generator=torch.Generator().manual_seed(1), dtype=options.get('dtype')
-    )
+def image(*size, batch=2):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -37,44 +33,12 @@ def built_trees(monkeypatch):
     return trees
 
 
-@pytest.mark.parametrize(
-    ('arch', 'width', 'parameters'),
-    [('tiny', 80, 29_958_600), ('small', 96, 51_331_624), ('base', 128, 90_597_096)],
-)
-def test_published_parameter_counts(arch, width, parameters):
-    head = dict(type='grootv.GrootVClsHead', num_classes=1000, in_channels=8 * width)
-    with torch.device('meta'):
-        parts = [MODELS.build(dict(type='GrootV', arch=arch)), ROOT_MODELS.build(head)]
-    assert sum(p.numel() for part in parts for p in part.parameters()) == parameters
-
-
-@pytest.mark.parametrize('size', [(1, 1), (1, 40), (33, 1), (7, 5), (33, 50), (64, 32)])
+@pytest.mark.parametrize('size', [(2, 1, 1), (2, 1, 40), (2, 33, 1), (2, 7, 5), (2, 33, 50), (0, 32, 32)])
 def test_maps_of_any_size_halve_and_double(size):
-    maps = pico()(image(*size))
-    for i, x in enumerate(maps):
-        expected = [-(-side // 2 ** (i + 2)) for side in size]
-        assert x.shape == (2, 8 * 2**i, *expected)
-        assert x.is_contiguous()
-
-
-def test_mmcv_operators_which_ignore_strides_read_the_maps_right():
-    (x,) = pico(out_indices=(1,))(image(64, 64))
-    boxes = torch.tensor([[0, 0.0, 0.0, 40.0, 50.0], [1, 8.0, 16.0, 60.0, 60.0]])
-    ours = RoIAlign(7, 1 / 8, 2)(x, boxes)
-    assert torch.equal(ours, RoIAlign(7, 1 / 8, 2, use_torchvision=True)(x, boxes))
-
-
-def test_an_empty_batch_gives_empty_maps():
-    assert [x.shape[0] for x in pico()(image(32, 32, batch=0))] == [0] * 4
-
-
-def test_a_map_is_the_output_of_its_stages_norm():
-    model = pico()
-    outputs = []
-    for stage in model.stages:
-        stage.norm.register_forward_hook(lambda module, args, output: outputs.append(output))
-    for x, normalised in zip(model(image(40, 24)), outputs, strict=True):
-        assert torch.equal(x.permute(0, 2, 3, 1), normalised)
+    batch, *sides = size
+    for i, x in enumerate(pico()(image(*sides, batch=batch))):
+        assert x.shape == (batch, 8 * 2**i, *(-(-side // 2 ** (i + 2)) for side in sides))
+        assert x.is_contiguous()  # operators of mmcv ignore strides
 
 
 def test_out_indices_select_maps_and_skip_later_stages():
@@ -112,26 +76,20 @@ def test_the_metric_reaches_the_tree():
 
 
 @pytest.mark.parametrize('tree_per', ['block', 'stage'])
-def test_with_cp_keeps_values_gradients_and_drop_path(tree_per):
-    results = []
+def test_with_cp_keeps_fewer_activations_and_the_same_gradients(tree_per):
+    results, kept = [], []
     for with_cp in (False, True):
         model = pico(with_cp=with_cp, drop_path_rate=0.5, tree_per=tree_per).train()
         torch.manual_seed(5)
-        loss = sum(x.square().sum() for x in model(image(40, 24, batch=4)))
-        loss.backward()
-        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_with_cp_keeps_fewer_activations():
-    kept = []
-    for with_cp in (False, True):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
         ):
-            pico(with_cp=with_cp)(image(64, 64))
+            loss = sum(x.square().sum() for x in model(image(64, 48, batch=4)))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
         kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert kept[1] < kept[0] / 3
 
 
@@ -209,13 +167,6 @@ def test_convolutions_need_not_copy_their_weights():
     assert not [shape for shape in copied if shape[2:] == [3, 3]]
 
 
-def test_init_weights_changes_nothing_by_itself():
-    model = pico()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.init_weights()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
 def test_pretrained_weights_load_under_a_prefix(tmp_path):
     torch.manual_seed(9)
     source = GrootV(PICO)
@@ -223,8 +174,10 @@ def test_pretrained_weights_load_under_a_prefix(tmp_path):
     weights['head.fc.weight'] = torch.zeros(1)
     torch.save({'state_dict': weights}, tmp_path / 'model.pth')
     checkpoint = dict(type='Pretrained', checkpoint=str(tmp_path / 'model.pth'), prefix='backbone.')
-    model = pico(init_cfg=checkpoint)
+    model, before = pico(init_cfg=checkpoint), pico()
     model.init_weights()
+    before.init_weights()
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), pico().parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
 
 
@@ -275,21 +228,8 @@ def test_a_bad_option_is_one_clear_sentence(options, message):
         GrootV(**{'arch': PICO, **options})
 
 
-def test_float64_all_the_way():
-    maps = pico().double()(image(32, 32, dtype=torch.float64))
-    assert all(x.dtype is torch.float64 for x in maps)
-
-
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_mixed_precision_trains_without_nan(dtype, monkeypatch):
-    scanned = []
-
-    def scan(x, delta, *others):
-        scanned.append((x.dtype, delta.dtype))
-        return selective_tree_scan(x, delta, *others)
-
-    selective_tree_scan = tree_ssm.selective_tree_scan
-    monkeypatch.setattr(tree_ssm, 'selective_tree_scan', scan)
+def test_mixed_precision_trains_without_nan(dtype):
     model = pico(drop_path_rate=0.1).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []
@@ -302,11 +242,10 @@ def test_mixed_precision_trains_without_nan(dtype, monkeypatch):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert set(scanned) == {(torch.float32, torch.float32)}
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_a_half_precision_model_runs(dtype):
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_precision_runs(dtype):
     model, x = pico().eval(), image(32, 32)
     exact, rough = model(x), model.to(dtype)(x.to(dtype))
     for a, b in zip(exact, rough, strict=True):

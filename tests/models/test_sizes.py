@@ -14,54 +14,62 @@ from tests.tools.tiny_run import write_detection, write_segmentation
 # Height, width: one pixel over a multiple of 32, one over a multiple of 4, and a last stage of 1 x 1.
 RAGGED = [(65, 33), (37, 97), (32, 20)]
 ALONE = [(65, 33), (37, 97), (32, 32), (5, 3), (1, 1)]
-ENLARGED = 2  # the images were twice as large as the network sees them
-
-
-def noise(size: tuple[int, int]) -> torch.Tensor:
-    return torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-
-
-def original(size: tuple[int, int]) -> tuple[int, int]:
-    return ENLARGED * size[0], ENLARGED * size[1]
-
-
-# Mask R-CNN ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
-def detector_config(tmp_path_factory) -> Config:
-    folder = tmp_path_factory.mktemp('detector')
-    return Config.fromfile(write_detection(folder, folder)).model
+def build(tmp_path_factory):
+    """Builds the tiny network of a task, with options of its preprocessor."""
+    writers = dict(mmdet=write_detection, mmseg=write_segmentation)
+    folders = {scope: tmp_path_factory.mktemp(scope) for scope in writers}
+    files = {scope: writers[scope](folder, folder) for scope, folder in folders.items()}
+
+    def build(scope, **preprocessor):
+        init_default_scope(scope)
+        torch.manual_seed(0)
+        config = Config.fromfile(files[scope]).model
+        config.data_preprocessor.update(preprocessor)
+        model = MODELS.build(config)
+        model.init_weights()
+        return model.eval()
+
+    return build
 
 
-def detector(config: Config, divisor: int):
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(config)
-    model.data_preprocessor.pad_size_divisor = divisor
-    model.init_weights()
-    return model
+def batch(scope: str, sizes: list[tuple[int, int]]) -> dict:
+    """Noise, labelled: an object that fills most of each image, or a class at each pixel."""
+    samples = [(scene if scope == 'mmdet' else label_map)(size) for size in sizes]
+    for sample, (height, width) in zip(samples, sizes, strict=True):  # twice as large as the network sees
+        sample.set_metainfo(dict(img_shape=(height, width), ori_shape=(2 * height, 2 * width)))
+        sample.set_metainfo(dict(scale_factor=(0.5, 0.5), flip=False))
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    return dict(inputs=images, data_samples=samples)
 
 
 def scene(size: tuple[int, int]) -> DetDataSample:
-    """An object that fills most of the image."""
     height, width = size
-    sample = DetDataSample(
-        metainfo=dict(img_shape=size, ori_shape=original(size), scale_factor=(1 / ENLARGED, 1 / ENLARGED))
-    )
+    sample = DetDataSample()
     mask = torch.zeros(1, height, width, dtype=torch.uint8)
     mask[:, height // 4 :, width // 4 :] = 1
     box = torch.tensor([[width // 4, height // 4, width, height]], dtype=torch.float32)
-    sample.gt_instances = InstanceData(
-        bboxes=box, labels=torch.tensor([3]), masks=BitmapMasks(mask.numpy(), height, width)
-    )
+    masks = BitmapMasks(mask.numpy(), height, width)
+    sample.gt_instances = InstanceData(bboxes=box, labels=torch.tensor([3]), masks=masks)
     sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     return sample
 
 
-def check_objects(sample: DetDataSample) -> None:
+def label_map(size: tuple[int, int]) -> SegDataSample:
+    return SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, *size))))
+
+
+def check(sample: DetDataSample | SegDataSample) -> None:
     """All that is found lies in the original image, which is larger than what the network saw."""
     height, width = sample.ori_shape
+    if isinstance(sample, SegDataSample):
+        labels = sample.pred_sem_seg.data
+        assert labels.shape == (1, height, width)
+        assert ((labels >= 0) & (labels < 11)).all()
+        assert torch.isfinite(sample.seg_logits.data).all()
+        return
     objects = sample.pred_instances
     assert len(objects.labels) > 0
     assert (objects.bboxes >= 0).all()
@@ -69,104 +77,52 @@ def check_objects(sample: DetDataSample) -> None:
     assert objects.masks.shape == (len(objects.labels), height, width)
 
 
-@pytest.mark.parametrize('divisor', [32, 1])
-def test_objects_of_a_ragged_batch(detector_config, divisor):
-    model = detector(detector_config, divisor).eval()
-    batch = dict(inputs=[noise(size) for size in RAGGED], data_samples=[scene(size) for size in RAGGED])
+@pytest.mark.parametrize(
+    ('scope', 'preprocessor'),
+    [('mmdet', dict(pad_size_divisor=32)), ('mmdet', dict(pad_size_divisor=1)), ('mmseg', {})],
+)
+@pytest.mark.parametrize('size', ALONE)
+def test_an_image_of_any_size(build, scope, preprocessor, size):
+    with torch.no_grad():
+        (sample,) = build(scope, **preprocessor).test_step(batch(scope, [size]))
+    check(sample)
+
+
+@pytest.mark.parametrize(('divisor', 'height', 'width'), [(32, 96, 128), (1, 65, 97)])
+def test_objects_of_a_ragged_batch(build, divisor, height, width):
+    model = build('mmdet', pad_size_divisor=divisor)
     seen = []
     model.backbone.register_forward_hook(lambda _, images, maps: seen.append((images[0].shape, maps)))
     with torch.no_grad():
-        found = model.test_step(batch)
+        found = model.test_step(batch('mmdet', RAGGED))
     (shape, maps), *_ = seen
-    assert shape == ((3, 3, 96, 128) if divisor == 32 else (3, 3, 65, 97))
-    assert [tuple(m.shape[2:]) for m in maps] == [
-        tuple(-(-side // stride) for side in shape[2:]) for stride in (4, 8, 16, 32)
-    ]
+    assert shape == (3, 3, height, width)
+    assert [tuple(m.shape[2:]) for m in maps] == [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32)]
     for sample, size in zip(found, RAGGED, strict=True):
-        assert sample.ori_shape == original(size)
-        check_objects(sample)
+        assert sample.ori_shape == (2 * size[0], 2 * size[1])
+        check(sample)
 
 
-@pytest.mark.parametrize('divisor', [32, 1])
-@pytest.mark.parametrize('size', ALONE)
-def test_objects_of_an_image_of_any_size(detector_config, size, divisor):
-    model = detector(detector_config, divisor).eval()
+@pytest.mark.parametrize('padding', [None, dict(size_divisor=32)])
+def test_labels_of_a_batch_are_those_of_each_image_alone(build, padding):
+    data = batch('mmseg', [(65, 33)] * 2)
+    model = build('mmseg', test_cfg=padding)
     with torch.no_grad():
-        (sample,) = model.test_step(dict(inputs=[noise(size)], data_samples=[scene(size)]))
-    check_objects(sample)
+        found = model.test_step(data)
+        (alone,) = model.test_step({name: values[1:] for name, values in data.items()})
+    for sample in found:
+        check(sample)
+    torch.testing.assert_close(found[1].seg_logits.data, alone.seg_logits.data, rtol=1e-3, atol=1e-5)
 
 
-def test_a_detector_learns_from_a_ragged_batch(detector_config):
-    model = detector(detector_config, 32).train()
-    batch = dict(inputs=[noise(size) for size in RAGGED], data_samples=[scene(size) for size in RAGGED])
-    loss, parts = model.parse_losses(model(**model.data_preprocessor(batch, training=True), mode='loss'))
-    loss.backward()
-    assert all(torch.isfinite(part).all() for part in parts.values())
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-# UPerNet -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def segmenter_config(tmp_path_factory) -> Config:
-    folder = tmp_path_factory.mktemp('segmenter')
-    return Config.fromfile(write_segmentation(folder, folder)).model
-
-
-def segmenter(config: Config, **preprocessor):
-    init_default_scope('mmseg')
-    torch.manual_seed(0)
-    config = Config(dict(model=config.to_dict())).model
-    config.data_preprocessor.update(preprocessor)
-    model = MODELS.build(config)
-    model.init_weights()
-    return model
-
-
-def label_map(size: tuple[int, int]) -> SegDataSample:
-    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=original(size), flip=False))
-    sample.gt_sem_seg = PixelData(data=torch.randint(0, 11, (1, *size)))
-    return sample
-
-
-def check_labels(sample: SegDataSample) -> None:
-    labels = sample.pred_sem_seg.data
-    assert labels.shape == (1, *sample.ori_shape)
-    assert ((labels >= 0) & (labels < 11)).all()
-    assert torch.isfinite(sample.seg_logits.data).all()
-
-
-@pytest.mark.parametrize('size', ALONE)
-def test_labels_of_an_image_of_any_size(segmenter_config, size):
-    model = segmenter(segmenter_config).eval()
-    with torch.no_grad():
-        (sample,) = model.test_step(dict(inputs=[noise(size)], data_samples=[label_map(size)]))
-    check_labels(sample)
-
-
-def test_labels_of_a_batch(segmenter_config):
-    """Images of one size, one pixel over a multiple of 32; padded or not, they come back in that size."""
-    size = (65, 33)
-    images, samples = [noise(size) for _ in range(2)], [label_map(size) for _ in range(2)]
-    for padding in (None, dict(size_divisor=32)):
-        model = segmenter(segmenter_config, test_cfg=padding).eval()
-        with torch.no_grad():
-            found = model.test_step(dict(inputs=images, data_samples=samples))
-            (alone,) = model.test_step(dict(inputs=images[1:], data_samples=samples[1:]))
-        for sample in found:
-            check_labels(sample)
-        torch.testing.assert_close(found[1].seg_logits.data, alone.seg_logits.data, rtol=1e-3, atol=1e-5)
-
-
-def test_a_segmenter_learns_from_a_ragged_batch(segmenter_config):
-    """Crops smaller than the training size are padded to it, with pixels that count for nothing."""
-    model = segmenter(segmenter_config).train()
-    batch = dict(inputs=[noise(s) for s in RAGGED], data_samples=[label_map(s) for s in RAGGED])
-    data = model.data_preprocessor(batch, training=True)
-    assert data['inputs'].shape == (3, 3, 128, 128)
-    for sample, size in zip(data['data_samples'], RAGGED, strict=True):
-        assert (sample.gt_sem_seg.data != 255).sum() == size[0] * size[1]
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_learns_from_a_ragged_batch(build, scope):
+    model = build(scope).train()
+    data = model.data_preprocessor(batch(scope, RAGGED), training=True)
+    if scope == 'mmseg':  # padded to the training size, with pixels that count for nothing
+        assert data['inputs'].shape == (3, 3, 128, 128)
+        for sample, size in zip(data['data_samples'], RAGGED, strict=True):
+            assert (sample.gt_sem_seg.data != 255).sum() == size[0] * size[1]
     loss, parts = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
     assert all(torch.isfinite(part).all() for part in parts.values())

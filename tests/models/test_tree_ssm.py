@@ -15,20 +15,7 @@ def layer(channels=6, dtype=torch.float64, **options):
     return ssm
 
 
-def test_one_vertex_by_hand():
-    ssm = layer()
-    x = torch.randn(6, dtype=torch.float64)
-    guide, gate = (ssm.in_proj.weight @ x).split(12)
-    guide = F.silu(guide * ssm.conv.weight[:, 0, 1, 1])
-    low, write, read = ssm.x_proj.weight @ guide
-    delta = torch.log1p(torch.exp(ssm.dt_proj.weight[:, 0] * low + ssm.dt_proj.bias))
-    state = delta * write * guide  # alone, a vertex hears itself
-    y = ssm.out_norm(read * ssm.state_norm(state) + ssm.D * guide)
-    expected = ssm.out_proj.weight @ (y * F.silu(gate))
-    torch.testing.assert_close(ssm(x.view(1, 1, 1, 6))[0].flatten(), expected)
-
-
-def test_two_vertices_hear_each_other_through_the_decay():
+def test_two_vertices_receive_from_each_other_through_the_decay():
     ssm = layer()
     x = torch.randn(1, 2, 12, dtype=torch.float64)
     tree = build_tree(x.view(1, 1, 2, 12))
@@ -71,11 +58,6 @@ def test_gradients_against_finite_differences():
     x = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     tree = ssm(x)[1]  # held fixed: it would jump, and the definition gives it no gradient
     assert torch.autograd.gradcheck(lambda x: ssm(x, tree)[0], (x,))
-
-
-@pytest.mark.parametrize('shape', [(2, 4, 5, 6), (1, 1, 1, 6), (0, 3, 3, 6)])
-def test_keeps_the_shape(shape):
-    assert layer(dtype=torch.float32)(torch.randn(shape))[0].shape == shape
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
