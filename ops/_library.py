@@ -73,9 +73,6 @@ def onnxruntime_library() -> str:
     :func:`tree_scan`, :func:`selective_tree_scan` and :func:`gated_read_out` as operators of the domain
     ``grootv``, version 1, by the same kernels, in float32. Tensors are inputs and outputs, other arguments
     attributes.
-
-    Raises:
-        ImportError: If the library has not been built.
     """
     if not _ONNXRUNTIME.exists():
         raise ImportError(

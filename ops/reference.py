@@ -26,11 +26,15 @@ def grid_edge_weight(features: Tensor, metric: str = 'cosine') -> Tensor:
     first, second = grid_edges(height, width, features.device).long().unbind(1)
     x, y = vertices[:, first], vertices[:, second]
     if metric == 'cosine':
-        # In float64, because torch's float32 root may be off by one unit in the last place.
-        norm = [_lane_sum(v * v).double().sqrt().float().clamp_min(1e-8) for v in (x, y)]
-        return _exp(-(_lane_sum(x * y) / (norm[0] * norm[1])))
+        return _exp(-_cosine(x, y))
     difference = x - y
     return _lane_sum(difference * difference if metric == 'euclidean' else difference.abs())
+
+
+def _cosine(x: Tensor, y: Tensor) -> Tensor:
+    # Roots in float64, because torch's float32 root may be off by one unit in the last place.
+    x_norm, y_norm = (_lane_sum(v * v).double().sqrt().float().clamp_min(1e-8) for v in (x, y))
+    return _lane_sum(x * y) / (x_norm * y_norm)
 
 
 def _lane_sum(terms: Tensor) -> Tensor:
@@ -107,13 +111,8 @@ def breadth_first_order_from_edges(
         _breadth_first(graph[tree.long()].tolist(), num_vertices, root)
         for graph, tree in zip(edges, tree_edges.cpu(), strict=True)
     ]
-    columns = zip(*trees, strict=True) if trees else ([], [])
-    return Tree(
-        *(
-            torch.tensor(list(column), dtype=torch.int32, device=tree_edges.device).view(-1, num_vertices)
-            for column in columns
-        )
-    )
+    parts = torch.tensor(trees, dtype=torch.int32, device=tree_edges.device).view(-1, 2, num_vertices)
+    return Tree(*(part.contiguous() for part in parts.unbind(1)))
 
 
 def _breadth_first(tree_edges: list, num_vertices: int, root: int) -> tuple[list, list]:
@@ -197,15 +196,13 @@ def gated_read_out(h, C, x, D, z, h_norm, y_norm, eps=1e-5) -> Tensor:
 def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> Tensor:
     """Cosines of both factors, multiplied; see :func:`grootv.ops.token_edge_weight`."""
     earlier, later = token_edges(x.shape[1], reach).long().unbind(1)
-    cosine = []
-    for vectors in (x.detach().float(), B.detach().float()):
-        norm = _lane_sum(vectors * vectors).double().sqrt().float().clamp_min(1e-8)
-        dot = _lane_sum(vectors[:, earlier] * vectors[:, later])
-        cosine.append(dot / (norm[:, earlier] * norm[:, later]))
+    x_cosine, B_cosine = (
+        _cosine(v[:, earlier], v[:, later]) for v in (x.detach().float(), B.detach().float())
+    )
     first, stop = context.long().unbind(1)
     span = torch.arange(1, reach + 1).repeat(x.shape[1] - 1)
     inside = (later - span >= first.unsqueeze(1)) & (later < stop.unsqueeze(1))
-    return _exp(-(cosine[0] * cosine[1])).masked_fill(~inside & (span > 1), torch.inf)
+    return _exp(-(x_cosine * B_cosine)).masked_fill(~inside & (span > 1), torch.inf)
 
 
 def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bool = False) -> Tree:

@@ -16,8 +16,7 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
     With P(i, j) the product of the decays on the path between i and j: ``h[i] = sum_j P(i, j) input[j]``.
     Direction ``'up'`` sums over the subtree below i only, the root receiving all inputs: the causal form.
 
-    Sums are kept in float32 for float16 and bfloat16, and the same bits come back for any number of
-    threads. Under autocast the scan runs in float32.
+    Sums are kept in float32 for float16 and bfloat16. Under autocast the scan runs in float32.
 
     Args:
         input: Signal, shape (B, L, C), vertices in row-major order.
@@ -28,13 +27,7 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
         direction: ``'both'`` or ``'up'``.
 
     Returns:
-        Shape (B, L, C), dtype of ``input``. Differentiable once, in reverse mode, in ``input`` and
-        ``decay``, keeping nothing but the arguments for the backward pass; O(L) per channel.
-
-    Raises:
-        ValueError: If the direction is unknown.
-        RuntimeError: If shapes, dtypes or devices disagree, or the tree is not in breadth-first order. A
-            CUDA device is not waited for, and gives NaN for such an item.
+        Shape (B, L, C), dtype of ``input``. Differentiable in ``input`` and ``decay``; O(L) per channel.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f'tree_scan: direction must be one of {", ".join(DIRECTIONS)}, got {direction!r}')
@@ -68,14 +61,7 @@ def selective_tree_scan(
         delta_softplus: Whether the step is a softplus, or ``delta + delta_bias`` itself.
 
     Returns:
-        Shape (B, L, C), dtype of ``x``. Differentiable once, in reverse mode, in ``x``, ``delta``,
-        ``A``, ``B`` and ``delta_bias``, keeping nothing but the arguments for the backward pass. Every
-        gradient, also the sums over channels or vertices, has the same bits for any number of threads;
-        O(L) per channel.
-
-    Raises:
-        RuntimeError: If shapes, dtypes or devices disagree, or the tree is not in breadth-first order. A
-            CUDA device is not waited for, and gives NaN for such an item.
+        Shape (B, L, C), dtype of ``x``. Differentiable in every floating argument; O(L) per channel.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if A.dim() == 2 and A.shape[1] == 1:
@@ -111,11 +97,7 @@ def gated_read_out(
         eps: Added to the variance by both norms.
 
     Returns:
-        Shape (B, L, C), dtype of ``z``. Differentiable once, in reverse mode, in all tensors, keeping
-        nothing but these for the backward pass; every gradient has the same bits for any number of threads.
-
-    Raises:
-        RuntimeError: If shapes, dtypes or devices disagree.
+        Shape (B, L, C), dtype of ``z``. Differentiable in all tensors.
     """
     if C.dim() == 3 and C.shape[2] == 1:
         C = C.squeeze(2)
@@ -148,14 +130,8 @@ register_differentiable(
 )
 register_differentiable(
     'gated_read_out',
-    dict(
-        h=FIRST,
-        C=PER_VERTEX,
-        x=LIKE_FIRST,
-        D=PER_CHANNEL,
-        z=LIKE_FIRST,
-        **dict.fromkeys(('h_weight', 'h_bias', 'y_weight', 'y_bias'), PER_CHANNEL),
-    ),
+    dict(h=FIRST, C=PER_VERTEX, x=LIKE_FIRST, D=PER_CHANNEL, z=LIKE_FIRST)
+    | dict.fromkeys(('h_weight', 'h_bias', 'y_weight', 'y_bias'), PER_CHANNEL),
     results={'z': 'B L C'},
     gradients=9,
     # Five for either norm, as fvcore counts them, two for C and D, one for the gate.

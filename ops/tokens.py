@@ -38,9 +38,6 @@ def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> 
     Returns:
         Shape (B, (L - 1) * reach) float32, ordered as :func:`token_edges`; infinite where no edge is. Not
         differentiable.
-
-    Raises:
-        RuntimeError: If shapes, dtypes or devices disagree, or ``reach`` is not positive.
     """
     return ops.token_edge_weight(x.detach(), B.detach(), context.int(), reach)
 
@@ -60,9 +57,6 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
 
     Returns:
         Tree of every sequence, rooted at its last token.
-
-    Raises:
-        RuntimeError: As :func:`token_edge_weight`.
     """
     length, device = x.shape[1], x.device
     weight = token_edge_weight(x, B, context, reach)
@@ -131,12 +125,7 @@ def token_scan(
 
     Returns:
         Output, shape (B, L, D), dtype of ``x``; and the state of the last token, with which a recurrence can
-        continue, shape (B, D, N) in the dtype of the states. Differentiable once, in reverse mode, in every
-        floating argument; the same bits for any number of threads.
-
-    Raises:
-        RuntimeError: If shapes, dtypes or devices disagree, or the tree is not rooted at the last token. A
-            CUDA device is not waited for, and gives NaN for such an item.
+        continue, shape (B, D, N) in the dtype of the states. Differentiable in every floating argument.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     bias = None if delta_bias is None else delta_bias.to(wide)

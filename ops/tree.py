@@ -56,10 +56,6 @@ def grid_edge_weight(features: Tensor, metric: str = 'cosine') -> Tensor:
     Returns:
         Shape (B, E) float32, edges as :func:`grootv.ops.grid_graph.grid_edges` numbers them. Not
         differentiable; O(H W C).
-
-    Raises:
-        ValueError: If the metric is unknown.
-        RuntimeError: If ``features`` is not four-dimensional and floating.
     """
     check_metric('grid_edge_weight', metric)
     return ops.grid_edge_weight(features.detach(), metric)
@@ -74,14 +70,10 @@ def minimum_spanning_tree(edge_weight: Tensor, height: int, width: int) -> Tenso
     Args:
         edge_weight: Shape (B, E) floating, compared in float32; edges as
             :func:`grootv.ops.grid_graph.grid_edges` numbers them.
-        height: Rows of the grid, at least 1.
-        width: Columns of the grid, at least 1.
+        height, width: Rows and columns of the grid, at least 1.
 
     Returns:
         Indices of the tree's edges in ascending order, shape (B, H W - 1) int32.
-
-    Raises:
-        RuntimeError: If ``edge_weight`` is not floating, or has not one value per edge of the grid.
     """
     weight = _float32_weight('minimum_spanning_tree', edge_weight)
     return ops.minimum_spanning_tree(weight, height, width)
@@ -97,9 +89,6 @@ def minimum_spanning_tree_from_edges(edges: Tensor, edge_weight: Tensor, num_ver
 
     Returns:
         Indices of the tree's edges in ascending order, shape (B, V - 1) int32.
-
-    Raises:
-        RuntimeError: If a graph is not connected or an edge names a vertex outside 0 ... V - 1.
     """
     weight = _float32_weight('minimum_spanning_tree_from_edges', edge_weight)
     return ops.minimum_spanning_tree_from_edges(_edge_pairs(edges), weight, num_vertices)
@@ -110,15 +99,11 @@ def breadth_first_order(tree_edges: Tensor, height: int, width: int, root: int =
 
     Args:
         tree_edges: Edge indices of a spanning tree, shape (B, H W - 1) int32, in any sequence.
-        height: Rows of the grid.
-        width: Columns of the grid.
+        height, width: Rows and columns of the grid.
         root: Root vertex, row-major.
 
     Returns:
         Order and parents, on the device of ``tree_edges``; O(H W).
-
-    Raises:
-        RuntimeError: If the edges are not a spanning tree of the grid or the root is not in it.
     """
     return Tree(*ops.breadth_first_order(tree_edges, height, width, root))
 
@@ -136,9 +121,6 @@ def breadth_first_order_from_edges(
 
     Returns:
         Order and parents, on the device of ``tree_edges``.
-
-    Raises:
-        RuntimeError: If the edges are not a spanning tree of the graph or the root is not in it.
     """
     return Tree(*ops.breadth_first_order_from_edges(_edge_pairs(edges), tree_edges, num_vertices, root))
 
@@ -156,10 +138,6 @@ def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:
 
     Returns:
         Order and parents of H W vertices, on the device of ``features``.
-
-    Raises:
-        ValueError: If the metric is unknown.
-        RuntimeError: If ``features`` is not four-dimensional and floating, or the root is outside.
     """
     check_metric('build_tree', metric)
     return Tree(*ops.build_tree(features.detach(), metric, root))
@@ -186,8 +164,9 @@ def _edge_pairs(edges: Tensor) -> Tensor:
 MAPS = {'features': ('B H W C', 'a feature map')}
 
 
-def _empty_tree(like: Tensor, batch: int, vertices: int) -> tuple[Tensor, Tensor]:
-    return empty(like, (batch, vertices), torch.int32), empty(like, (batch, vertices), torch.int32)
+def _empty_tree(like: Tensor, vertices: int) -> tuple[Tensor, Tensor]:
+    shape = like.shape[0], vertices
+    return empty(like, shape, torch.int32), empty(like, shape, torch.int32)
 
 
 @register_fake('grid_edge_weight')
@@ -215,7 +194,7 @@ def _(edges, edge_weight, num_vertices, wait=True):
 def _(tree_edges, height, width, root):
     chosen = tree_edges, 'B H*W-1', 'one edge less than the grid has vertices'
     check_shapes('breadth_first_order', {'H*W-1': height * width - 1}, tree_edges=chosen)
-    return _empty_tree(tree_edges, tree_edges.shape[0], height * width)
+    return _empty_tree(tree_edges, height * width)
 
 
 @register_fake('breadth_first_order_from_edges')
@@ -224,13 +203,13 @@ def _(edges, tree_edges, num_vertices, root, wait=True):
     pairs = edges, 'G M 2', 'one list of vertex pairs per tree, or one for all'
     chosen = tree_edges, 'B V-1', 'one edge less than the graph has vertices'
     check_shapes(function, sizes, edges=pairs, tree_edges=chosen)
-    return _empty_tree(tree_edges, tree_edges.shape[0], num_vertices)
+    return _empty_tree(tree_edges, num_vertices)
 
 
 @register_fake('build_tree')
 def _(features, metric, root):
     sizes = check_shapes('build_tree', {}, features=(features, *MAPS['features']))
-    return _empty_tree(features, sizes['B'], sizes['H'] * sizes['W'])
+    return _empty_tree(features, sizes['H'] * sizes['W'])
 
 
 def _edge_terms(B: int, H: int, W: int, C: int, metric: str, **_) -> int:

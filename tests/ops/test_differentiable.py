@@ -151,11 +151,13 @@ def test_autocast_computes_in_float32(backend, form, dtype):
     call = make(form, 1, 4, 4, 6, dtype).to(backend.device)
     call = call.map(lambda x: x.to(dtype) if x.dim() > 1 else x)
     with torch.autocast(backend.device, dtype):
-        found = call(backend.ops)
+        found, grads = call.with_gradients(backend.ops)
         double = call.double()(backend.ops)
     assert all(result.dtype == torch.float32 for result in found)
     assert all(result.dtype == torch.float64 for result in double)
-    assert_same(found, call.map(torch.Tensor.float)(backend.ops))
+    expected, wanted = call.map(torch.Tensor.float).with_gradients(backend.ops)
+    assert_same(found, expected)
+    assert_same(grads, [want.to(x) for want, x in zip(wanted, call.given(), strict=True)])
 
 
 @pytest.mark.parametrize('form', OPERATORS)
@@ -223,6 +225,20 @@ def test_invalid_tree_is_refused_or_gives_nan(backend, form, dtype):
     for found, expected in zip(wrong.to(backend.device)(backend.ops), call.double()(ops), strict=True):
         assert found[0].isnan().all()
         assert_close(found[1:], expected[1:])  # the other items keep their results
+
+
+@pytest.mark.parametrize('form', ['tree_scan both', 'tree_scan up', 'selective_tree_scan'])
+def test_order_that_is_not_breadth_first_is_refused_or_gives_nan(backend, form):
+    # 0 - 1 - 3, and 2 below 0: parents come first, but 3 comes before 2
+    call = make(form, 1, 2, 2, 5)
+    call.tree = ops.Tree(torch.tensor([[0, 1, 3, 2]]).int(), torch.tensor([[0, 0, 0, 1]]).int())
+    wrong = call.to(backend.device)
+    if backend.raises:
+        with pytest.raises(RuntimeError, match=f'{call.name}: .*must be a tree in breadth-first order'):
+            wrong(backend.ops)
+    else:
+        for results in wrong.with_gradients(backend.ops):
+            assert all(result.isnan().all() for result in results)
 
 
 @pytest.mark.parametrize('form', OPERATORS)

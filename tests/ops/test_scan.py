@@ -1,4 +1,4 @@
-"""Tree scans and the read-out: drawn cases, the definition, extreme values, exp and softplus, bad input."""
+"""Tree scans and the read-out: drawn cases, the definition, extreme values, exp and softplus."""
 
 import math
 
@@ -10,15 +10,11 @@ from grootv import ops
 from grootv.ops import reference
 from tests.ops.cases import (
     GRIDS,
-    READ_OUT,
     gated_read_out,
     make,
     parent_edges,
-    selective_tree_scan,
-    spanning_tree,
     to_device,
     tree_of,
-    tree_scan,
 )
 
 
@@ -243,84 +239,3 @@ def test_nan_stays_with_its_vertex_in_the_read_out(backend):
     call.tensors[0][0, 3, 7] = math.nan
     (y,) = call.to(backend.device)(backend.ops)
     assert y[0, 3].isnan().all() and y.isnan().sum() == 20
-
-
-def bad_scans():
-    call = tree_scan(spanning_tree(2, 3, 3), 4)
-    (signal, decay), tree = call.tensors, call.tree
-    good = dict(input=signal, decay=decay, tree=tree)
-    return good, {
-        'decay needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': dict(
-            decay=decay[..., :3]
-        ),
-        'decay must be float32, got float64': dict(decay=decay.double()),
-        'input must have shape (B, L, C), got (2, 36)': dict(input=signal.flatten(1)),
-        'input must be float32, float64, float16 or bfloat16, got int32': dict(input=signal.int()),
-        'order needs one entry per vertex of each item, shape (2, 9), got (1, 9)': dict(
-            tree=ops.Tree(*(field[:1] for field in tree))
-        ),
-        'order must be int32, got int64': dict(tree=tree._replace(order=tree.order.long())),
-        "direction must be one of both, up, got 'down'": dict(direction='down'),
-    }
-
-
-def bad_selective_scans():
-    call = selective_tree_scan(spanning_tree(2, 3, 3), 4)
-    x, delta, A, B, bias = call.tensors
-    good = dict(x=x, delta=delta, A=A, B=B, delta_bias=bias, tree=call.tree)
-    return good, {
-        'x must have shape (B, L, C), got (2, 36)': dict(x=x.flatten(1)),
-        'x must have at least one vertex, got shape (2, 0, 4)': dict(x=x[:, :0]),
-        'x must be float32, float64, float16 or bfloat16, got int32': dict(x=x.int()),
-        'delta needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': dict(
-            delta=delta[..., :3]
-        ),
-        'delta must be float32, got float64': dict(delta=delta.double()),
-        'A needs one value per channel, shape (4), got (4, 16)': dict(A=A.view(-1, 1).expand(4, 16)),
-        'B needs one value per vertex, shape (2, 9), got (2, 4)': dict(B=B[:, :4]),
-        'B must be float16, got float32': dict(x=x.half(), delta=delta.half()),
-        'delta_bias needs one value per channel, shape (4), got (5)': dict(delta_bias=A.new_zeros(5)),
-        'order must be int32, got int64': dict(tree=call.tree._replace(order=call.tree.order.long())),
-    }
-
-
-def bad_read_outs():
-    good = dict(zip(READ_OUT, gated_read_out(2, 9, 4).tensors, strict=True))
-    h, C, x, z = (good[name] for name in ('h', 'C', 'x', 'z'))
-    return good, {
-        'h must have shape (B, L, C), got (2, 36)': dict(h=h.flatten(1)),
-        'h must be float32 or float64, got float16': dict(h=h.half()),
-        'C needs one value per vertex, shape (2, 9), got (2, 4)': dict(C=C[:, :4]),
-        'x needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)': dict(x=x[..., :3]),
-        'x must be float32, got float64': dict(x=x.double()),
-        'z must be float32, float16 or bfloat16, got float64': dict(z=z.double()),
-        'z must be float32, float64, float16 or bfloat16, got int32': dict(z=z.int()),
-        'z needs one value per vertex and channel, shape (2, 9, 4), got (2, 9)': dict(z=z[..., 0]),
-        'D needs one value per channel, shape (4), got (5)': dict(D=torch.zeros(5)),
-        'y_bias needs one value per channel, shape (4), got (1)': dict(y_bias=torch.zeros(1)),
-    }
-
-
-BAD = {
-    'tree_scan': bad_scans(),
-    'selective_tree_scan': bad_selective_scans(),
-    'gated_read_out': bad_read_outs(),
-}
-
-
-@pytest.mark.parametrize(('name', 'message'), [(name, message) for name in BAD for message in BAD[name][1]])
-def test_bad_input(backend, name, message):
-    good, changes = BAD[name]
-    arguments = {}
-    for key, value in {**good, **changes[message]}.items():
-        tensor = isinstance(value, torch.Tensor)
-        arguments[key] = value.to(backend.device) if tensor else value
-        if isinstance(value, ops.Tree):
-            arguments[key] = to_device(value, backend.device)
-    if name == 'gated_read_out':
-        *tensors, h_weight, h_bias, y_weight, y_bias = arguments.values()
-        arguments = dict(zip(READ_OUT[:5], tensors, strict=True))
-        arguments |= dict(h_norm=(h_weight, h_bias), y_norm=(y_weight, y_bias))
-    with pytest.raises((RuntimeError, ValueError)) as error:
-        getattr(backend.ops, name)(**arguments)
-    assert str(error.value).startswith(f'{name}: {message}')
