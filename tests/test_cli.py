@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from grootv import cli
 from grootv.errors import UserError
@@ -20,13 +20,6 @@ def config(tmp_path) -> Path:
     path = tmp_path / 'config.py'
     path.write_text('optim_wrapper = dict(lr=1)\nparam_scheduler = [dict(end=1)]\n')
     return path
-
-
-def failing(error: BaseException):
-    def main():
-        raise error
-
-    return main
 
 
 def outcome(main, capsys) -> tuple[int, str]:
@@ -56,22 +49,24 @@ def test_large_tensors_get_huge_pages_unless_turned_off(asked, huge):
     assert (int(found) > 100_000) == huge  # kB
 
 
-def test_failure_that_the_user_can_fix_is_one_line(capsys, monkeypatch):
-    main = failing(UserError('x is missing: add x'))
-    status, error = outcome(main, capsys)
-    assert status == 1
-    assert error.endswith(': x is missing: add x') and len(error.splitlines()) == 1
+@pytest.mark.parametrize('wish', ['', '1'])
+@pytest.mark.parametrize(
+    'error, sentence, fault',
+    [
+        (UserError('x is missing: add x'), 'x is missing: add x', False),
+        (ZeroDivisionError('division by zero'), 'unexpected ZeroDivisionError: division by zero', True),
+    ],
+)
+def test_failure_ends_in_one_line_and_a_fault_of_the_program_has_a_traceback(
+    capsys, monkeypatch, error, sentence, fault, wish
+):
+    def main():
+        raise error
 
-    monkeypatch.setenv('GROOTV_TRACEBACK', '1')
-    _, error = outcome(main, capsys)
-    assert 'Traceback' in error and error.splitlines()[-1].endswith('x is missing: add x')
-
-
-def test_fault_of_the_program_keeps_its_traceback_and_ends_in_one_line(capsys):
-    status, error = outcome(failing(ZeroDivisionError('division by zero')), capsys)
-    assert status == 1
-    assert 'Traceback' in error
-    assert error.splitlines()[-1].endswith('unexpected ZeroDivisionError: division by zero')
+    monkeypatch.setenv('GROOTV_TRACEBACK', wish)
+    status, text = outcome(main, capsys)
+    assert status == 1 and text.splitlines()[-1].endswith(f': {sentence}')
+    assert ('Traceback' in text) == (len(text.splitlines()) > 1) == bool(fault or wish)
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -90,17 +85,16 @@ def test_signal_counts_even_if_a_library_turns_it_into_another_error(capsys, num
     assert cli.run(lambda: None) is None  # the signal is forgotten
 
 
-class Farewell:
-    """Gets a signal in its destructor, where Python ignores exceptions."""
-
-    def __del__(self):
-        signal.raise_signal(signal.SIGTERM)
-
-
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_signal_that_python_lost_stops_the_next_iteration(capsys):
     hook = cli.StopHook()
     begun = []
+
+    class Farewell:
+        """Gets a signal in its destructor, where Python ignores exceptions."""
+
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
 
     def main():
         hook.before_train_iter(None, 0)
@@ -117,13 +111,7 @@ def test_signal_that_python_lost_stops_the_next_iteration(capsys):
 # Sentences -------------------------------------------------------------------------------------
 
 
-class Broken(Dataset):
-    def __init__(self, error: Exception):
-        self.error = error
-
-    def __len__(self):
-        return 1
-
+class Broken(list):
     def __getitem__(self, index):
         raise self.error
 
@@ -137,32 +125,29 @@ class Broken(Dataset):
     ],
 )
 def test_sentence_survives_a_data_loading_process(workers, error, sentence):
+    data = Broken([0])
+    data.error = error
     with pytest.raises(type(error)) as caught:
-        list(DataLoader(Broken(error), num_workers=workers))
+        list(DataLoader(data, num_workers=workers))
     assert cli.explain(caught.value) == sentence
 
 
 @pytest.mark.parametrize(
-    'build, sentence',
+    'registry, settings, sentence',
     [
-        (lambda: MODELS.build(dict(type='Grotv')), 'the config asks for Grotv, which no model registry'),
+        (MODELS, dict(type='Grotv'), 'the config asks for Grotv, which no model registry'),
         (
-            lambda: HOOKS.build(dict(type='IterTimerHook', speed=3)),
+            HOOKS,
+            dict(type='IterTimerHook', speed=3),
             "the config gives IterTimerHook an option 'speed' that it does not have",
         ),
-        (
-            lambda: HOOKS.build(dict(type='CheckpointHook', save_begin=-1)),
-            'the config is refused: save_begin',
-        ),
-        (
-            lambda: HOOKS.build(dict(type='CheckpointHook', save_best=3)),
-            '"save_best" should be a str',
-        ),
+        (HOOKS, dict(type='CheckpointHook', save_begin=-1), 'the config is refused: save_begin'),
+        (HOOKS, dict(type='CheckpointHook', save_best=3), '"save_best" should be a str'),
     ],
 )
-def test_error_of_building_is_a_sentence(build, sentence):
+def test_error_of_building_is_a_sentence(registry, settings, sentence):
     with pytest.raises(Exception) as caught:
-        build()
+        registry.build(settings)
     assert cli.explain(caught.value).startswith(sentence)
 
 
@@ -172,15 +157,15 @@ def test_error_of_building_is_a_sentence(build, sentence):
         (ImportError('grootv.ops has no library: build it with pip'), 'build it with pip'),
         (OSError(28, 'No space left on device'), 'disk is full'),
         (torch.OutOfMemoryError('CUDA'), 'lower train_dataloader.batch_size'),
-        # The same texts elsewhere are faults of the program.
-        (ValueError('elsewhere'), None),
-        (AssertionError('ours'), None),
-        (RuntimeError('expected scalar type Float'), None),
     ],
 )
 def test_error_of_the_machine_is_a_sentence(error, sentence):
-    explained = cli.explain(error)
-    assert explained is None if sentence is None else sentence in explained
+    assert sentence in cli.explain(error)
+
+
+@pytest.mark.parametrize('kind', [ValueError, AssertionError, RuntimeError])
+def test_error_from_elsewhere_is_a_fault_of_the_program(kind):
+    assert cli.explain(kind('expected scalar type Float')) is None
 
 
 def test_operator_without_reduced_precision_is_a_sentence():
@@ -194,14 +179,23 @@ def test_operator_without_reduced_precision_is_a_sentence():
 # Configs and arguments -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('text', [None, 'model = dict(', 'model = undefined', "_base_ = 'absent.py'"])
-def test_config_that_is_missing_or_does_not_parse_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    'text, fault',
+    [
+        (None, 'does not exist'),
+        *(
+            (text, 'does not parse')
+            for text in ('model = dict(', 'model = undefined', "_base_ = 'absent.py'")
+        ),
+        ("custom_imports = dict(imports=['grootv.absent'])", 'imports what is not installed'),
+    ],
+)
+def test_config_that_is_missing_or_does_not_parse_is_named(tmp_path, text, fault):
     path = tmp_path / 'bad.py'
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError) as error:
         cli.load_config(path)
-    fault = 'does not exist' if text is None else 'does not parse'
     assert str(error.value).startswith(f'config {path} {fault}') and len(str(error.value).splitlines()) == 1
 
 
@@ -217,46 +211,37 @@ def test_options_replace_settings_of_the_config(config):
     assert (cfg.optim_wrapper.lr, cfg.param_scheduler[0].end, cfg.new) == (2, 5, 1)
 
 
-@pytest.mark.parametrize('text', ['lr', '=3', 'a..b=3', '.a=3', 'a=[(1,2]'])
-def test_malformed_option_is_refused(text):
-    with pytest.raises(UserError, match='--cfg-options'):
-        parse_options(text)
-
-
 @pytest.mark.parametrize(
-    'key, sentence',
+    'text, sentence',
     [
-        ('optim_wraper.lr', 'has no optim_wraper, did you mean optim_wrapper?'),
-        ('param_scheduler.7.end', 'has no place in'),
-        ('optim_wrapper.lr.x', 'has no place in'),
+        *((text, 'takes KEY=VALUE with a dotted KEY') for text in ('lr', '=3', 'a..b=3', '.a=3')),
+        ('a=[(1,2]', '--cfg-options: '),
+        ('optim_wraper.lr=1', 'has no optim_wraper, did you mean optim_wrapper?'),
+        ('param_scheduler.7.end=1', 'has no place in'),
+        ('optim_wrapper.lr.x=1', 'has no place in'),
     ],
 )
-def test_option_without_a_place_is_refused(config, key, sentence):
-    with pytest.raises(UserError) as error:
-        cli.load_config(config, {key: 1})
+def test_option_that_is_malformed_or_has_no_place_is_refused(config, text, sentence):
+    with pytest.raises(UserError, match='--cfg-options') as error:
+        cli.load_config(config, parse_options(text))
     assert sentence in str(error.value)
 
 
-def test_data_loading_processes_get_cores_of_their_own(monkeypatch):
-    threads = []
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+@pytest.mark.parametrize(
+    'device, workers, variable, threads',
+    [('cpu', 3, None, [5]), ('cpu', 9, None, [1]), ('cpu', 3, '4', []), ('cuda', 3, None, [])],
+)
+def test_data_loading_processes_get_cores_of_their_own(monkeypatch, device, workers, variable, threads):
+    found = []
+    monkeypatch.setattr(cli, 'get_device', lambda: device)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 8)
-    monkeypatch.setattr(torch, 'set_num_threads', threads.append)
-    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    cfg = Config(dict(train_dataloader=dict(num_workers=3, pin_memory=True), val_dataloader=None))
+    monkeypatch.setattr(torch, 'set_num_threads', found.append)
+    monkeypatch.setenv('OMP_NUM_THREADS', variable or '')
+    if variable is None:
+        monkeypatch.delenv('OMP_NUM_THREADS')
+    cfg = Config(dict(train_dataloader=dict(num_workers=workers, pin_memory=True), val_dataloader=None))
     cli.prepare_for_cpu(cfg)
-    assert threads == [5] and cfg.train_dataloader.pin_memory is False
-    cfg.train_dataloader.num_workers = 9
-    cli.prepare_for_cpu(cfg)
-    assert threads == [5, 1]
-    monkeypatch.setenv('OMP_NUM_THREADS', '4')
-    cli.prepare_for_cpu(cfg)
-    assert threads == [5, 1]
-
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
-    cfg.train_dataloader.pin_memory = True
-    cli.prepare_for_cpu(cfg)
-    assert cfg.train_dataloader.pin_memory is True
+    assert found == threads and cfg.train_dataloader.pin_memory == (device == 'cuda')
 
 
 @pytest.mark.parametrize('text', ['0', '-1', '1.5', 'x', ''])

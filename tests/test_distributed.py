@@ -10,18 +10,15 @@ from grootv import distributed
 from grootv.errors import UserError
 
 SLURM = {'SLURM_PROCID': '3', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '1'}
-MPI = {
-    'OMPI_COMM_WORLD_RANK': '3',
-    'OMPI_COMM_WORLD_SIZE': '4',
-    'OMPI_COMM_WORLD_LOCAL_RANK': '1',
-}
+MPI = {'OMPI_COMM_WORLD_RANK': '3', 'OMPI_COMM_WORLD_SIZE': '4', 'OMPI_COMM_WORLD_LOCAL_RANK': '1'}
+JOB = {**SLURM, 'SLURM_NODELIST': 'node[7-8]', 'SLURM_JOB_ID': '20007'}
 
 
 @pytest.fixture
 def started(monkeypatch) -> list[str]:
     """Backends of the process groups that ``prepare`` asks for; none is started."""
     groups = []
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', *SLURM, *MPI):
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', *JOB, *MPI):
         monkeypatch.setenv(name, '')  # so that monkeypatch restores what the code sets
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.distributed, 'init_process_group', groups.append)
@@ -30,61 +27,52 @@ def started(monkeypatch) -> list[str]:
 
 
 def prepared(launcher: str, **settings) -> Config:
-    cfg = Config(dict(launcher=launcher, **settings))
+    cfg = Config(dict(launcher=launcher, sync_bn='torch', **settings))
     distributed.prepare(cfg)
     return cfg
 
 
 def test_one_process_starts_no_group(started):
-    assert 'model_wrapper_cfg' not in prepared('none')
-    assert started == []
+    cfg = prepared('none')
+    assert 'model_wrapper_cfg' not in cfg and cfg.sync_bn == 'torch' and started == []
 
 
-@pytest.mark.parametrize('launcher, variables', [('slurm', SLURM), ('mpi', MPI)])
-def test_gloo_starts_with_the_ranks_of_the_launcher(started, monkeypatch, launcher, variables):
+@pytest.mark.parametrize(
+    'launcher, variables, master',
+    [
+        ('mpi', MPI, ['127.0.0.1', '29500']),
+        ('slurm', SLURM, ['127.0.0.1', '29500']),
+        ('slurm', JOB, ['node7', '10007']),  # jobs may share a node
+        ('slurm', {**JOB, 'MASTER_PORT': '29501'}, ['node7', '29501']),
+    ],
+)
+def test_gloo_starts_with_the_ranks_of_the_launcher(
+    started, monkeypatch, tmp_path, launcher, variables, master
+):
+    (tmp_path / 'scontrol').write_text('#!/bin/sh\nprintf "node7\\nnode8\\n"\n')
+    (tmp_path / 'scontrol').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     cfg = prepared(launcher, model_wrapper_cfg=dict(find_unused_parameters=True))
     assert started == ['gloo']
-    found = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')]
-    assert found == ['3', '4', '1', '127.0.0.1']
+    found = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')]
+    assert found == ['3', '4', '1', *master]
     assert cfg.model_wrapper_cfg.device_ids is None
     assert cfg.model_wrapper_cfg.find_unused_parameters
+    assert cfg.sync_bn is None  # SyncBatchNorm refuses to train on the CPU
 
 
-def test_batch_norms_are_joined_on_gpus_only(started, monkeypatch):
-    """SyncBatchNorm refuses to train on the CPU."""
-    for name, value in dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0').items():
+def test_with_gpus_mmengine_starts_the_group_of_as_many_processes(started, monkeypatch):
+    for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    assert prepared('pytorch', sync_bn='torch').sync_bn is None
-    assert prepared('none', sync_bn='torch').sync_bn == 'torch'
     monkeypatch.setattr(distributed, 'get_device', lambda: 'cuda')
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    assert prepared('pytorch', sync_bn='torch').sync_bn == 'torch'
-
-
-def test_first_host_of_slurm_is_the_master(started, monkeypatch, tmp_path):
-    script = tmp_path / 'scontrol'
-    script.write_text('#!/bin/sh\nprintf "node7\\nnode8\\n"\n')
-    script.chmod(0o755)
-    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
-    for name, value in {**SLURM, 'SLURM_NODELIST': 'node[7-8]'}.items():
-        monkeypatch.setenv(name, value)
-    prepared('slurm')
-    assert os.environ['MASTER_ADDR'] == 'node7'
-
-
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_slurm_jobs_on_one_node_have_their_own_ports(started, monkeypatch, device):
-    monkeypatch.setattr(distributed, 'get_device', lambda: device)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    for name, value in {**SLURM, 'SLURM_JOB_ID': '20007'}.items():
-        monkeypatch.setenv(name, value)
-    prepared('slurm')
-    assert os.environ['MASTER_PORT'] == '10007'
-    monkeypatch.setenv('MASTER_PORT', '29501')
-    prepared('slurm')
-    assert os.environ['MASTER_PORT'] == '29501'
+    assert prepared('slurm').sync_bn == 'torch' and os.environ['MASTER_PORT'] == '10007'
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(UserError, match='process 1 of this machine has no GPU, 1 in sight'):
+        prepared('slurm')
+    assert started == []
 
 
 @pytest.mark.parametrize(
@@ -98,16 +86,6 @@ def test_slurm_jobs_on_one_node_have_their_own_ports(started, monkeypatch, devic
 def test_launcher_without_its_variables_is_refused(started, launcher, sentence):
     with pytest.raises(UserError, match=sentence):
         prepared(launcher)
-    assert started == []
-
-
-def test_more_processes_than_gpus_are_refused(started, monkeypatch):
-    for name, value in dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='1').items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, 'get_device', lambda: 'cuda')
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(UserError, match='process 1 of this machine has no GPU, 1 in sight'):
-        prepared('pytorch')
     assert started == []
 
 

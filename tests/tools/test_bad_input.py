@@ -105,17 +105,6 @@ def test_corrupt_image_is_named_and_the_checkpoint_before_it_stays(tmp_path, fai
     assert load_checkpoint_file(tmp_path / 'run/epoch_1.pth')['meta']['epoch'] == 1
 
 
-def test_resuming_from_another_model_is_refused(config, tmp_path, failure):
-    torch.save({'state_dict': {'conv.weight': torch.zeros(1)}, 'meta': {}}, tmp_path / 'x.pth')
-    sentence = failure('train.py', config, '--work-dir', tmp_path, '--resume', tmp_path / 'x.pth')
-    assert 'checkpoint does not fit the model ImageClassifier' in sentence
-    assert 'missing: backbone.stem.conv1.weight' in sentence and 'unknown: conv.weight' in sentence
-
-    options = (f'load_from={tmp_path}/x.pth',)
-    sentence = failure('train.py', config, '--work-dir', tmp_path, options=options)
-    assert 'checkpoint shares no weight with the model' in sentence
-
-
 @pytest.mark.parametrize('name', ['test.py', 'train.py'])
 def test_code_in_a_checkpoint_runs_only_if_trusted(config, tmp_path, failure, name):
     torch.save({'state_dict': {}, 'bomb': Bomb(tmp_path / 'exploded')}, tmp_path / 'bomb.pth')
