@@ -3,16 +3,15 @@
 A shape is a string of sizes, 'B L C' for (B, L, C); the first argument that has a size gives it its value.
 """
 
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._library import available, ops
 
-Shapes = dict[str, tuple[str, str]]  # name of an argument: its shape, and in words what that means
+Shapes = Mapping[str, tuple[str, str]]  # name of an argument: its shape, and in words what that means
 
 
 def check_shapes(
@@ -82,9 +81,7 @@ def register_flops(name: str, shapes: Shapes, multiply_adds: Callable[..., int],
         }
         return 2 * times * multiply_adds(**given | sizes)
 
-    _after_import(
-        'torch.utils.flop_counter', lambda module: module.register_flop_formula(getattr(ops, name))(formula)
-    )
+    register_flop_formula(getattr(ops, name))(formula)
 
 
 def register_differentiable(
@@ -156,24 +153,3 @@ def register_differentiable(
 
 def _argument_names(name: str) -> list[str]:
     return [argument.name for argument in getattr(ops, name).default._schema.arguments]
-
-
-def _after_import(name: str, action: Callable) -> None:
-    """Call a function with a module as soon as it is imported, which costs the FLOP counter a second."""
-    if name in sys.modules:
-        action(sys.modules[name])
-        return
-
-    class Finder:
-        @staticmethod
-        def find_spec(fullname, path=None, target=None):
-            if fullname != name:
-                return None
-            sys.meta_path.remove(Finder)
-            spec = importlib.util.find_spec(name)
-            assert spec and spec.loader
-            execute = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (execute(module), action(module))
-            return spec
-
-    sys.meta_path.insert(0, Finder)
