@@ -111,8 +111,7 @@ def test_without_its_packages_the_page_names_the_extra():
     assert 'app.py: the page needs the packages of the extra app' in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize('trained', [False, True])
-def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path, monkeypatch, trained):
+def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / 'demo/grootv_tour.ipynb', as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == 'code']
@@ -120,17 +119,14 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path, monkeypatch, tr
 
     for name in ('configs', 'tools'):
         (tmp_path / name).symlink_to(ROOT / name)
-    if trained:  # the parts that a checkpoint changes
-        notebook.cells = [cell for cell in code if 'ROOT = ' in cell.source or 'CHECKPOINT = ' in cell.source]
-        checkpoint = tmp_path / 'work_dirs/grootv-pico_digits/epoch_20.pth'
-        checkpoint.parent.mkdir(parents=True)
-        config = Config.fromfile(ROOT / 'configs/demo/grootv-pico_digits.py')
-        torch.save(build_model(config, None).state_dict(), checkpoint)
+    checkpoint = tmp_path / 'work_dirs/grootv-pico_digits/epoch_20.pth'
+    checkpoint.parent.mkdir(parents=True)
+    config = Config.fromfile(ROOT / 'configs/demo/grootv-pico_digits.py')
+    torch.save(build_model(config, None).state_dict(), checkpoint)
     monkeypatch.setenv('PYDEVD_DISABLE_FILE_VALIDATION', '1')
     resources = dict(metadata=dict(path=str(tmp_path)))
     NotebookClient(notebook, timeout=120, kernel_name='python3', resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
     text = ''.join(output.get('text', '') for output in outputs)
-    assert sum('image/png' in output.get('data', {}) for output in outputs) == (1 if trained else 5)
-    assert ('epoch_20.pth: ' in text) == trained
-    assert ('step 40: loss' in text) != trained
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 5
+    assert 'epoch_20.pth: ' in text
