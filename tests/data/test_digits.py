@@ -66,7 +66,7 @@ def test_equal_images_stay_together():
     assert sorted(same.values()) == [0, 5]
 
 
-def test_an_incomplete_folder_is_completed_and_a_complete_one_left_alone(images, tmp_path):
+def test_an_incomplete_folder_is_completed_and_a_complete_or_foreign_one_left_alone(images, tmp_path, capsys):
     before = times(images)
     assert run_tool('dataset_converters/digits.py', images) == 0
     assert times(images) == before
@@ -77,14 +77,11 @@ def test_an_incomplete_folder_is_completed_and_a_complete_one_left_alone(images,
     (part / name).write_bytes(b'half an image')
     digits.export(part)
     assert files(part) == files(images)
+    (part / 'letter.txt').write_text('mine')
+    before = times(part)
+    assert run_tool('dataset_converters/digits.py', part) == 1
+    assert 'letter.txt' in capsys.readouterr().err and times(part) == before
     assert [path.name for path in tmp_path.iterdir()] == ['digits']
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys):
-    (tmp_path / 'letter.txt').write_text('mine')
-    assert run_tool('dataset_converters/digits.py', tmp_path) == 1
-    assert 'letter.txt' in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ['letter.txt']
 
 
 # Scenes ------------------------------------------------------------------------------------------
@@ -139,33 +136,20 @@ def test_a_covered_digit_keeps_what_can_be_seen():
     assert any(sticker.mask.sum() < sticker.pixels for sticker in placed)
 
 
-def test_the_scenes_depend_on_the_seed_alone(exported, tmp_path):
-    before = times(exported)
-    scenes.export(exported, COUNTS, seed=0)
-    assert times(exported) == before
+def test_scenes_depend_on_the_seed_alone_and_those_of_another_recipe_stay(exported, tmp_path, capsys):
+    before, content = times(exported), files(exported)
     scenes.export(tmp_path / 'same', COUNTS, seed=0)
-    assert files(tmp_path / 'same') == files(exported)
     scenes.export(tmp_path / 'other', dict(training=1, validation=1), seed=1)
+    assert files(tmp_path / 'same') == content
     name = 'images/training/00001.jpg'
-    assert files(tmp_path / 'other')[name] != files(exported)[name]
-
-
-def test_scenes_of_another_recipe_are_left_alone(exported, capsys):
-    before = files(exported)
+    assert files(tmp_path / 'other')[name] != content[name]
     options = [f'--{side}={count}' for side, count in COUNTS.items()]
-    for other in (['--seed=7', *options], ['--seed=0', '--training=1', '--validation=1']):
-        assert run_tool('dataset_converters/digit_scenes.py', exported, *other) == 1
-        assert 'does not hold these scenes' in capsys.readouterr().err
-    assert run_tool('dataset_converters/digit_scenes.py', exported, '--training=0') == 1
-    assert "'training': 0" in capsys.readouterr().err
-    assert files(exported) == before
-
-
-def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(scenes, 'annotation', stop)
-    with pytest.raises(KeyboardInterrupt):
-        scenes.export(tmp_path / 'scenes', COUNTS, seed=0)
-    assert not list(tmp_path.iterdir())
+    for more, sentence in (
+        ((), ''),
+        (('--seed=7',), 'does not hold these scenes'),
+        (('--validation=1',), 'does not hold these scenes'),
+        (('--training=0',), "'training': 0"),
+    ):
+        assert run_tool('dataset_converters/digit_scenes.py', exported, *options, *more) == bool(sentence)
+        assert sentence in capsys.readouterr().err
+    assert times(exported) == before

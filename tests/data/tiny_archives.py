@@ -1,5 +1,6 @@
 """Miniatures of the official archives of ImageNet-1K, COCO 2017 and ADE20K, and calls of their converters."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -7,9 +8,8 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,9 +27,9 @@ SYNSETS = (*reversed(WNIDS), 'n02084071')  # by ILSVRC2012_ID
 TRUTH = (1, 3, 3, 2)
 
 
-def image(name: str) -> bytes:
-    """The content of a file, which no other name has."""
-    return hashlib.sha512(name.encode()).digest() * 16
+def images(*names: str) -> dict[str, bytes]:
+    """Files, each with a content of its own."""
+    return {name: hashlib.sha512(name.encode()).digest() * 16 for name in names}
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> None:
@@ -53,11 +53,11 @@ def tar(files: dict[str, bytes], mode: str = 'w') -> bytes:
 def imagenet(src: Path) -> dict[str, bytes]:
     files, classes = {}, {}
     for count, wnid in zip((3, 2, 1), WNIDS, strict=True):
-        images = {name: image(name) for name in (f'{wnid}_{10 * i}.JPEG' for i in range(1, count + 1))}
-        classes[f'{wnid}.tar'] = tar(images)
-        files |= {f'train/{wnid}/{name}': content for name, content in images.items()}
+        own = images(*(f'{wnid}_{10 * i}.JPEG' for i in range(1, count + 1)))
+        classes[f'{wnid}.tar'] = tar(own)
+        files |= {f'train/{wnid}/{name}': content for name, content in own.items()}
     (src / 'ILSVRC2012_img_train.tar').write_bytes(tar(classes))
-    val = {name: image(name) for name in (f'ILSVRC2012_val_{i:08d}.JPEG' for i in (1, 2, 3, 4))}
+    val = images(*(f'ILSVRC2012_val_{i:08d}.JPEG' for i in (1, 2, 3, 4)))
     (src / 'ILSVRC2012_img_val.tar').write_bytes(tar(dict(reversed(val.items()))))
     synsets = np.empty((len(SYNSETS), 1), [(name, object) for name in ('ILSVRC2012_ID', 'WNID', 'children')])
     for index, wnid in enumerate(SYNSETS):
@@ -75,9 +75,9 @@ def imagenet(src: Path) -> dict[str, bytes]:
 def coco(src: Path) -> dict[str, bytes]:
     files, annotations = {}, {'annotations/captions_train2017.json': b'{}'}
     for side, count in (('train', 3), ('val', 2)):
-        pictures = {name: image(name) for name in (f'{side}2017/{7 + i:012d}.jpg' for i in range(count))}
-        instances = {f'annotations/instances_{side}2017.json': image(side)}
+        pictures = images(*(f'{side}2017/{7 + i:012d}.jpg' for i in range(count)))
         write_zip(src / f'{side}2017.zip', pictures)
+        instances = images(f'annotations/instances_{side}2017.json')
         annotations |= instances
         files |= pictures | instances
     write_zip(src / 'annotations_trainval2017.zip', annotations)
@@ -88,37 +88,23 @@ def ade20k(src: Path) -> dict[str, bytes]:
     files = {}
     for side, short, count in (('training', 'train', 3), ('validation', 'val', 2)):
         for name in (f'{side}/ADE_{short}_{index:08d}' for index in range(1, count + 1)):
-            files |= {path: image(path) for path in (f'images/{name}.jpg', f'annotations/{name}.png')}
+            files |= images(f'images/{name}.jpg', f'annotations/{name}.png')
     content = {f'ADEChallengeData2016/{name}': content for name, content in files.items()}
     write_zip(src / 'ADEChallengeData2016.zip', content | {'ADEChallengeData2016/objectInfo150.txt': b'Idx'})
     return files
 
 
-@dataclass
 class DataSet:
     """A miniature: its converter, its archives, the folder to create and the files expected there."""
 
-    name: str
-    src: Path
-    out: Path
-    files: dict[str, bytes]
-    patch: pytest.MonkeyPatch
-    capture: pytest.CaptureFixture
-
-    @classmethod
-    def make(cls, name: str, folder: Path, patch: pytest.MonkeyPatch, capture) -> 'DataSet':
-        src = folder / 'src'
-        src.mkdir()
-        files = {'imagenet': imagenet, 'coco': coco, 'ade20k': ade20k}[name](src)
-        data = cls(name, src, folder / 'data' / name, files, patch, capture)
-        data.accept()
+    def __init__(self, name: str, folder: Path, patch: pytest.MonkeyPatch):
+        self.name, self.tool, self.patch = name, TOOLS[name], patch
+        self.src, self.out = folder / 'src', folder / 'data' / name
+        self.src.mkdir()
+        self.files = {'imagenet': imagenet, 'coco': coco, 'ade20k': ade20k}[name](self.src)
+        self.accept()
         patch.setattr(TOOLS['imagenet'], 'WNIDS', WNIDS)
         patch.setattr(os, 'sync', lambda: None)
-        return data
-
-    @property
-    def tool(self) -> ModuleType:
-        return TOOLS[self.name]
 
     def accept(self) -> None:
         """Take counts and checksums from the miniature."""
@@ -132,25 +118,17 @@ class DataSet:
             parts.append(replace(part, count=count, archives=own))
         self.patch.setattr(self.tool, 'PARTS', parts)
 
-    def run(self, *args: object) -> int:
-        """The exit status of a call, by default to convert everything."""
-        args = (f'{self.name}.py', *(args or (self.src, self.out)))
-        self.patch.setattr(sys, 'argv', [str(arg) for arg in args])
-        try:
-            cli.run(self.tool.main)
-        except SystemExit as stop:
-            return stop.code
-        return 0
+    def run(self, *args: object) -> str:
+        """Call the converter, by default to convert everything; what it writes to stderr."""
+        argv = [f'{self.name}.py', *map(str, args or (self.src, self.out))]
+        with self.patch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as error:
+            patch.setattr(sys, 'argv', argv)
+            with contextlib.suppress(SystemExit):
+                cli.run(self.tool.main)
+        return error.getvalue()
 
-    def refusal(self, *args: object) -> str:
-        """The one line on stderr of a call that fails."""
-        self.capture.readouterr()
-        assert self.run(*args) == 1
-        (line,) = self.capture.readouterr().err.splitlines()
-        return line
-
-    def counted(self, at: int = 0, fail: Callable[[], None] = lambda: None) -> tuple[int, int]:
-        """Exit status and number of files of a call that fails half way in the file number ``at``."""
+    def run_until(self, at: int, fail: Callable[[], None] = lambda: None) -> tuple[str, int]:
+        """Stderr and number of files of a call that fails half way in the file number ``at``."""
         count, copy = 0, archives.shutil.copyfileobj
 
         def copy_or_fail(source, target, length=0) -> None:
@@ -168,9 +146,8 @@ class DataSet:
 
     def resume(self) -> int:
         """Number of files that a call writes which completes the data set."""
-        status, count = self.counted()
-        assert status == 0
-        assert self.written() == self.files
+        error, count = self.run_until(0)
+        assert not error and self.written() == self.files
         return count
 
     def written(self) -> dict[str, bytes]:
