@@ -21,9 +21,8 @@ from matplotlib import pyplot as plt
 from tabulate import tabulate
 
 Rows = list[dict]
-TITLES = dict(name='', value='measured', target='at most', note='', peer_ms='peer, ms', mib='MiB')
+TITLES = dict(name='', value='measured', target='at most', note='', peer_ms='peer, ms')
 TITLES |= dict(distinct_weights='distinct weights', differs_from_equal_weights="share unlike equal weights'")
-TITLES |= dict(p95_ms='95 % below', images_per_s='images/s', not_measured='not measured')
 
 
 def write(path: Path) -> tuple[Path, Path]:
@@ -44,7 +43,8 @@ def text(path: Path) -> str:
     """The page of a record."""
     about, rows = measure.read(path)
     title, page, _ = layout(about['kind'])
-    lines = [*heading(title, about, path.name), *targets(rows), *page(rows)]
+    more = [about['peer']] if 'peer' in about else []
+    lines = [*heading(title, about, path.name), *targets(rows), *page(rows, *more)]
     return '\n'.join([*lines, '', f'![]({path.stem}.png)', ''])
 
 
@@ -116,11 +116,11 @@ def draw_ops(rows: Rows) -> plt.Figure:
     return bars('', {"time over the peer's": values})
 
 
-TIME = "Medians of calls that take turns; ratios are medians of the rounds' quotients."
+TIME = """\
+Medians of calls that take turns; in brackets the median of the rounds' ratios to the first peer."""
 MEMORY = """\
 Of a process of its own: weights, gradients, optimizer, activations and scratch memory, but neither Python nor
-libraries nor freed memory that the C library keeps."""
-FIELDS = {'mode', 'batch', 'px', 'network', 'tree_per', 'dtype', 'how', 'rounds', 'finite'}
+libraries nor freed memory that the C library keeps; in brackets the ratio to the first peer."""
 
 
 def label(row: dict) -> str:
@@ -129,15 +129,19 @@ def label(row: dict) -> str:
     return row['network'] + per + how + ', NaN' * (row.get('finite') is False)
 
 
-def model_page(rows: Rows) -> list[str]:
+def model_page(rows: Rows, peer: str | None) -> list[str]:
     lines = []
-    for title, words, keys in (('Time', TIME, {'ms'}), ('Peak memory', MEMORY, {'mib', 'not_measured'})):
-        some = [row for row in rows if keys & row.keys()]
-        lines += ['', f'## {title}', '', words] if some else []
-        for name, group in groups(some, 'mode', 'batch', 'px'):
-            figures = [{key: row[key] for key in row if key not in FIELDS} for row in group]
-            whose = [dict(network=label(row), type=row['dtype']) for row in group]
-            lines += ['', f'{name}:', *table([a | b for a, b in zip(whose, figures, strict=True)])]
+    for title, words, key in (('Time in ms', TIME, 'ms'), ('Peak memory in MiB', MEMORY, 'mib')):
+        shown = {}
+        for row in rows:
+            if key in row or (key == 'mib' and 'not_measured' in row):
+                line = shown.setdefault(
+                    (label(row), row['dtype']), dict(network=label(row), type=row['dtype'])
+                )
+                ratio = f' ({row[f"/ {peer}"]:.2f})' if f'/ {peer}' in row else ''
+                found = cell(row[key]) + ratio if key in row else row['not_measured']
+                line[f'{row["mode"]}, batch {row["batch"]}, {row["px"]} px'] = found
+        lines += ['', f'## {title}', '', words, *table(list(shown.values()))] if shown else []
     profiles = [row for row in rows if 'parts_ms' in row]
     shares = []
     for row in profiles:
