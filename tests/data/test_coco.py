@@ -37,7 +37,9 @@ def load(path: Path, data: dict | list | str | None = None, kind: type = CocoDat
     if data is not None:
         path.write_text(data if isinstance(data, str) else json.dumps(data))
     places = dict(ann_file=path.name, data_root=str(path.parent), data_prefix=dict(img='images'))
-    return kind(**{**places, 'metainfo': dict(classes=CLASSES), 'pipeline': [], **options})
+    # Serialized data would make MMEngine collect garbage, which takes longer than all the rest.
+    defaults = dict(metainfo=dict(classes=CLASSES), pipeline=[], serialize_data=False)
+    return kind(**{**places, **defaults, **options})
 
 
 def refusal(path: Path, data: dict | list | str | None = None, **options) -> str:

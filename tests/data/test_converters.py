@@ -244,7 +244,7 @@ def test_mmpretrain_reads_imagenet_with_its_lists_and_without(imagenet):
     assert imagenet.run(imagenet.src, imagenet.out, '--meta') == ''
     expected = {str(imagenet.out / name): WNIDS.index(name.split('/')[1]) for name in imagenet.files}
     for _ in range(2):
-        options = dict(metainfo=dict(classes=WNIDS), pipeline=[])
+        options = dict(metainfo=dict(classes=WNIDS), pipeline=[], serialize_data=False)
         sides = [ImageNet(str(imagenet.out), split=side, **options) for side in ('train', 'val')]
         assert {item['img_path']: item['gt_label'] for side in sides for item in side} == expected
         shutil.rmtree(imagenet.out / 'meta', ignore_errors=True)
