@@ -42,18 +42,18 @@ def make(folder, tmp_path):
 
 def test_item_is_a_prompt_and_the_answer_to_learn(make, folder):
     decode = AutoTokenizer.from_pretrained(folder).decode
-    braces = dict(instruction='Write {input}', input='{output}', output='')
     without_input = {key: text for key, text in ITEMS[1].items() if key != 'input'}
+    braces = BREAD.replace('Tell me about bread.', 'Write {input}').replace('Be brief.', '{output}')
     expected = [
-        (BREAD, 'A word on bread.'),
-        (RIVERS, 'A word on rivers and more.'),
-        (RIVERS, 'A word on rivers and more.'),
-        (BREAD.replace('Tell me about bread.', 'Write {input}').replace('Be brief.', '{output}'), ''),
+        (ITEMS[0], BREAD, 'A word on bread.'),
+        (ITEMS[1], RIVERS, 'A word on rivers and more.'),
+        (without_input, RIVERS, 'A word on rivers and more.'),
+        (dict(instruction='Write {input}', input='{output}', output=''), braces, ''),
     ]
-    data = make([*ITEMS[:2], without_input, braces])
+    data = make([given for given, *_ in expected])
     assert len(data) == 4
-    for item, (prompt, answer) in zip(data, expected, strict=False):
-        ids, labels, context = item['input_ids'], item['labels'], item['context_length']
+    for number, (_, prompt, answer) in enumerate(expected):
+        ids, labels, context = (data[number][key] for key in ('input_ids', 'labels', 'context_length'))
         assert decode(ids[:context]) == prompt
         assert decode(ids[context:]) == answer + END
         assert (labels[:context] == IGNORED).all()
@@ -115,18 +115,9 @@ def test_windows_predict_every_token_but_the_first_once(make, folder, length):
     [
         (InstructionDataset, {}, 'holds a list of items, got a dict'),
         (InstructionDataset, [], 'has no item'),
-        (
-            InstructionDataset,
-            [ITEMS[0], 'a'],
-            'item 1 (from 0): an item has instruction, input and output, got',
-        ),
-        (
-            InstructionDataset,
-            [dict(instruction='a')],
-            'item 0 (from 0): an item has an output, got instruction',
-        ),
+        (InstructionDataset, [ITEMS[0], 'a'], 'item 1 (from 0): an item has instruction, input and output,'),
+        (InstructionDataset, [dict(instruction='a')], 'item 0 (from 0): an item has an output, got instruct'),
         (InstructionDataset, [dict(ITEMS[0], input=None)], 'item 0 (from 0): input is a text, got None'),
-        (InstructionDataset, b'[{"instruction": "a"', 'is no JSON'),
         (InstructionDataset, b'\xff\xfe\x00', 'is no JSON'),
         (TextDataset, [dict(text=3)], 'item 0 (from 0): an item has a text'),
         (TextDataset, ['a'], 'item 0 (from 0): an item has a text'),
@@ -159,24 +150,20 @@ def test_bad_options_are_reported(make, folder, tmp_path):
     ('missing', 'modules', 'code'),
     [
         (
-            'transformers peft tokenizers lm_eval',
-            'grootv.datasets.transforms grootv.engine grootv.models.backbones grootv.cli',
-            "MODELS.get('grootv.GrootV')",
+            'mmdet mmseg transformers peft tokenizers lm_eval',
+            'datasets.transforms models.backbones',
+            "MODELS.get('grootv.GrootV') and TRANSFORMS.get('grootv.CheckSegLabels')",
         ),
-        (
-            'mmcv mmdet mmseg mmpretrain timm',
-            'grootv.language.fine_tuning grootv.language.data grootv.engine grootv.cli',
-            "MODELS.get('grootv.LanguageModel')",
-        ),
+        ('mmcv mmdet mmseg mmpretrain timm', 'language.fine_tuning', "MODELS.get('grootv.LanguageModel')"),
     ],
 )
 def test_tasks_do_not_need_the_packages_of_each_other(missing, modules, code):
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({missing.split()}))  # not installed
-for name in {modules.split()}:
-    importlib.import_module(name)
-from mmengine.registry import MODELS
+for name in 'engine cli {modules}'.split():
+    importlib.import_module(f'grootv.{{name}}')
+from mmengine.registry import MODELS, TRANSFORMS
 assert {code}
 """
     subprocess.run([sys.executable, '-c', code], check=True, timeout=300)

@@ -6,11 +6,10 @@ from .tiny import pad_left, tokens, tree_mamba
 GREEDY = dict(do_sample=False, output_logits=True, return_dict_in_generate=True)
 
 
-@pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('length', [1, 3, 9])  # the convolution spans 4 tokens
 @pytest.mark.parametrize('size', [None, 0, 1])
-def test_prompt_and_steps_of_one_token_equal_a_full_forward(length, size, causal):
-    model, lengths = tree_mamba(causal=causal), []
+def test_prompt_and_steps_of_one_token_equal_a_full_forward(length, size):
+    model, lengths = tree_mamba(), []
     layer = model.backbone.layers[0]
     hook = layer.register_forward_pre_hook(lambda layer, given: lengths.append(given[0].shape[1]))
     sizes = torch.tensor([length if size is None else size, length])

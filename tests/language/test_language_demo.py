@@ -18,20 +18,18 @@ def demo(monkeypatch):
         sys.modules.pop(name)
 
 
-@pytest.mark.parametrize('task', ['continue', 'name'])
-def test_runs_of_a_seed_differ_in_the_tree_alone(demo, task):
+def test_runs_of_a_seed_differ_in_the_tree_alone(demo):
     seed = demo.Seed(2, Path('runs'), demo.Lengths())
     assert 'model.pretrained=runs/start' in seed.base.options
     assert len({run.work_dir for run in seed.runs.values()}) == len(seed.runs) == 6
-    runs = [run for (of, _), run in seed.runs.items() if of == task]
-    assert {run.config for run in runs} == {f'configs/demo/language/grootl-pico_lora_{task}.py'}
-    trees, others = [], []
-    for run in runs:
-        trees.append([option for option in run.options if 'model.tree' in option])
-        others.append({*run.options} - {*trees[-1]})
-    assert trees == [['model.tree.scale=0.0'], ['model.tree.scale=0.3'], ['model.tree.causal=True']]
-    assert others == 3 * [others[0]]
-    assert {'model.pretrained=runs/mamba/model', 'randomness.seed=2'} < others[0]
+    for task in ('continue', 'name'):
+        runs = [run for (of, _), run in seed.runs.items() if of == task]
+        assert {run.config for run in runs} == {f'configs/demo/language/grootl-pico_lora_{task}.py'}
+        trees = [[option for option in run.options if 'model.tree' in option] for run in runs]
+        assert trees == [['model.tree.scale=0.0'], ['model.tree.scale=0.3'], ['model.tree.causal=True']]
+        others = [{*run.options} - {*tree} for run, tree in zip(runs, trees, strict=True)]
+        assert others == 3 * [others[0]]
+        assert {'model.pretrained=runs/mamba/model', 'randomness.seed=2'} < others[0]
 
 
 def test_pages_show_the_committed_record(demo):

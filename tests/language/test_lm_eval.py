@@ -29,8 +29,12 @@ def likelihoods(model, requests=REQUESTS) -> torch.Tensor:
 
 
 @torch.no_grad()
-def log_probabilities(model, ids: list[int], context: int) -> torch.Tensor:
-    return model(torch.tensor([ids]), context_length=torch.tensor([context])).logits[0].log_softmax(dim=-1)
+def scores(model, given: list[int], context: int, wanted: list[int]) -> tuple[torch.Tensor, float]:
+    """Logarithms of the probabilities where tokens are wanted after the given ones, and the sum of theirs."""
+    ids = torch.tensor([given + wanted[:-1]])
+    logits = model(ids, context_length=torch.tensor([context])).logits[0, -len(wanted) :]
+    found = logits.log_softmax(dim=-1)
+    return found, found[range(len(wanted)), wanted].sum().item()
 
 
 @pytest.fixture(scope='module')
@@ -46,13 +50,11 @@ def test_likelihood_is_the_sum_over_the_continuation_after_its_own_context(folde
     for (context, continuation), (likelihood, greedy) in zip(REQUESTS, found, strict=True):
         given = tokenizer(context).input_ids or [tokenizer.eos_token_id]
         wanted = tokenizer(context + continuation).input_ids[len(tokenizer(context).input_ids) :]
-        scores = log_probabilities(model, given + wanted, len(given))[len(given) - 1 : -1]
-        expected = sum(scores[place, token].item() for place, token in enumerate(wanted))
-        assert likelihood == pytest.approx(expected, abs=1e-4)
-        assert greedy == (scores.argmax(dim=-1).tolist() == wanted)
+        expected, total = scores(model, given, len(given), wanted)
+        assert likelihood == pytest.approx(total, abs=1e-4)
+        assert greedy == (expected.argmax(dim=-1).tolist() == wanted)
         if len(given) > 9:  # long enough for a tree that matters
-            other = log_probabilities(model, given + wanted, len(given) - 1)[len(given) - 1 : -1]
-            assert not torch.allclose(scores, other, atol=1e-3)
+            assert not torch.allclose(expected, scores(model, given, len(given) - 1, wanted)[0], atol=1e-3)
 
 
 def test_continuation_of_greedy_decoding_is_greedy(model):
@@ -73,10 +75,9 @@ def test_text_that_is_scored_whole_has_no_context(folder):
     assert len(tokens) > 16
     expected = 0.0
     for start in range(0, len(tokens), 8):
-        stop = min(start + 8, len(tokens))
-        window = [tokenizer.eos_token_id, *tokens][max(stop - 8, 0) : stop]
-        scores = log_probabilities(model, window, 0)
-        expected += sum(scores[place - stop, tokens[place]].item() for place in range(start, stop))
+        wanted = tokens[start : start + 8]
+        before = [tokenizer.eos_token_id, *tokens][: start + 1][len(wanted) - 9 :]  # a window has 8 tokens
+        expected += scores(model, before, 0, wanted)[1]
     assert found == pytest.approx([expected], abs=1e-4)
 
 
@@ -86,8 +87,8 @@ def test_long_context_loses_its_first_tokens(folder):
     tokens = model.tok_encode(context + continuation)
     assert len(tokens) > 14
     wanted = tokens[len(model.tok_encode(context)) :]
-    scores = log_probabilities(model.model, tokens[-13:-1], 13 - len(wanted))
-    expected = sum(scores[place - len(wanted), token].item() for place, token in enumerate(wanted))
+    given = tokens[: -len(wanted)][len(wanted) - 13 :]
+    expected = scores(model.model, given, len(given), wanted)[1]
     assert likelihoods(model, [REQUESTS[1]])[0, 0].item() == pytest.approx(expected, abs=1e-4)
 
 

@@ -1,5 +1,7 @@
 import json
 import socket
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,38 +79,40 @@ RUNS = {  # a tokenizer whose class is code of the folder
 }
 
 
-def spoil(folder, *, without=None, texts=None, norm=None, payload=False) -> None:
-    """Remove a file, write others, replace a weight, or pickle code as weights."""
-    if norm is not None:
-        weights = load_file(folder / WEIGHTS)
-        weights.pop('backbone.norm_f.weight')
-        save_file({**weights, **norm}, folder / WEIGHTS, dict(format='pt'))
-    if without:
-        (folder / without).unlink()
-    for name, text in (texts or {}).items():
+def pickle_code(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save({'backbone.norm_f.weight': Payload()}, folder / 'pytorch_model.bin')
+
+
+def change_norm(folder: Path, **norm: torch.Tensor) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights.pop('backbone.norm_f.weight')
+    save_file(weights | {f'backbone.norm_f.{name}': value for name, value in norm.items()}, folder / WEIGHTS)
+
+
+def write(texts: dict[str, str], folder: Path) -> None:
+    for name, text in texts.items():
         (folder / name).write_text(text)
-    if payload:
-        torch.save({'backbone.norm_f.weight': Payload()}, folder / 'pytorch_model.bin')
 
 
 @pytest.mark.parametrize(
-    ('change', 'sentence'),
+    ('spoil', 'sentence'),
     [
-        (dict(without=CONFIG), 'has no config.json'),
-        (dict(without=WEIGHTS), 'cannot be read'),
-        (dict(texts={CONFIG: '{"model_type": "gpt2"}'}), 'is not a Mamba, but of type gpt2'),
-        (dict(norm={}), 'lacks weights: backbone.norm_f.weight'),
-        (dict(norm={'backbone.norm_f.weight': torch.zeros(3)}), 'cannot be read'),
-        (dict(without=WEIGHTS, payload=True), 'cannot be read'),
-        (dict(texts={'tokenizer.json': '{}'}), 'cannot be read'),
-        (dict(texts=RUNS), 'cannot be read'),
+        (lambda folder: (folder / CONFIG).unlink(), 'has no config.json'),
+        (lambda folder: (folder / WEIGHTS).unlink(), 'cannot be read'),
+        (partial(write, {CONFIG: '{"model_type": "gpt2"}'}), 'is not a Mamba, but of type gpt2'),
+        (change_norm, 'lacks weights: backbone.norm_f.weight'),
+        (partial(change_norm, weight=torch.zeros(3)), 'cannot be read'),
+        (pickle_code, 'cannot be read'),
+        (partial(write, {'tokenizer.json': '{}'}), 'cannot be read'),
+        (partial(write, RUNS), 'cannot be read'),
     ],
 )
-def test_folder_that_is_no_mamba_raises_one_sentence(tmp_path, monkeypatch, change, sentence):
+def test_folder_that_is_no_mamba_raises_one_sentence(tmp_path, monkeypatch, spoil, sentence):
     folder = tmp_path / 'model'
     mamba().save_pretrained(folder)
     monkeypatch.chdir(tmp_path)
-    spoil(folder, **change)
+    spoil(folder)
     with pytest.raises(UserError, match=f'(language model|tokenizer) {folder} {sentence}') as error:
         load_language_model(folder)
     assert '\n' not in str(error.value)

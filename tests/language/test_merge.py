@@ -33,7 +33,7 @@ def test_merged_folder_computes_what_the_adapters_did(trained, merged, folder):
     """Sums of other order: 1e-5 of logits up to 10."""
     data = InstructionDataset('items.json', str(folder), str(trained[0].parent))
     batch = pad_right([data[0], data[1]])
-    given = {name: batch[name] for name in ('input_ids', 'attention_mask', 'context_length')}
+    given = {name: value for name, value in batch.items() if name != 'labels'}
     mask = batch['attention_mask'].bool()
     expected = trained[2](**batch)
     loaded, tokenizer = load_language_model(merged)
@@ -46,35 +46,25 @@ def test_merged_folder_computes_what_the_adapters_did(trained, merged, folder):
     assert not any(info.values())
 
 
-def test_output_layer_keeps_what_it_shared_with_the_embeddings(merged, folder):
-    """The adapter of the embeddings is not one of the output layer."""
+def test_output_layer_keeps_what_it_shared_with_the_embeddings_unless_they_have_no_adapter(merged, folder):
     before, after = (MambaForCausalLM.from_pretrained(place) for place in (folder, merged))
     assert before.config.tie_word_embeddings and not after.config.tie_word_embeddings
     assert torch.equal(after.lm_head.weight, before.lm_head.weight)
     assert not torch.equal(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
-
-
-def test_embeddings_without_adapter_stay_tied(folder):
     model = adapted_model(folder, dict(LORA, target_modules=['in_proj'])).merge()
     assert model.config.tie_word_embeddings
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'sentence'),
-    [
-        (('{config}', '{checkpoint}', '{place}'), 'is there already: give a folder that is new or empty'),
-        (
-            (f'{ROOT}/configs/demo/grootv-pico_digits.py', '{checkpoint}', '{place}/new'),
-            'has no grootv.LanguageModel',
-        ),
-        (('{config}', '{other}', '{place}/new'), 'checkpoint does not fit the model LanguageModel'),
-    ],
-)
-def test_bad_input_is_reported_in_a_sentence(trained, tmp_path, capsys, arguments, sentence):
-    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / 'other.pth')
-    places = dict(config=trained[0], checkpoint=trained[1], place=tmp_path, other=tmp_path / 'other.pth')
-    assert run_tool(TOOL, *(argument.format(**places) for argument in arguments)) == 1
-    error = capsys.readouterr().err
-    assert sentence in error and 'Traceback' not in error
-    assert not (tmp_path / 'new').exists()
+def test_bad_input_is_reported_in_a_sentence(trained, tmp_path, capsys):
+    (config, checkpoint, _), new, other = trained, tmp_path / 'new', tmp_path / 'other.pth'
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))), other)
+    for arguments, sentence in (
+        ((config, checkpoint, tmp_path), 'is there already: give a folder that is new or empty'),
+        ((f'{ROOT}/configs/demo/grootv-pico_digits.py', checkpoint, new), 'has no grootv.LanguageModel'),
+        ((config, other, new), 'checkpoint does not fit the model LanguageModel'),
+    ):
+        assert run_tool(TOOL, *arguments) == 1
+        error = capsys.readouterr().err
+        assert sentence in error and 'Traceback' not in error
+    assert not new.exists()
