@@ -10,8 +10,6 @@ from grootv import checks
 from grootv.checkpoint import drop_pretrained
 from grootv.errors import UserError
 
-# Data ------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     'setting, sentences',
@@ -59,20 +57,13 @@ def test_data_that_exist_or_are_elsewhere_pass(tmp_path):
         dict(data_root=None, ann_file='https://host/x.json'),
         dict(data_root=root, split='train'),
     ]
-    checks.check_data(Config(dict(train_dataloader=dict(dataset=dict(datasets=sets)))), ['train_dataloader'])
-
-
-def test_missing_annotations_of_an_evaluator_are_named(tmp_path):
-    # They do not move with data_root.
-    evaluators = [dict(type='Other'), dict(type='CocoMetric', ann_file=f'{tmp_path}/x.json')]
-    cfg = Config(dict(val_evaluator=evaluators))
+    # Annotations of an evaluator do not move with data_root.
+    evaluators = [dict(type='Other'), dict(type='CocoMetric', ann_file=f'{root}/x.json')]
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(datasets=sets)), val_evaluator=evaluators))
     with pytest.raises(UserError, match=r'--cfg-options val_evaluator\.1\.ann_file=FILE'):
-        checks.check_data(cfg, ['val_evaluator'])
+        checks.check_data(cfg, ['train_dataloader', 'val_evaluator'])
     (tmp_path / 'x.json').touch()
-    checks.check_data(cfg, ['val_evaluator'])
-
-
-# Training --------------------------------------------------------------------------------------
+    checks.check_data(cfg, ['train_dataloader', 'val_evaluator'])
 
 
 def test_run_shorter_than_its_warm_up_is_refused():
@@ -82,9 +73,6 @@ def test_run_shorter_than_its_warm_up_is_refused():
         checks.check_schedule(cfg)
     cfg.train_cfg.max_epochs = 2
     checks.check_schedule(cfg)
-
-
-# Pretrained weights ----------------------------------------------------------------------------
 
 
 class Backbone(BaseModule):
@@ -110,18 +98,6 @@ def config(init_cfg) -> Config:
     return Config(dict(model=dict(type='D', parts=[dict(backbone=dict(type='B', init_cfg=init_cfg))])))
 
 
-@pytest.fixture
-def warnings(monkeypatch) -> list[str]:
-    seen = []
-    monkeypatch.setattr(checks, 'warn', seen.append)
-    return seen
-
-
-def test_pretrained_file_that_exists_or_is_on_the_network_passes(weights, tmp_path):
-    for init in (load(weights), load('https://host/x.pth'), dict(type='Normal'), None, [load(weights)]):
-        checks.check_pretrained_files(config(init), tmp_path)
-
-
 @pytest.mark.parametrize(
     'path, maker, index, command',
     [
@@ -144,26 +120,14 @@ def test_missing_pretrained_file_is_named_with_the_ways_out(tmp_path, path, make
     )
 
 
-@pytest.mark.parametrize(
-    'init, left',
-    [
-        (load('x.pth'), None),
-        ([dict(type='Normal'), load('x.pth')], [dict(type='Normal')]),
-        (dict(type='Normal'), [dict(type='Normal')]),
-    ],
-)
-def test_run_that_needs_no_pretrained_file_drops_it(init, left):
-    cfg = config(init)
-    drop_pretrained(cfg)
-    assert cfg.model.parts[0].backbone.init_cfg == left
-
-
-def test_pretrained_weights_that_fit_give_no_warning(weights, warnings):
-    backbone = Backbone(init_cfg=load(weights))
-    before = backbone.stem.weight.clone()
-    checks.check_pretrained_fit(nn.ModuleDict({'backbone': backbone}))
-    assert warnings == []
-    assert torch.equal(backbone.stem.weight, before)  # checked, not yet loaded
+def test_pretrained_file_that_exists_or_is_not_needed_is_no_fault(weights, tmp_path):
+    normal = dict(type='Normal')
+    for init in (load(weights), load('https://host/x.pth'), normal, None, [load(weights)]):
+        checks.check_pretrained_files(config(init), tmp_path)
+    for init, left in ((load('x.pth'), None), ([normal, load('x.pth')], [normal]), (normal, [normal])):
+        cfg = config(init)
+        drop_pretrained(cfg)
+        assert cfg.model.parts[0].backbone.init_cfg == left
 
 
 OTHERS = (
@@ -187,9 +151,16 @@ def test_weights_of_another_network_are_refused(weights, width, prefix, sentence
     assert f'pretrained weights {weights} {sentence}' in str(error.value)
 
 
-def test_weights_that_fit_in_part_give_one_warning(weights, warnings):
+def test_weights_that_fit_in_part_give_one_warning_and_those_that_fit_none(weights, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(checks, 'warn', warnings.append)
+    backbone = Backbone(init_cfg=load(weights))
+    before = backbone.stem.weight.clone()
+    checks.check_pretrained_fit(nn.ModuleDict({'backbone': backbone}))
+    checks.check_pretrained_fit(dict(type='Detector'))  # a FlexibleRunner's model is a config
+    assert warnings == []
+    assert torch.equal(backbone.stem.weight, before)  # checked, not yet loaded
     checks.check_pretrained_fit(Backbone(stage=7, init_cfg=load(weights)))
     (text,) = warnings
     assert f'pretrained weights {weights} fit Backbone in part, the rest starts at random' in text
     assert 'other shape: stage.weight (2, 2) instead of (7, 2), stage.bias (2,) instead of (7,)' in text
-    checks.check_pretrained_fit(dict(type='Detector'))  # a FlexibleRunner's model is a config

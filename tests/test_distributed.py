@@ -101,7 +101,6 @@ distributed.prepare(Config(dict(launcher='pytorch')))
 print(torch.distributed.is_initialized())
 """
     variables = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_PORT='0')
-    result = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, **variables}
-    )
+    command, environment = [sys.executable, '-c', code], {**os.environ, **variables}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.stdout.split() == ['True', 'False'], result.stderr
