@@ -1,4 +1,5 @@
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -21,3 +22,11 @@ def _independent_of_other_tests():
     yield
     if 'mmengine.registry' in sys.modules:
         sys.modules['mmengine.registry'].DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory):
+    """The finished run of a task, a TinyRun of tests/tools; trained when it is first asked for."""
+    from tests.tools.tiny_run import train_tiny  # needs OpenMMLab, the operators' tests need torch alone
+
+    return cache(lambda task: train_tiny(tmp_path_factory.mktemp(task), task))

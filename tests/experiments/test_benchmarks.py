@@ -35,9 +35,8 @@ def test_operators(run, monkeypatch):
     monkeypatch.setattr(benchmark_ops, 'MAP', (5, 6, 8))
     rows, page = run(benchmark_ops)
     assert all(row['ms'] > 0 and row['value'] > 0 and row['verdict'] == 'none' for row in rows)
-    names = ' '.join(row['name'] for row in rows)
     for operator in ('build_tree', 'tree_scan_backward', 'selective_tree_scan', 'per vertex, 6x6'):
-        assert operator in names and operator in page
+        assert operator in page
 
 
 def test_networks(run):
@@ -45,22 +44,14 @@ def test_networks(run):
     rows, page = run(benchmark_model, *arguments.split(), '--modes', 'forward', 'step')
     timed = [row for row in rows if 'ms' in row and row['network'] != 'grootv_narrow']
     assert len(timed) == 3 * 2 * 2 + 1 and all(row['finite'] for row in timed)
-    for row in timed:
-        over = {'/ test_convnext'} if row['tree_per'] and row['how'] == 'eager' else set()
-        over |= {'/ block'} if row['tree_per'] == 'stage' else set()
-        over |= {'/ float32'} if row['dtype'] == 'bfloat16' else set()
-        over |= {'/ eager'} if row['how'] == 'torch.export' else set()
-        assert {key for key in row if key.startswith('/')} == over
-    assert sum('mib' in row for row in rows) == 2 * 6
     profiles = [row for row in rows if 'parts_ms' in row]
     assert [row['mode'] for row in profiles] == ['forward', 'backward', 'forward']
     for row in profiles:
         assert sum(row['parts_ms'].values()) == pytest.approx(row['profiled_ms'], rel=0.01)
-        assert min(row['parts_ms'].values()) >= 0 and row['parts_ms']['MLP'] > 0
     assert 'grootv_pico, tree per stage' in page and '| MLP' in page
 
 
-def test_judged_ratio_is_the_worst_of_its_rows(monkeypatch):
+def test_judged_ratio_is_the_worst_of_its_rows():
     record, ours = measure.Record('model', None), dict(mode='step', batch=8, px=224, network='grootv_tiny')
     ours |= dict(tree_per='block', dtype='float32', how='eager', ms=9.0, finite=True)
     peer = benchmark_model.PEERS[0]
@@ -75,12 +66,9 @@ def test_judged_ratio_is_the_worst_of_its_rows(monkeypatch):
 
 def test_layers(run, monkeypatch):
     monkeypatch.setattr(benchmark_scaling, 'CHANNELS', 8)
-    rows, page = run(benchmark_scaling, '--sides', '8', '4')
-    sides = [(row['mode'], row['side']) for row in rows if row.get('ms', {}).get('attention')]
-    assert sides == [('forward', 4), ('forward', 8), ('training', 4), ('training', 8)]
-    assert 'raster scan: selective_tree_scan' in page and '|   4 |' in page
     rows, page = run(benchmark_scaling, '--sides', '4', '8', '--limit', '0')
     assert [len(row.get('not_measured', ())) for row in rows[:4]] == [0, 3, 0, 3]
+    assert 'raster scan: selective_tree_scan' in page
     assert 'Not measured at 8: tree scan, about 0 s a call' in page
     sides = {side: side**2 if 56 <= side <= 512 else 1e9 for side in (14, 56, 128, 512, 1024)}
     squares = [dict(side=side, ms=dict(layer=ms)) for side, ms in sides.items()]
@@ -92,5 +80,4 @@ def test_tokens(run, monkeypatch):
     monkeypatch.setattr(benchmark_tokens, 'WIDTH', 8)
     rows, page = run(benchmark_tokens, '--lengths', '4', '9')
     assert [len(row['us']) for row in rows if 'us' in row] == [6] * 4
-    assert sum('verdict' in row for row in rows) == 4
     assert 'layer, chain and tree' in page

@@ -30,23 +30,20 @@ def test_steps_are_collected_in_one_record(tmp_path, monkeypatch):
         rows = '{"kind": "ops"}\n{"value": 2.5}\n'
         write = f'open({str(folder / "benchmark_ops.jsonl")!r}, "w").write({rows!r})'
         command = [sys.executable, '-c', write]
-        return dict(
-            benchmark_ops=command, benchmark_model='needs timm', tests=['false'], memcheck=['sleep', '60']
-        )
+        return dict(benchmark_ops=command, benchmark_model='needs timm', tests=['false'])
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
     monkeypatch.setattr(gpu_check, 'steps', steps)
     out = tmp_path / 'found.jsonl'
-    assert gpu_check.main(['--out', str(out), '--time-limit', '8']) == 1
+    assert gpu_check.main(['--out', str(out)]) == 1
     about, rows = measure.read(out)
-    assert about['device'] == 'a GPU' and all(row.get('seconds', 0) < 30 for row in rows)
-    found = [(row['step'], row.get('status'), row.get('value')) for row in rows]
-    assert found[:4] == [
+    assert about['device'] == 'a GPU'
+    assert [(row['step'], row.get('status'), row.get('value')) for row in rows] == [
         ('benchmark_ops', 'passed', None),
         ('benchmark_ops', None, 2.5),
         ('benchmark_model', 'skipped: needs timm', None),
         ('tests', 'failed with status 1', None),
     ]
-    assert found[4][1].startswith('not finished within ')
     assert gpu_check.main(['--out', str(out), '--steps', 'benchmark_ops']) == 0
+    assert gpu_check.run(['sleep', '60'], 0.1) == 'not finished within 0 s'

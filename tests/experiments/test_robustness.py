@@ -30,10 +30,11 @@ def test_figures_by_hand():
     assert found['changed_predictions'] == 0.5 and found['accuracy'] == 50
 
 
-def test_record_of_a_tiny_classifier(classifier, tmp_path, monkeypatch, capsys):
+def test_record_of_a_tiny_classifier(tiny_run, tmp_path, monkeypatch):
+    run = tiny_run('classification')
     monkeypatch.setattr(robustness, 'SETTINGS', [('euclidean', 'stage', 'last')])
-    arguments = [str(classifier.config), str(classifier.checkpoint), '--out', str(tmp_path), '--count']
-    robustness.main([*arguments, '5'])
+    arguments = [str(run.config), str(run.checkpoint), '--out', str(tmp_path), '--count', '5']
+    robustness.main(arguments)
     about, rows = measure.read(tmp_path / 'robustness.jsonl')
     assert about['images'] == 5
     own, other = (row['changes'] for row in rows if 'setting' in row)
@@ -45,10 +46,6 @@ def test_record_of_a_tiny_classifier(classifier, tmp_path, monkeypatch, capsys):
     stress = {row['input']: row for row in rows if row.get('metric') == 'cosine'}
     assert [name for name, row in stress.items() if not row['finite']] == ['one NaN pixel', 'all NaN']
     assert (stress['all NaN']['distinct_weights'], stress['all NaN']['depth']) == (1, 7 + 7)
-    page = (tmp_path / 'robustness.md').read_text()
-    assert '| euclidean, stage, last ' in page and '| all NaN ' in page
-    with pytest.raises(SystemExit):
-        robustness.main([*arguments, '0'])
-    assert 'must be 1 or more, got 0' in capsys.readouterr().err
+    assert '| euclidean, stage, last ' in (tmp_path / 'robustness.md').read_text()
     with pytest.raises(robustness.UserError, match='is no classifier'):
-        robustness.main([*arguments, '5', '--cfg-options', 'default_scope=mmdet'])
+        robustness.main([*arguments, '--cfg-options', 'default_scope=mmdet'])
