@@ -16,16 +16,7 @@ from torch import nn
 from grootv import checkpoint as module
 from grootv.checkpoint import build_model, check_keys, install_safe_loader, load_checkpoint_file, load_weights
 from grootv.errors import UserError
-
-
-class Call:
-    """Unpickling it calls a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
+from tests.tools.tiny_run import Call
 
 
 @pytest.fixture

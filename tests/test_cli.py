@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS
 from torch.utils.data import DataLoader
 
 from grootv import cli
@@ -127,25 +126,6 @@ def test_sentence_survives_a_data_loading_process(workers, error, sentence):
 
 
 @pytest.mark.parametrize(
-    'registry, settings, sentence',
-    [
-        (MODELS, dict(type='Grotv'), 'the config asks for Grotv, which no model registry'),
-        (
-            HOOKS,
-            dict(type='IterTimerHook', speed=3),
-            "the config gives IterTimerHook an option 'speed' that it does not have",
-        ),
-        (HOOKS, dict(type='CheckpointHook', save_begin=-1), 'the config is refused: save_begin'),
-        (HOOKS, dict(type='CheckpointHook', save_best=3), '"save_best" should be a str'),
-    ],
-)
-def test_error_of_building_is_a_sentence(registry, settings, sentence):
-    with pytest.raises(Exception) as caught:
-        registry.build(settings)
-    assert cli.explain(caught.value).startswith(sentence)
-
-
-@pytest.mark.parametrize(
     'error, sentence',
     [
         (ImportError('grootv.ops has no library: build it with pip'), 'build it with pip'),
@@ -171,10 +151,9 @@ def test_operator_without_reduced_precision_is_a_sentence():
     'text, fault',
     [
         (None, 'does not exist'),
-        *(
-            (text, 'does not parse')
-            for text in ('model = dict(', 'model = undefined', "_base_ = 'absent.py'")
-        ),
+        ('model = dict(', 'does not parse'),
+        ('model = undefined', 'does not parse'),
+        ("_base_ = 'absent.py'", 'does not parse'),
         ("custom_imports = dict(imports=['grootv.absent'])", 'imports what is not installed'),
     ],
 )
@@ -182,9 +161,9 @@ def test_config_that_is_missing_or_does_not_parse_is_named(tmp_path, text, fault
     path = tmp_path / 'bad.py'
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f'^config {path} {fault}.*$') as error:
         cli.load_config(path)
-    assert str(error.value).startswith(f'config {path} {fault}') and len(str(error.value).splitlines()) == 1
+    assert '\n' not in str(error.value)
 
 
 def parse_options(*texts: str) -> dict:

@@ -1,13 +1,19 @@
+"""Pictures of what training and testing left: curves, confusion matrix, contact sheet."""
+
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from grootv.errors import UserError
 from tests.tools.tiny_run import load_tool, run_tool
 
-plot_curves = load_tool('analysis_tools/plot_curves.py')
+CURVES, MATRIX, SHEET = (
+    f'analysis_tools/{name}.py' for name in ('plot_curves', 'confusion_matrix', 'contact_sheet')
+)
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def write_log(folder: Path, *records: dict) -> None:
@@ -17,49 +23,53 @@ def write_log(folder: Path, *records: dict) -> None:
 
 
 def train(step: int, loss: float) -> dict:
-    return {'lr': 0.1, 'loss': loss, 'epoch': 1 + step // 3, 'iter': step, 'step': step}
+    return {'lr': 0.1, 'loss': loss, 'epoch': 1 + step // 3, 'step': step}
 
 
 def val(step: int, score: float) -> dict:
     return {'accuracy/top1': score, 'accuracy/top5': 100.0, 'time': 0.1, 'step': step}
 
 
-def test_a_resumed_start_replaces_what_it_repeats(tmp_path):
+def test_curves_show_the_log_where_a_resumed_start_replaces_what_it_repeats(tmp_path, failure):
+    plot = load_tool(CURVES)
+    assert f'{tmp_path} has no training log' in failure(CURVES, tmp_path)
     write_log(tmp_path / '20300101', train(1, 3.0), val(1, 10), train(4, 2.0), train(5, 9.0))
     write_log(tmp_path / '20300102', train(4, 2.5), val(2, 20))
-    seen_train, seen_val = plot_curves.read_run(tmp_path)
-    assert {step: record['loss'] for step, record in seen_train.items()} == {1: 3.0, 4: 2.5}
-    assert {step: record['accuracy/top1'] for step, record in seen_val.items()} == {1: 10, 2: 20}
-
-
-def test_the_first_metric_is_drawn_unless_others_are_wanted():
-    records = {1: val(1, 10)}
-    assert plot_curves.metric_names(records, None) == ['accuracy/top1']
-    assert plot_curves.metric_names(records, ['accuracy/top5']) == ['accuracy/top5']
-    assert plot_curves.metric_names({}, None) == []
+    records = plot.read_run(tmp_path)
+    names = plot.metric_names(records[1], None)
+    assert names == ['accuracy/top1'] and plot.metric_names({}, None) == []
     with pytest.raises(UserError, match='mIoU: the log has accuracy/top1, accuracy/top5'):
-        plot_curves.metric_names(records, ['mIoU'])
-
-
-def test_curves_show_what_the_log_says(tmp_path):
-    write_log(tmp_path / '20300101', train(1, 3.0), train(4, 2.0), val(1, 10), val(2, 20))
-    figure = plot_curves.draw(*plot_curves.read_run(tmp_path), ['accuracy/top1'], 'run')
-    left, right = figure.axes
-    assert left.lines[0].get_xydata().tolist() == [[1, 3.0], [4, 2.0]]
-    assert right.lines[0].get_xydata().tolist() == [[1, 10], [2, 20]]
-    assert right.get_xlabel() == 'epoch'
-
-    assert run_tool('analysis_tools/plot_curves.py', tmp_path) == 0
+        plot.metric_names(records[1], ['mIoU'])
+    left, right = plot.draw(*records, names, 'run').axes
+    assert left.lines[0].get_xydata().tolist() == [[1, 3.0], [4, 2.5]]
+    assert right.lines[0].get_xydata().tolist() == [[1, 10], [2, 20]] and right.get_xlabel() == 'epoch'
+    assert run_tool(CURVES, tmp_path, '--metrics', 'accuracy/top5') == 0
     assert Image.open(tmp_path / 'curves.png').width > 500
-
-
-def test_a_folder_without_a_log_is_named(tmp_path, capsys):
-    assert run_tool('analysis_tools/plot_curves.py', tmp_path) == 1
-    assert f'{tmp_path} has no training log' in capsys.readouterr().err
 
 
 def test_confusion_matrix_counts_every_image(tiny_run, tmp_path, capsys):
     run, picture = tiny_run('classification'), tmp_path / 'deep/matrix.png'
-    assert run_tool('analysis_tools/confusion_matrix.py', run.config, run.checkpoint, '--out', picture) == 0
+    assert run_tool(MATRIX, run.config, run.checkpoint, '--out', picture) == 0
     assert 'of 10 right' in capsys.readouterr().out
     assert Image.open(picture).width > 500
+
+
+def test_pictures_are_placed_row_by_row_on_a_contact_sheet(tmp_path, failure):
+    folder, out, gap = tmp_path / 'pictures', tmp_path / 'new/sheet.png', load_tool(SHEET).GAP
+    assert 'pictures does not exist' in failure(SHEET, folder, '--out', out)
+    (folder / 'b').mkdir(parents=True)
+    assert 'holds no .jpeg or' in failure(SHEET, folder, '--out', out)
+    for name, colour, size in (('a', RED, (20, 10)), ('b/c', GREEN, (20, 10)), ('d', BLUE, (10, 10))):
+        Image.new('RGB', size, colour).save(folder / f'{name}.png')
+    assert run_tool(SHEET, folder, '--out', out) == 0
+    page = np.asarray(Image.open(out))
+    assert page.shape == (2 * 10 + 3 * gap, 2 * 20 + 3 * gap, 3)
+    rows, columns = (gap + 5, 2 * gap + 15), (gap + 2, gap + 10, 2 * gap + 30)
+    found = [[tuple(page[row, column]) for column in columns] for row in rows]
+    assert found == [[RED, RED, GREEN], [WHITE, BLUE, WHITE]]  # the narrow one is in the middle
+    assert run_tool(SHEET, folder, '--out', out, '--count', 1, '--scale', 2) == 0
+    assert Image.open(out).size == (40 + 2 * gap, 20 + 2 * gap)
+
+    (folder / 'e.png').write_bytes(b'no picture')
+    assert 'e.png cannot be read' in failure(SHEET, folder, '--out', out)
+    assert 'must be positive, got 8, 0, 1.0' in failure(SHEET, folder, '--out', out, '--columns', 0)

@@ -1,12 +1,24 @@
+"""tools/test.py: metrics, pictures and predictions of all three tasks."""
+
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+from PIL import Image
 
 from grootv.checkpoint import load_checkpoint_file
-from tests.tools.tiny_run import load_tool, run_tool, scalars
+from tests.tools.tiny_run import load_tool, losses, metrics, run_tool
+
+LIBRARIES = {
+    'segmentation': ('mmseg', 'SegLocalVisualizer', 3),
+    'detection': ('mmdet', 'DetLocalVisualizer', 3),
+    'classification': ('mmpretrain', 'UniversalVisualizer', 10),
+}
 
 
 @pytest.fixture(scope='module')
@@ -19,15 +31,29 @@ def scores(predictions: list[dict]) -> torch.Tensor:
     return torch.stack([prediction['pred_score'].float() for prediction in predictions])
 
 
-def test_metrics_equal_those_of_the_training_and_pictures_are_drawn(run, tmp_path):
-    out, pictures = tmp_path / 'deep/metrics.json', tmp_path / 'pictures'
-    args = ('--work-dir', tmp_path, '--out', out, '--show-dir', pictures)
-    assert run_tool('test.py', *run, *args) == 0
+def test_three_libraries_share_a_process_and_a_test_has_the_metrics_of_the_training(tiny_run, tmp_path):
+    """Trained in one order before, and here in the other."""
+    runs = {task: tiny_run(task) for task in reversed(LIBRARIES)}
+    for task, (scope, visualizer, images) in LIBRARIES.items():
+        run, work_dir = runs[task], tmp_path / task
+        assert run_tool('train.py', run.config, '--work-dir', work_dir, '--no-validate') == 0
+        assert DefaultScope.get_current_instance().scope_name == scope
+        assert type(Visualizer.get_current_instance()).__name__ == visualizer
+        assert losses(work_dir) == losses(run.work_dir)
+        (log,) = work_dir.glob('2*/*.log')
+        assert log.read_text().count('(train)') == len(losses(work_dir))
 
-    metrics = json.loads(out.read_text())
-    assert metrics['accuracy/top1'] == pytest.approx(scalars(run[1].parent)[-1]['accuracy/top1'])
-    assert set(metrics) == {'accuracy/top1', 'accuracy/top5'}
-    assert len(list(pictures.glob('*.png'))) == 10
+        out, pictures = work_dir / 'deep/metrics.json', work_dir / 'pictures'
+        args = ('--work-dir', work_dir / 'test', '--out', out, '--show-dir', pictures)
+        assert run_tool('test.py', run.config, run.checkpoint, *args) == 0
+        assert json.loads(out.read_text()) == pytest.approx(metrics(run.work_dir))
+        drawn = [path for path in pictures.rglob('*') if path.suffix in ('.png', '.jpg')]
+        assert len(drawn) == images
+        for path in drawn if task != 'classification' else ():
+            with Image.open(path) as picture:
+                assert picture.size == (256, 128)  # the annotations, the predictions
+                left, right = np.split(np.asarray(picture), 2, axis=1)
+            assert left.std() > 10 and (left != right).any()
 
 
 def test_every_view_of_tta_is_averaged(predictions):
@@ -35,6 +61,9 @@ def test_every_view_of_tta_is_averaged(predictions):
     assert plain.shape == views.shape == (10, 10)
     torch.testing.assert_close(views.sum(1), torch.ones(10))
     assert not torch.equal(plain, views)
+    pairs = zip(predictions('segmentation'), predictions('segmentation', '--tta'), strict=True)
+    # The averaged sample keeps the scores of its last view.
+    assert not any(torch.equal(a['seg_logits']['data'], b['seg_logits']['data']) for a, b in pairs)
 
 
 def test_tta_of_equal_views_is_the_plain_test(run, predictions, tmp_path):
@@ -44,16 +73,9 @@ def test_tta_of_equal_views_is_the_plain_test(run, predictions, tmp_path):
     same = tmp_path / 'same_views.py'
     same.write_text(f"""
 _base_ = '{config}'
-tta_pipeline = [
-    dict(type='grootv.LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='ResizeEdge', scale=32, backend='pillow', interpolation='bicubic')] * 2,
-            [dict(type='PackInputs')],
-        ],
-    ),
-]
+resize = dict(type='ResizeEdge', scale=32, backend='pillow', interpolation='bicubic')
+views = dict(type='TestTimeAug', transforms=[[resize] * 2, [dict(type='PackInputs')]])
+tta_pipeline = [dict(type='grootv.LoadImageFromFile'), views]
 """)
     out = tmp_path / 'views.pkl'
     assert run_tool('test.py', same, checkpoint, '--work-dir', tmp_path, '--tta', '--out', out) == 0

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,30 +31,36 @@ def write_images(folder: Path, train: int = 2, val: int = 1, size: int = 32) -> 
     return folder
 
 
-def write_config(folder: Path, data: Path, base: str = 'demo/grootv-pico_digits.py') -> Path:
+def write(folder: Path, base: str, data: Path, batch_size: int, settings: str) -> Path:
     """A config that shrinks the model of another one and points it to ``data``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'tiny.py'
     path.write_text(f"""
 _base_ = '{ROOT}/configs/{base}'
-model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1])),
-    head=dict(num_classes=10, in_channels=64),
-)
-data_preprocessor = dict(num_classes=10)
-dataset = dict(data_root='{data}', metainfo=dict(classes=tuple('{CLASSES}')))
-train_dataloader = dict(batch_size=8, num_workers=0, dataset=dataset)
-val_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dataset)
+backbone = dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1]))
+dataset = dict(data_root='{data}')
+train_dataloader = dict(batch_size={batch_size}, num_workers=0, dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
 test_dataloader = val_dataloader
+default_hooks = dict(logger=dict(interval=1))
+{settings}""")
+    return path
+
+
+def write_config(folder: Path, data: Path, base: str = 'demo/grootv-pico_digits.py') -> Path:
+    """A classifier: two epochs of three iterations."""
+    settings = f"""
+dataset.update(metainfo=dict(classes=tuple('{CLASSES}')))
+model = dict(backbone=backbone, head=dict(num_classes=10, in_channels=64))
+data_preprocessor = dict(num_classes=10)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=True, begin=1,
          convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=1))
 train_cfg = dict(max_epochs=2)
-""")
-    return path
+"""
+    return write(folder, base, data, 8, settings)
 
 
 def write_scenes(folder: Path, training: int = 8, validation: int = 3) -> Path:
@@ -64,14 +71,11 @@ def write_scenes(folder: Path, training: int = 8, validation: int = 3) -> Path:
 
 
 def write_detection(folder: Path, scenes: Path) -> Path:
-    """A config that shrinks the Mask R-CNN of the demo and points it to ``scenes``: 4 iterations an epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'tiny.py'
-    path.write_text(f"""
-_base_ = '{ROOT}/configs/demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py'
+    """The Mask R-CNN of the demo: two epochs of four iterations."""
+    settings = f"""
 roi = dict(out_channels=16)
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1]), init_cfg=None),
+    backbone=dict(init_cfg=None, **backbone),
     neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),
     rpn_head=dict(in_channels=16, feat_channels=16),
     roi_head=dict(
@@ -82,45 +86,33 @@ model = dict(
     ),
     test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=20)),
 )
-dataset = dict(data_root='{scenes}')
-train_dataloader = dict(batch_size=2, num_workers=0, dataset=dataset)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
-test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='{scenes}/annotations/validation.json')
 test_evaluator = val_evaluator
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
     dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1),
 ]
-default_hooks = dict(logger=dict(interval=1))
 train_cfg = dict(max_epochs=2)
-""")
-    return path
+"""
+    return write(folder, 'demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py', scenes, 2, settings)
 
 
 def write_segmentation(folder: Path, scenes: Path) -> Path:
-    """A config that shrinks the UPerNet of the demo and points it to ``scenes``: 8 iterations."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'tiny.py'
-    path.write_text(f"""
-_base_ = '{ROOT}/configs/demo/grootv-pico_upernet_digit-scenes.py'
+    """The UPerNet of the demo: eight iterations."""
+    settings = """
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1]), init_cfg=None),
+    backbone=dict(init_cfg=None, **backbone),
     decode_head=dict(in_channels=[8, 16, 32, 64], channels=16),
     auxiliary_head=dict(in_channels=32, channels=8),
 )
-dataset = dict(data_root='{scenes}')
-train_dataloader = dict(batch_size=2, num_workers=0, dataset=dataset)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
-test_dataloader = val_dataloader
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
     dict(type='PolyLR', power=1.0, by_epoch=False, begin=5, end=10),
 ]
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4))
+default_hooks.update(checkpoint=dict(interval=4))
 train_cfg = dict(max_iters=8, val_interval=4)
-""")
-    return path
+"""
+    return write(folder, 'demo/grootv-pico_upernet_digit-scenes.py', scenes, 2, settings)
 
 
 WRITERS = {
@@ -161,6 +153,28 @@ def scalars(work_dir: Path) -> list[dict]:
 def losses(work_dir: Path) -> dict[int, float]:
     """Loss by iteration in the last start."""
     return {record['step']: record['loss'] for record in scalars(work_dir) if 'loss' in record}
+
+
+def metrics(work_dir: Path) -> dict[str, float]:
+    """Those of the last validation in the last start."""
+    others = ('data_time', 'time', 'step')
+    return {name: value for name, value in scalars(work_dir)[-1].items() if name not in others}
+
+
+def starting_from(path: object) -> tuple[str, ...]:
+    """Options of a run whose backbone starts from a file."""
+    values = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    return tuple(f'model.backbone.init_cfg.{name}={value}' for name, value in values.items())
+
+
+class Call:
+    """Unpickling it calls a function."""
+
+    def __init__(self, function: Callable, *arguments: object):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
 
 
 def load_tool(name: str) -> ModuleType:
