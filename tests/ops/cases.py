@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from grootv import ops
 
@@ -90,8 +91,16 @@ def token_tree(kind: str, batch: int, length: int) -> ops.Tree:
     return ops.token_tree(vectors, torch.ones(batch, length, 1), context, causal=kind == 'causal')
 
 
-def to_device(tree: ops.Tree, device: str) -> ops.Tree:
-    return ops.Tree(*(part.to(device) for part in tree))
+def to_device(given, device: str):
+    """Tensors, also of a tree, dict or list, moved to a device with their strides; ``to`` changes some."""
+
+    def move(tensor):
+        if device == tensor.device.type or tensor.is_contiguous() or 0 in tensor.stride():
+            return tensor.to(device)
+        moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        return moved.copy_(tensor)
+
+    return tree_map_only(Tensor, move, given)
 
 
 @dataclass
@@ -131,8 +140,7 @@ class Call:
         return self.map(Tensor.double)
 
     def to(self, device: str) -> 'Call':
-        moved = self.map(lambda x: move(x, device))
-        return replace(moved, tree=self.tree and ops.Tree(*(move(part, device) for part in self.tree)))
+        return replace(self, tensors=to_device(self.tensors, device), tree=to_device(self.tree, device))
 
     def trained(self) -> 'Call':
         return self.map(lambda x: x.detach().requires_grad_())
@@ -148,16 +156,9 @@ class Call:
 
 
 def random(*seeds: int):
-    """Functions that make random tensors of float64: normal(*shape), uniform(*shape)."""
+    """A function that makes normal tensors of float64 of a shape."""
     generator = torch.Generator().manual_seed(sum(seed * 100**i for i, seed in enumerate(seeds)))
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def uniform(*shape):
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-    return normal, uniform
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def spanning_tree(batch: int, height: int, width: int) -> ops.Tree:
@@ -167,43 +168,29 @@ def spanning_tree(batch: int, height: int, width: int) -> ops.Tree:
 def tree_scan(tree: ops.Tree, channels: int, dtype=torch.float32, **options) -> Call:
     """Decays in (0, 1)."""
     batch, vertices = tree.order.shape
-    normal, uniform = random(vertices, channels)
-    shape = batch, vertices, channels
-    return Call('tree_scan', [normal(*shape).to(dtype), uniform(*shape).to(dtype)], tree, options)
+    normal, shape = random(vertices, channels), (batch, vertices, channels)
+    return Call('tree_scan', [normal(*shape).to(dtype), normal(*shape).sigmoid().to(dtype)], tree, options)
 
 
-def selective_tree_scan(tree: ops.Tree, channels: int, dtype=torch.float32, bias=True, softplus=True) -> Call:
+def selective_tree_scan(tree: ops.Tree, channels: int, *options, **named) -> Call:
+    return selective_scan('selective_tree_scan', 'B', (), tree, channels, *options, **named)
+
+
+def token_scan(tree: ops.Tree, channels: int, states: int, *options, **named) -> Call:
+    return selective_scan('token_scan', 'BC', (states,), tree, channels, *options, **named)
+
+
+def selective_scan(name, weights, states, tree, channels, dtype=torch.float32, bias=True, softplus=True):
     """Decays in (0, 1), as without them sums overflow."""
-    batch, vertices = tree.order.shape
-    normal, _ = random(vertices, channels)
-    shape, wide = (batch, vertices, channels), torch.promote_types(dtype, torch.float32)
-    x, delta, A, B, shift = (
-        normal(*shape),
-        normal(*shape),
-        normal(channels),
-        normal(*shape[:2]),
-        normal(channels),
-    )
+    shape, wide = (*tree.order.shape, channels), torch.promote_types(dtype, torch.float32)
+    normal = random(*shape[1:], *states)
+    x, delta, A, shift = normal(*shape), normal(*shape), normal(channels, *states), normal(channels)
     if not softplus:
         delta, shift = delta.abs(), shift.abs()
+    per_vertex = [normal(*shape[:2], *states).to(dtype) for _ in weights]
     shift = shift.to(wide) if bias else None
-    tensors = [x.to(dtype), delta.to(dtype), -A.exp().to(wide), B.to(dtype), shift]
-    return Call('selective_tree_scan', tensors, tree, dict(delta_softplus=softplus))
-
-
-def token_scan(
-    tree: ops.Tree, channels: int, states: int, dtype=torch.float32, bias=True, softplus=True
-) -> Call:
-    batch, length = tree.order.shape
-    normal, _ = random(length, channels, states)
-    shape, wide = (batch, length, channels), torch.promote_types(dtype, torch.float32)
-    x, delta, A, shift = normal(*shape), normal(*shape), normal(channels, states), normal(channels)
-    B, C = normal(batch, length, states), normal(batch, length, states)
-    if not softplus:
-        delta, shift = delta.abs(), shift.abs()
-    shift = shift.to(wide) if bias else None
-    tensors = [x.to(dtype), delta.to(dtype), -A.exp().to(wide), B.to(dtype), C.to(dtype), shift]
-    return Call('token_scan', tensors, tree, dict(delta_softplus=softplus))
+    tensors = [x.to(dtype), delta.to(dtype), -A.exp().to(wide), *per_vertex, shift]
+    return Call(name, tensors, tree, dict(delta_softplus=softplus))
 
 
 READ_OUT = ('h', 'C', 'x', 'D', 'z', 'h_weight', 'h_bias', 'y_weight', 'y_bias')
@@ -213,7 +200,7 @@ def gated_read_out(
     batch: int, vertices: int, channels: int, dtype=torch.float32, gate=None, **options
 ) -> Call:
     """Tensors in the order of ``READ_OUT``; the gate may have another dtype."""
-    normal, _ = random(vertices, channels)
+    normal = random(vertices, channels)
     rows, vector = (batch, vertices, channels), (channels,)
     shapes = rows, rows[:2], rows, vector, rows, vector, vector, vector, vector
     tensors = [normal(*shape).to(dtype) for shape in shapes]
@@ -221,22 +208,19 @@ def gated_read_out(
     return Call('gated_read_out', tensors, None, options)
 
 
-# Every differentiable operator in every form.
+# Every differentiable operator in every form; plain is without bias and softplus.
 FORMS = ['tree_scan both', 'tree_scan up', 'gated_read_out']
 FORMS += [f'selective_tree_scan{form}' for form in ('', ' without bias', ' without softplus')]
 FORMS += [
-    f'token_scan {form}' for form in ('chain', 'published', 'causal', 'random', 'without bias', 'plain')
+    f'token_scan {tree}' for tree in ('chain', 'published', 'causal', 'random', 'without bias', 'plain')
 ]
 
 
-def make(
-    form: str, batch: int, height: int, width: int, channels: int, dtype=torch.float32, states=3
-) -> Call:
+def make(form: str, batch: int, height: int, width: int, channels: int, dtype=torch.float32, states=3):
     """A call of one of ``FORMS`` on the spanning tree of a grid, or over as many tokens."""
     name, _, kind = form.partition(' ')
-    options = dict(
-        bias=kind not in ('without bias', 'plain'), softplus=kind not in ('without softplus', 'plain')
-    )
+    options = dict(bias=kind not in ('without bias', 'plain'))
+    options['softplus'] = kind not in ('without softplus', 'plain')
     if name == 'tree_scan':
         return tree_scan(spanning_tree(batch, height, width), channels, dtype, direction=kind)
     if name == 'gated_read_out':
@@ -246,14 +230,6 @@ def make(
         return selective_tree_scan(spanning_tree(batch, height, width), channels, dtype, **options)
     tree = token_tree('random' if kind in ('without bias', 'plain') else kind, batch, height * width)
     return token_scan(tree, channels, states, dtype, **options)
-
-
-def move(tensor: Tensor, device: str) -> Tensor:
-    """Copy a tensor to a device and keep its strides; ``to`` would make some contiguous."""
-    if device == tensor.device.type or tensor.is_contiguous() or 0 in tensor.stride():
-        return tensor.to(device)
-    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return moved.copy_(tensor)
 
 
 @contextmanager
@@ -273,3 +249,15 @@ def twice(call):
     for one, two in zip(call(), first, strict=True):
         assert_same(one, two)
     return first
+
+
+def with_threads(counts, call) -> list:
+    """The results of a call by each number of threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(call())
+    finally:
+        torch.set_num_threads(before)
+    return results

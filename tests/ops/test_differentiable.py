@@ -1,5 +1,7 @@
 """All scans and the read-out: reference, gradients, dtypes, strides, autocast, invalid trees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +26,7 @@ from tests.ops.cases import (
     tree_of,
     tree_scan,
     twice,
+    with_threads,
 )
 
 OPERATORS = ['tree_scan both', 'selective_tree_scan', 'token_scan published', 'gated_read_out']
@@ -65,13 +68,14 @@ def test_results_equal_the_reference(backend, form, shape, states, dtype):
 @pytest.mark.parametrize('dtype', SCAN_DTYPES)
 @pytest.mark.parametrize('form', FORMS)
 def test_gradients_equal_the_reference(backend, form, dtype):
-    for shape in [(2, 5, 7, 70), (1, 1, 1, 2), (0, 2, 3, 4)]:
+    many = 70 if dtype in (torch.float32, torch.bfloat16) else 9
+    for shape in [(2, 3, 5, many), (1, 1, 1, 2), (0, 2, 3, 4)]:
         check(backend, make(form, *shape, dtype, states=20), reference)
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_gradcheck(backend, form):
-    for height, width in [(1, 1), (1, 4), (3, 4)]:
+    for height, width in [(1, 1), (2, 3)]:
         call = make(form, 2, height, width, 3, torch.float64, states=2).to(backend.device).trained()
         run = lambda *tensors, call=call: call.fill(tensors)(backend.ops)  # noqa: E731
         assert torch.autograd.gradcheck(run, call.given(), fast_mode=backend.name != 'cpu')
@@ -79,7 +83,7 @@ def test_gradcheck(backend, form):
 
 @pytest.mark.parametrize('kind', PARENTS)
 def test_deep_and_wide_trees(backend, kind):
-    vertices = 5000 if backend.name == 'cuda' else 150
+    vertices = 5000 if backend.name == 'cuda' else 100
     tree, tokens = tree_of(parent_edges(kind, vertices), 2, root=1), token_tree(kind, 2, vertices)
     for dtype in (torch.float32, torch.bfloat16):
         for direction in ('both', 'up'):
@@ -94,7 +98,7 @@ def test_deep_and_wide_trees(backend, kind):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_large_grids(backend, dtype):
     for height, width in backend.large if dtype == torch.float32 else backend.large[:1]:
-        for batch, channels in ((1, 40), (3, 1)):
+        for batch, channels in ((1, 20), (3, 1)):
             tree = spanning_tree(batch, height, width)
             for direction in ('both', 'up'):
                 check(backend, tree_scan(tree, channels, dtype, direction=direction))
@@ -105,25 +109,19 @@ def test_large_grids(backend, dtype):
 def test_many_channels(backend):
     """More slices of channels than blocks may wait for each other in the emulation."""
     for batch, channels in ((1, 200), (2, 33)):
-        check(backend, tree_scan(spanning_tree(batch, 20, 17), channels))
-        check(backend, selective_tree_scan(spanning_tree(batch, 20, 17), channels))
+        for scan in (tree_scan, selective_tree_scan):
+            check(backend, scan(spanning_tree(batch, 20, 17), channels))
 
 
 @pytest.mark.devices('cpu')
 @pytest.mark.parametrize('form', OPERATORS)
 def test_any_number_of_threads_returns_the_same_bits(backend, form):
-    threads = torch.get_num_threads()
     for batch in (1, 3):
-        call, results = make(form, batch, 10, 15, 300, states=16), []
-        try:
-            for count in (1, 2, 5):
-                torch.set_num_threads(count)
-                results.append(call.with_gradients(ops))
-        finally:
-            torch.set_num_threads(threads)
-        for result in results[1:]:
-            assert_same(result[0], results[0][0])
-            assert_same(result[1], results[0][1])
+        call = make(form, batch, 10, 15, 300, states=16)
+        first, *others = with_threads((1, 2, 5), lambda: call.with_gradients(ops))  # noqa: B023
+        for other in others:
+            for found, expected in zip(other, first, strict=True):
+                assert_same(found, expected)
 
 
 @pytest.mark.parametrize('form', OPERATORS)
@@ -136,9 +134,8 @@ def test_inputs_are_left_alone_and_may_be_strided(backend, form):
         lambda x: torch.stack([x, x], -1)[..., 0],
         lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),  # not aligned to 16 bytes
     ):
-        strided = call.map(change)
-        if call.tree is not None:
-            strided.tree = ops.Tree(*map(change, call.tree))
+        tree = call.tree and ops.Tree(*map(change, call.tree))
+        strided = replace(call.map(change), tree=tree)
         found = strided.with_gradients(backend.ops)
         for ours, theirs in zip(found, expected, strict=True):
             for one, two in zip(ours, theirs, strict=True):
@@ -177,25 +174,27 @@ def test_second_derivatives_are_refused(backend, form):
         grad.sum().backward()
 
 
-def invalid_trees(tree: ops.Tree) -> dict[str, ops.Tree]:
-    order, parent, vertices = tree.order, tree.parent, tree.order.shape[1]
+def invalid_trees(tree: ops.Tree) -> list[ops.Tree]:
+    order, parent = tree
+    vertices, root = order.shape[1], int(order[0, 0])
+    own, last = torch.arange(vertices, dtype=torch.int32).expand_as(order), vertices - 1
 
     def changed(part, position, value):
         return part.clone().index_fill_(1, torch.tensor([position]), value)
 
-    own, last = torch.arange(vertices, dtype=torch.int32).expand_as(order), vertices - 1
-    trees = {
-        'a vertex twice': tree._replace(order=changed(order, 1, int(order[0, 0]))),
-        'a leaf twice': tree._replace(order=torch.cat([order[:, :-1], order[:, -2:-1]], 1)),
-        'no vertex': tree._replace(order=changed(order, 2, vertices)),
-        'no parent': tree._replace(parent=changed(parent, 3, -1)),
-        'a parent outside': tree._replace(parent=changed(parent, 3, vertices)),
-        'every vertex a root': tree._replace(parent=own),
-        'leaves first': tree._replace(order=order.flip(1)),
-    }
-    if int(order[0, 0]):  # of tokens
-        trees['the first token as root'] = ops.Tree(last - order, (last - parent).flip(1))
-    return trees
+    trees = [
+        tree._replace(order=changed(order, 1, root)),
+        tree._replace(order=torch.cat([order[:, :-1], order[:, -2:-1]], 1)),  # a leaf twice
+        tree._replace(order=changed(order, 2, vertices)),
+        tree._replace(parent=changed(parent, 3, -1)),
+        tree._replace(parent=changed(parent, 3, vertices)),
+        tree._replace(parent=own),
+        tree._replace(order=order.flip(1)),  # leaves first
+    ]
+    return [
+        *trees,
+        *[ops.Tree(last - order, (last - parent).flip(1))] * (root != 0),
+    ]  # the first token as root
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -204,41 +203,27 @@ def invalid_trees(tree: ops.Tree) -> dict[str, ops.Tree]:
 )
 def test_invalid_tree_is_refused_or_gives_nan(backend, form, dtype):
     """A device cannot raise an error without waiting, but neither may it hang or read beyond its memory."""
-    for shape in [(1, 3, 4), (2, 3, 4), (2, *backend.large[0])]:
-        call = make(form, *shape, 5, dtype)
-        for name, tree in invalid_trees(call.tree).items():
-            wrong = call.map(torch.clone)
-            wrong.tree = tree
-            wrong = wrong.to(backend.device)
-            if backend.raises:
-                with pytest.raises(RuntimeError, match=f'{call.name}: .*but those of item [01] are not'):
-                    wrong(backend.ops)
-                continue
-            for results in wrong.with_gradients(backend.ops):
-                assert all(result.isnan().all() for result in results), name
+    calls = [make(form, *shape, 5, dtype) for shape in [(1, 3, 4), (2, 3, 4), (2, *backend.large[1])]]
+    wrong = [replace(call, tree=tree) for call in calls for tree in invalid_trees(call.tree)]
+    if 'token' not in form:  # 0 - 1 - 3, and 2 below 0: parents come first, but 3 comes before 2
+        tree = ops.Tree(torch.tensor([[0, 1, 3, 2]]).int(), torch.tensor([[0, 0, 0, 1]]).int())
+        wrong.append(replace(make(form, 1, 2, 2, 5, dtype), tree=tree))
+    for call in wrong:
+        moved = call.to(backend.device)
+        if backend.raises:
+            with pytest.raises(RuntimeError, match=f'{call.name}: .*but those of item [01] are not'):
+                moved(backend.ops)
+        else:
+            assert all(x.isnan().all() for results in moved.with_gradients(backend.ops) for x in results)
     if backend.raises:
         return
+    call = calls[-1]
     order = call.tree.order.clone()
     order[0, 1] = order[0, 0]
-    wrong = call.map(torch.clone)
-    wrong.tree = call.tree._replace(order=order)
-    for found, expected in zip(wrong.to(backend.device)(backend.ops), call.double()(ops), strict=True):
+    moved = replace(call, tree=call.tree._replace(order=order)).to(backend.device)
+    for found, expected in zip(moved(backend.ops), call.double()(ops), strict=True):
         assert found[0].isnan().all()
         assert_close(found[1:], expected[1:])  # the other items keep their results
-
-
-@pytest.mark.parametrize('form', ['tree_scan both', 'tree_scan up', 'selective_tree_scan'])
-def test_order_that_is_not_breadth_first_is_refused_or_gives_nan(backend, form):
-    # 0 - 1 - 3, and 2 below 0: parents come first, but 3 comes before 2
-    call = make(form, 1, 2, 2, 5)
-    call.tree = ops.Tree(torch.tensor([[0, 1, 3, 2]]).int(), torch.tensor([[0, 0, 0, 1]]).int())
-    wrong = call.to(backend.device)
-    if backend.raises:
-        with pytest.raises(RuntimeError, match=f'{call.name}: .*must be a tree in breadth-first order'):
-            wrong(backend.ops)
-    else:
-        for results in wrong.with_gradients(backend.ops):
-            assert all(result.isnan().all() for result in results)
 
 
 @pytest.mark.parametrize('form', OPERATORS)

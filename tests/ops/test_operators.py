@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from grootv import ops
@@ -37,14 +38,8 @@ def operator_calls(library, device: str = 'cpu') -> dict[str, tuple]:
         fixed = *call.tensors, *(call.tree or ()), *call.options.values()
         calls[form] = *call.trained().tensors, *(call.tree or ()), *call.options.values()
         calls[f'{call.name}_backward'] = *map(torch.randn_like, call(ops)), *fixed
-    return {
-        name: tuple(to_leaf(x, device) if isinstance(x, torch.Tensor) else x for x in arguments)
-        for name, arguments in calls.items()
-    }
-
-
-def to_leaf(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    return tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+    move = lambda x: x.detach().to(device).requires_grad_(x.requires_grad)  # noqa: E731
+    return tree_map_only(torch.Tensor, move, calls)
 
 
 @pytest.mark.parametrize('name', operator_calls(ops))
@@ -59,62 +54,21 @@ def test_every_operator_is_checked():
     assert own == {name.split()[0] for name in operator_calls(ops)}
 
 
-class Block(torch.nn.Module):
-    """A tree, a scan along it and its read-out, of a map (B, H, W, C)."""
-
-    def __init__(self, channels: int, library=ops):
-        super().__init__()
-        self.library = library
-        self.project = torch.nn.Linear(channels, 2 * channels)
-        self.delta = torch.nn.Linear(channels, channels)
-        self.A = torch.nn.Parameter(torch.zeros(channels))
-        self.D = torch.nn.Parameter(torch.ones(channels))
-        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(channels) for _ in range(2))
-
-    def forward(self, maps):
-        tree = self.library.build_tree(maps)
-        x, z = self.project(maps).flatten(1, 2).chunk(2, -1)
-        B, C = x.mean(-1), z.mean(-1)
-        h = self.library.selective_tree_scan(x, self.delta(x), -self.A.exp(), B, tree)
-        norms = [(norm.weight, norm.bias) for norm in self.norms]
-        y = self.library.gated_read_out(h, C.to(h), x.to(h), self.D, z, *norms)
-        return y.view(maps.shape)
-
-
-@pytest.mark.devices('cpu', 'cuda')
-def test_compiles_without_a_graph_break_for_any_size(backend):
-    block = Block(6, backend.ops).to(backend.device)
-    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend='aot_eager')
-    for height, width in ((4, 4), (5, 3), (2, 9)):
-        maps = features('normal', 2, height, width, 6).to(backend.device).requires_grad_()
-        found, expected = compiled(maps), block(maps)
-        torch.testing.assert_close(found, expected)
-        grads = [
-            torch.autograd.grad(y.square().sum(), (maps, *block.parameters())) for y in (found, expected)
-        ]
-        torch.testing.assert_close(*grads)
-
-
 def test_flop_counter_counts_the_operators(backend):
     """Two for every multiply-add, backward twice as many as forward."""
-
-    def count(name, *arguments):
-        with FlopCounterMode(display=False) as counter:
-            getattr(backend.library, name)(*arguments)
-        return counter.get_total_flops()
-
     calls = operator_calls(ops, backend.device)
     rows, edges = 2 * 12 * 5, 2 * 17 * 5
     multiply_adds = {'tree_scan both': 3 * rows, 'selective_tree_scan': 9 * rows, 'gated_read_out': 13 * rows}
-    multiply_adds |= {'token_scan chain': 9 * rows * 3}
+    multiply_adds |= {'token_scan chain': 9 * rows * 3, 'tree_scan up': rows, 'build_tree': edges + rows}
+    multiply_adds |= {'grid_edge_weight': edges + rows, 'grid_edge_weight manhattan': edges}
+    calls['tree_scan up'] = *calls['tree_scan both'][:-1], 'up'
+    calls['grid_edge_weight manhattan'] = calls['grid_edge_weight'][0], 'manhattan'
+    for name in ('tree_scan', 'selective_tree_scan', 'gated_read_out', 'token_scan'):
+        multiply_adds[f'{name}_backward'] = 2 * next(n for call, n in multiply_adds.items() if name in call)
     for call, expected in multiply_adds.items():
-        name = call.split()[0]
-        assert count(name, *calls[call]) == 2 * expected
-        assert count(f'{name}_backward', *calls[f'{name}_backward']) == 2 * 2 * expected
-    assert count('tree_scan', *calls['tree_scan both'][:-1], 'up') == 2 * rows
-    for name in ('grid_edge_weight', 'build_tree'):
-        assert count(name, *calls[name]) == 2 * (edges + rows)
-    assert count('grid_edge_weight', calls['grid_edge_weight'][0], 'manhattan') == 2 * edges
+        with FlopCounterMode(display=False) as counter:
+            getattr(backend.library, call.split()[0])(*calls[call])
+        assert counter.get_total_flops() == 2 * expected, call
 
 
 def run(code: str) -> subprocess.CompletedProcess:
@@ -123,10 +77,11 @@ def run(code: str) -> subprocess.CompletedProcess:
 
 def test_shapes_are_refused_before_any_kernel():
     call = make('tree_scan both', 2, 3, 4, 5).to('meta')
+    signal, decay = call.tensors
     with pytest.raises(RuntimeError, match=r'decay needs .*, shape \(2, 12, 5\), got \(2, 12, 4\)'):
-        ops.tree_scan(call.tensors[0], call.tensors[1][..., :4], call.tree)
+        ops.tree_scan(signal, decay[..., :4], call.tree)
     with pytest.raises(RuntimeError, match=r'input must have shape \(B, L, C\), got \(24, 5\)'):
-        ops.tree_scan(call.tensors[0].flatten(0, 1), call.tensors[1], call.tree)
+        ops.tree_scan(signal.flatten(0, 1), decay, call.tree)
     with pytest.raises(RuntimeError, match=r'shape \(1, 110\), got \(1, 4\)'):
         ops.minimum_spanning_tree(torch.ones(1, 4, device='meta'), 7, 9)
     with pytest.raises(RuntimeError, match='all tensors must be on one device, but ed'):
@@ -135,25 +90,24 @@ def test_shapes_are_refused_before_any_kernel():
 
 
 def test_running_out_of_memory_is_reported_and_survived():
-    code = (
-        'import resource, torch\n'
-        'from grootv import ops\n'
-        'expected = ops.build_tree(torch.ones(1, 9, 9, 4))\n'
-        'used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()\n'
-        'count = 20_000_000\n'
-        'edges = torch.tensor([[0, 1]], dtype=torch.int32).expand(count, 2).contiguous()\n'
-        'weight = torch.zeros(1, count)\n'
-        'used += 12 * count\n'
-        'resource.setrlimit(resource.RLIMIT_AS, (used + 10 * count, used + 10 * count))\n'
-        'try:\n'
-        '    ops.minimum_spanning_tree_from_edges(edges, weight, 2)\n'
-        'except RuntimeError as error:\n'
-        '    print(error)\n'
-        'for _ in range(3):\n'
-        '    found = ops.build_tree(torch.ones(1, 9, 9, 4))\n'
-        '    assert all(map(torch.equal, found, expected))\n'
-    )
-    result = run(code)
+    result = run("""
+import resource, torch
+from grootv import ops
+expected = ops.build_tree(torch.ones(1, 9, 9, 4))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+count = 20_000_000
+edges = torch.tensor([[0, 1]], dtype=torch.int32).expand(count, 2).contiguous()
+weight = torch.zeros(1, count)
+used += 12 * count
+resource.setrlimit(resource.RLIMIT_AS, (used + 10 * count, used + 10 * count))
+try:
+    ops.minimum_spanning_tree_from_edges(edges, weight, 2)
+except RuntimeError as error:
+    print(error)
+for _ in range(3):
+    found = ops.build_tree(torch.ones(1, 9, 9, 4))
+    assert all(map(torch.equal, found, expected))
+""")
     assert result.stdout == 'minimum_spanning_tree_from_edges: out of memory\n', result.stderr
     assert result.returncode == 0
 
@@ -163,50 +117,45 @@ def test_import_is_light():
     assert run(code).stdout.strip() == 'set()'
 
 
-def test_a_missing_library_explains_itself_at_the_first_call():
-    code = (
-        'import pathlib; exists = pathlib.Path.exists\n'
-        'pathlib.Path.exists = lambda self: self.name != "_cpu.so" and exists(self)\n'
-        'import torch, grootv.ops as ops, grootv.ops.reference as reference\n'
-        'tree = reference.build_tree(torch.rand(1, 2, 2, 1))\n'
-        'ops.build_tree(torch.rand(1, 2, 2, 1))'
-    )
-    result = run(code)
-    last = result.stderr.strip().splitlines()[-1]
-    assert result.returncode == 1
-    assert 'grootv.ops.build_tree needs the compiled library: _cpu.so is not in' in last
-    assert 'pip install' in last
+CALL = 'ops.build_tree(torch.rand(1, 2, 2, 1))'
+CALL_ON_CUDA = """
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+torch.ops.grootv.build_tree.default.redispatch(cuda, torch.rand(1, 2, 2, 1), "cosine", 0)
+"""
 
 
-CALL_ON_CUDA = (
-    'import torch, grootv.ops as ops\n'
-    'cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)\n'
-    'torch.ops.grootv.build_tree.default.redispatch(cuda, torch.rand(1, 2, 2, 1), "cosine", 0)'
-)
-
-
-@pytest.mark.skipif(not torch.version.cuda, reason='a CPU build of torch')
 @pytest.mark.parametrize(
-    ('trouble', 'sentence'),
+    ('exists', 'load', 'call', 'sentence'),
     [
-        ('pathlib.Path.exists = lambda self: self.name != "_cuda.so" and exists(self)', '_cuda.so is not in'),
         (
-            'pathlib.Path.exists = lambda self: True\n'
-            'torch.ops.load_library = lambda path: load(path if path.name == "_cpu.so" else __file__)',
-            'does not load',
+            'path.name != "_cpu.so" and old(path)',
+            'path',
+            CALL,
+            'build_tree needs the compiled library: _cpu.so',
         ),
+        ('path.name != "_cuda.so" and old(path)', 'path', CALL_ON_CUDA, '_cuda.so is not in'),
+        ('True', 'path if path.name == "_cpu.so" else __file__', CALL_ON_CUDA, 'does not load'),
     ],
+    ids=['no CPU library', 'no CUDA library', 'one of another torch'],
 )
-def test_a_cuda_library_that_is_not_there_or_does_not_fit_explains_itself(tmp_path, trouble, sentence):
-    prepare = 'import pathlib, torch; exists, load = pathlib.Path.exists, torch.ops.load_library\n'
+def test_a_library_that_is_not_there_or_does_not_fit_explains_itself(tmp_path, exists, load, call, sentence):
+    if call == CALL_ON_CUDA and not torch.version.cuda:
+        pytest.skip('a CPU build of torch')
     script = tmp_path / 'script.py'
-    script.write_text(f'{prepare}{trouble}\nprint(1)\n{CALL_ON_CUDA}')
+    script.write_text(f"""
+import pathlib, torch
+old, load = pathlib.Path.exists, torch.ops.load_library
+pathlib.Path.exists = lambda path: {exists}
+torch.ops.load_library = lambda path: load({load})
+import grootv.ops as ops, grootv.ops.reference
+grootv.ops.reference.build_tree(torch.rand(1, 2, 2, 1))
+print(1)
+{call}""")
     result = subprocess.run([sys.executable, script], capture_output=True, text=True)
     last = result.stderr.strip().splitlines()[-1]
-    assert result.stdout == '1\n', 'importing does not fail'
-    assert 'grootv.ops.build_tree on a CUDA tensor needs the CUDA library: ' in last
-    assert sentence in last
-    assert 'pip install' in last
+    assert result.stdout == '1\n', 'neither importing nor the reference fails'
+    assert call == CALL or 'build_tree on a CUDA tensor needs the CUDA library: ' in last
+    assert sentence in last and 'pip install' in last
 
 
 def test_the_cuda_library_resolves_every_symbol():

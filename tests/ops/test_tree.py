@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csgraph, csr_matrix
@@ -19,9 +18,10 @@ from tests.ops.cases import (
     SCAN_DTYPES,
     assert_same,
     features,
-    move,
     parent_edges,
+    to_device,
     twice,
+    with_threads,
 )
 
 WEIGHT_KINDS = {
@@ -58,15 +58,6 @@ def test_weights_of_a_drawn_map(backend):
     for norm, cosine in ((1e-5, 1), (3e-8, 1), (1e-9, 0.01)):
         small = backend.ops.grid_edge_weight(drawn * norm)[0].log().tolist()
         assert small == pytest.approx([-cosine, 0, 0, cosine], rel=1e-5)
-
-
-def test_cosine_agrees_with_torch():
-    maps = features('normal', 2, 5, 7, 33)
-    vertices = maps.flatten(1, 2).double()
-    first, second = grid_edges(5, 7).long().unbind(1)
-    expected = torch.exp(-F.cosine_similarity(vertices[:, first], vertices[:, second], dim=-1))
-    # 33 products in 16 lanes: three roundings of 2^-24 in the sum, a few more in norm and quotient
-    torch.testing.assert_close(ops.grid_edge_weight(maps).double(), expected, rtol=1e-6, atol=0)
 
 
 @settings(deadline=None, max_examples=60)
@@ -152,7 +143,7 @@ def test_deep_and_wide_graphs_equal_the_reference(backend, kind, batch):
 
 
 def check_graph(backend, edges, weight, vertices, root):
-    moved = edges.to(backend.device), weight.to(backend.device)
+    moved = to_device((edges, weight), backend.device)
     tree_edges = twice(lambda: [backend.ops.minimum_spanning_tree_from_edges(*moved, vertices)])[0]
     assert_same(tree_edges, reference.minimum_spanning_tree_from_edges(edges, weight, vertices))
     found = twice(lambda: backend.ops.breadth_first_order_from_edges(moved[0], tree_edges, vertices, root))
@@ -206,7 +197,7 @@ def check_steps(backend, maps, metric, root, expected=ops):
         tree = library.breadth_first_order(tree_edges, height, width, root)
         return weight, tree_edges, *tree, *library.build_tree(maps, metric, root)
 
-    moved = move(maps, backend.device)
+    moved = to_device(maps, backend.device)
     found = twice(lambda: steps(backend.ops, moved))
     assert_same(found, steps(expected, maps))
     assert_same(found[4:], found[2:4])
@@ -217,16 +208,11 @@ def test_non_contiguous_maps(backend):
     check_steps(backend, maps, 'cosine', 3)
 
 
-def test_any_number_of_threads_builds_the_same_trees():
+@pytest.mark.devices('cpu')
+def test_any_number_of_threads_builds_the_same_trees(backend):
     maps = torch.rand(5, 24, 24, 32)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        one = ops.build_tree(maps)
-        torch.set_num_threads(2)
-        assert_same(ops.build_tree(maps), one)
-    finally:
-        torch.set_num_threads(threads)
+    one, two = with_threads((1, 2), lambda: ops.build_tree(maps))
+    assert_same(one, two)
 
 
 @pytest.mark.devices('cuda')

@@ -66,21 +66,11 @@ def _build(kind: str, folder: Path) -> Path:
 
 
 def _compiler(source: Path, kind: str) -> list:
-    flags = [
-        '-O1',
-        '-g1',
-        '-std=c++20',
-        '-fPIC',
-        '-fvisibility=hidden',
-        '-ffp-contract=off',
-        '-Wall',
-        '-Wextra',
-    ]
-    flags += ['-Wno-unused-parameter', '-Wno-unknown-pragmas', '-Wno-psabi']
-    flags += ['-Werror'] if os.environ.get('GROOTV_WERROR') == '1' else []
+    flags = ['-O1', '-g1', '-std=c++20', '-fPIC', '-fvisibility=hidden', '-ffp-contract=off']
+    flags += ['-Wall', '-Wextra', '-Wno-unused-parameter', '-Wno-unknown-pragmas', '-Wno-psabi']
+    flags += ['-Werror'] * (os.environ.get('GROOTV_WERROR') == '1')
     # The names of the real library are taken.
-    flags += ['-DGROOTV_EMULATED', f'-Dgrootv={namespace(kind)}']
-    flags += ['-DTORCH_TARGET_VERSION=0x020a000000000000']
+    flags += ['-DGROOTV_EMULATED', f'-Dgrootv={namespace(kind)}', '-DTORCH_TARGET_VERSION=0x020a000000000000']
     flags += [f'-I{path}' for path in (CSRC, HERE)] + [f'-isystem{p}' for p in cpp_extension.include_paths()]
     # The scheduler jumps between stacks: sanitizers must not instrument it, debuggers need not step into it.
     scheduler = source.stem == 'emulation' and kind in ('address', 'thread', 'debug')

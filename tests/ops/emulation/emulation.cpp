@@ -12,13 +12,30 @@
 #ifdef GROOTV_ADDRESS_SANITIZER
 #include <sanitizer/common_interface_defs.h>
 #endif
-
 #ifdef GROOTV_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
 #endif
 
 namespace grootv::emulation {
 namespace {
+
+// Without a sanitizer there is nothing to report.
+#ifndef GROOTV_ADDRESS_SANITIZER
+void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+#endif
+#ifndef GROOTV_THREAD_SANITIZER
+constexpr unsigned __tsan_switch_to_fiber_no_sync = 1;
+void __tsan_acquire(void*) {}
+void __tsan_release(void*) {}
+void __tsan_switch_to_fiber(void*, unsigned) {}
+constexpr std::nullptr_t __tsan_create_fiber(unsigned) {
+    return {};
+}
+constexpr std::nullptr_t __tsan_get_current_fiber() {
+    return {};
+}
+#endif
 
 constexpr size_t STACK_BYTES = size_t{256} << 10;
 constexpr int64_t BLOCKS_AT_ONCE = 4;
@@ -51,18 +68,6 @@ struct Launch {
 
 Launch* launch = nullptr;
 
-void acquire([[maybe_unused]] void* address) {
-#ifdef GROOTV_THREAD_SANITIZER
-    __tsan_acquire(address);
-#endif
-}
-
-void release([[maybe_unused]] void* address) {
-#ifdef GROOTV_THREAD_SANITIZER
-    __tsan_release(address);
-#endif
-}
-
 // A jump, apart from the place it returns to as the compiler wants it. Unlike swapcontext it makes no system call.
 [[noreturn]] __attribute__((noinline)) void jump(void** place) {
     __builtin_longjmp(place, 1);
@@ -70,35 +75,23 @@ void release([[maybe_unused]] void* address) {
 
 void to_fiber(Fiber& fiber) {
     launch->current = &fiber;
-#ifdef GROOTV_ADDRESS_SANITIZER
     __sanitizer_start_switch_fiber(&launch->host_fake_stack, fiber.stack, STACK_BYTES);
-#endif
-#ifdef GROOTV_THREAD_SANITIZER
     __tsan_switch_to_fiber(fiber.sanitizer_fiber, __tsan_switch_to_fiber_no_sync);
-#endif
     if (__builtin_setjmp(launch->host) == 0) {
         if (fiber.started) jump(fiber.place);
         fiber.started = true;
         setcontext(&fiber.context);
     }
-#ifdef GROOTV_ADDRESS_SANITIZER
     __sanitizer_finish_switch_fiber(launch->host_fake_stack, nullptr, nullptr);
-#endif
     launch->current = nullptr;
 }
 
 void to_host(Fiber& fiber) {
-#ifdef GROOTV_ADDRESS_SANITIZER
     __sanitizer_start_switch_fiber(fiber.state == State::done ? nullptr : &fiber.fake_stack, launch->host_stack,
                                    launch->host_stack_bytes);
-#endif
-#ifdef GROOTV_THREAD_SANITIZER
     __tsan_switch_to_fiber(launch->host_sanitizer_fiber, __tsan_switch_to_fiber_no_sync);
-#endif
     if (__builtin_setjmp(fiber.place) == 0) jump(launch->host);
-#ifdef GROOTV_ADDRESS_SANITIZER
     __sanitizer_finish_switch_fiber(launch->current->fake_stack, &launch->host_stack, &launch->host_stack_bytes);
-#endif
 }
 
 void* order_of(const Fiber& fiber, Barrier barrier) {
@@ -111,12 +104,10 @@ void* order_of(const Fiber& fiber, Barrier barrier) {
 
 void enter() {
     Fiber& fiber = *launch->current;
-#ifdef GROOTV_ADDRESS_SANITIZER
     __sanitizer_finish_switch_fiber(nullptr, &launch->host_stack, &launch->host_stack_bytes);
-#endif
-    acquire(&launch->begin);
+    __tsan_acquire(&launch->begin);
     (*launch->kernel)();
-    release(&launch->end);
+    __tsan_release(&launch->end);
     fiber.state = State::done;
     to_host(fiber);
 }
@@ -124,11 +115,7 @@ void enter() {
 // What is kept from launch to launch, for making it costs more than the kernels.
 struct Kept {
     std::unique_ptr<std::byte[]> stack = std::make_unique_for_overwrite<std::byte[]>(STACK_BYTES);
-#ifdef GROOTV_THREAD_SANITIZER
     void* sanitizer_fiber = __tsan_create_fiber(0);
-#else
-    void* sanitizer_fiber = nullptr;
-#endif
 };
 
 void prepare(Fiber& fiber, size_t number) {
@@ -200,9 +187,9 @@ void wait(Barrier barrier) {
     Fiber& fiber = *launch->current;
     fiber.state = State::waiting;
     fiber.barrier = barrier;
-    release(order_of(fiber, barrier));
+    __tsan_release(order_of(fiber, barrier));
     to_host(fiber);
-    acquire(order_of(fiber, barrier));
+    __tsan_acquire(order_of(fiber, barrier));
 }
 
 void run(const char* function, dim3 grid, int threads, int64_t shared_bytes, bool cooperative,
@@ -215,9 +202,7 @@ void run(const char* function, dim3 grid, int threads, int64_t shared_bytes, boo
     state.function = function;
     state.kernel = &kernel;
     launch = &state;
-#ifdef GROOTV_THREAD_SANITIZER
     state.host_sanitizer_fiber = __tsan_get_current_fiber();
-#endif
     const int64_t blocks = int64_t{grid.x} * grid.y;
     for (int64_t first = 0; first < blocks;) {
         const int64_t count = cooperative ? blocks : std::min(blocks - first, BLOCKS_AT_ONCE);
@@ -236,9 +221,9 @@ void run(const char* function, dim3 grid, int threads, int64_t shared_bytes, boo
                 prepare(fiber, i * threads + j);
             }
         }
-        release(&state.begin);
+        __tsan_release(&state.begin);
         run_fibers(fibers, threads, cooperative);
-        acquire(&state.end);
+        __tsan_acquire(&state.end);
     }
     launch = nullptr;
 }

@@ -30,25 +30,13 @@ def run(sanitizer: str) -> bool:
     subprocess.run([sys.executable, ROOT / 'tests/ops/emulation/build.py', sanitizer], check=True)
     with tempfile.TemporaryDirectory() as folder:
         name, options = OPTIONS[sanitizer]
-        environment = {
-            **os.environ,
-            'GROOTV_SANITIZER': sanitizer,
-            'LD_PRELOAD': ' '.join(map(runtime, RUNTIMES[sanitizer])),
-            'OMP_NUM_THREADS': '1',
-            name: f'{options}:log_path={folder}/report',
-        }
-        tests = [
-            sys.executable,
-            '-m',
-            'pytest',
-            '-q',
-            'tests/ops/test_bad_input.py',
-            'tests/ops/test_tree.py',
-            'tests/ops/test_tokens.py',
-            'tests/ops/test_differentiable.py',
-            'tests/ops/test_cuda.py',
-            '--device=emulated',
+        environment = dict(os.environ, GROOTV_SANITIZER=sanitizer, OMP_NUM_THREADS='1')
+        environment |= {name: f'{options}:log_path={folder}/report'}
+        environment |= {'LD_PRELOAD': ' '.join(map(runtime, RUNTIMES[sanitizer]))}
+        files = [
+            f'tests/ops/test_{name}.py' for name in ('bad_input', 'tree', 'tokens', 'differentiable', 'cuda')
         ]
+        tests = [sys.executable, '-m', 'pytest', '-q', *files, '--device=emulated']
         status = subprocess.run(tests, cwd=ROOT, env=environment).returncode
         reports = [path.read_text() for path in sorted(Path(folder).glob('report*'))]
         print(*reports, sep='\n')
