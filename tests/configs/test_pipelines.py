@@ -1,7 +1,6 @@
 """What the configs make of images: augmentation, sizes, annotations, evaluation."""
 
 import pytest
-import torch
 from mmengine.registry import MODELS
 
 from . import parts
@@ -56,24 +55,17 @@ def test_augmentation_and_evaluation_on_imagenet(name):
 # COCO --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', [parts.MASK_RCNN, parts.RETINANET])
-def test_training_images_of_the_1x_runs(coco, name):
-    resize, flip = parts.load(name).train_dataloader.dataset.pipeline[2:4]
-    assert (resize.scale, resize.keep_ratio) == ((1333, 800), True)
-    assert flip == dict(type='RandomFlip', prob=0.5)
-    # The picture without an object is left out.
-    wide, _, high = parts.samples(coco, parts.load(name), 'train')
-    assert wide['inputs'].shape == (3, 800, 1280)
-    assert high['inputs'].shape == (3, 1333, 667)  # 800 would make the long side 1600
-    for sample in (wide, high):
-        objects = sample['data_samples'].gt_instances
-        assert objects.labels.tolist() == [0, 10, 20]
-        assert ('masks' in objects) == (name == parts.MASK_RCNN)
-        _, height, width = sample['inputs'].shape
-        assert (objects.bboxes.tensor[:, 2:] <= torch.tensor([width, height])).all()
-        if 'masks' in objects:
-            assert len(objects.masks) == 3
-            assert (objects.masks.height, objects.masks.width) == (height, width)
+@pytest.mark.parametrize('name', [parts.MASK_RCNN, *parts.BOXES_ONLY])
+def test_images_of_coco_in_evaluation_and_in_the_1x_runs(name):
+    config, masks = parts.load(name), name == parts.MASK_RCNN
+    resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    annotations = dict(type='LoadAnnotations', with_bbox=True, **(dict(with_mask=True) if masks else {}))
+    assert config.val_dataloader.dataset.pipeline[1:-1] == [resize, annotations]
+    if name != parts.DINO:
+        steps = config.train_dataloader.dataset.pipeline[1:-1]
+        assert steps == [annotations, resize, dict(type='RandomFlip', prob=0.5)]
+    assert config.val_evaluator.type == 'CocoMetric'
+    assert config.val_evaluator.metric == (['bbox', 'segm'] if masks else 'bbox')
 
 
 @pytest.mark.parametrize('name', [name for name in parts.DETECTION if 'ms-3x' in name or name == parts.DINO])
@@ -89,17 +81,6 @@ def test_training_images_of_many_sizes(name):
     assert first.scales == [(4200 if name == parts.DINO else 1333, side) for side in (400, 500, 600)]
     assert (crop.type, crop.crop_type, crop.crop_size) == ('RandomCrop', 'absolute_range', (384, 600))
     assert all(step.keep_ratio for step in (plain[0], first, last))
-
-
-@pytest.mark.parametrize('name', [parts.MASK_RCNN, *parts.BOXES_ONLY])
-def test_evaluation_images_of_coco(coco, name):
-    wide, _, high, empty = parts.samples(coco, parts.load(name), 'val')
-    assert wide['inputs'].shape == empty['inputs'].shape == (3, 800, 1280)
-    assert high['inputs'].shape == (3, 1333, 667)
-    assert (wide['data_samples'].ori_shape, wide['data_samples'].img_id) == (parts.LANDSCAPE[::-1], 1)
-    evaluator = parts.load(name).val_evaluator
-    assert evaluator.type == 'CocoMetric'
-    assert evaluator.metric == ('bbox' if name in parts.BOXES_ONLY else ['bbox', 'segm'])
 
 
 @pytest.mark.parametrize('name', parts.DETECTORS)
@@ -141,21 +122,14 @@ def test_training_images_of_ade20k(ade):
     assert all(found[:2]) and found[0] | found[1] <= {0, 149} and not found[2]
 
 
-def test_evaluation_images_of_ade20k(ade):
-    wide, high, _ = parts.samples(ade, parts.load(parts.UPERNET), 'test')
-    assert wide['inputs'].shape == (3, 512, 819)
-    assert high['inputs'].shape == (3, 1024, 512)
-    assert wide['data_samples'].gt_sem_seg.shape == wide['data_samples'].ori_shape == parts.LANDSCAPE[::-1]
-    assert wide['data_samples'].gt_sem_seg.data.unique().tolist() == [0, 149, 255]
-
-
-def test_six_sizes_and_their_mirror_images(ade):
-    config = parts.on(ade, parts.load(parts.UPERNET))
+def test_evaluation_images_of_ade20k_and_six_sizes_with_their_mirror_images():
+    config = parts.load(parts.UPERNET)
+    _, resize, *read, _ = config.val_dataloader.dataset.pipeline
+    assert resize == dict(type='Resize', scale=(2048, 512), keep_ratio=True)
+    assert read == [dict(type='LoadAnnotations'), dict(type='grootv.CheckSegLabels', num_classes=150)]
     assert config.tta_model == dict(type='SegTTAModel')
-    config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    wide = parts.samples(ade, config, 'test')[0]
-    views = zip(wide['inputs'], wide['data_samples'], strict=True)
-    found = [(*view.shape[1:], sample.flip) for view, sample in views]
-    sizes = [(int(512 * ratio), int(819.2 * ratio + 0.5)) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
-    assert found == [(*size, flip) for size in sizes for flip in (False, True)]
-    assert all(sample.gt_sem_seg.shape == parts.LANDSCAPE[::-1] for sample in wide['data_samples'])
+    sizes, flips, *others = config.tta_pipeline[1].transforms
+    assert [size.scale for size in sizes] == [(2048 * n // 4, 128 * n) for n in range(2, 8)]
+    assert all(size.keep_ratio for size in sizes)
+    assert [flip.prob for flip in flips] == [0.0, 1.0]
+    assert others == [*([step] for step in read), [dict(type='PackSegInputs')]]
