@@ -4,12 +4,11 @@ import copy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 LANDSCAPE, PORTRAIT = (96, 60), (45, 90)  # width and height of the pictures of conftest.py
@@ -66,17 +65,6 @@ def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def values(node: Any, key: str) -> Iterator[Any]:
-    """Every value of a key in a config."""
-    if isinstance(node, dict):
-        yield from ([node[key]] if key in node else [])
-        for value in node.values():
-            yield from values(value, key)
-    elif isinstance(node, list):
-        for element in node:
-            yield from values(element, key)
-
-
 def pipelines(cfg: Config) -> Iterator[list]:
     """The pipelines of training, validation, test and, where there is one, test-time augmentation."""
     for side in ('train', 'val', 'test'):
@@ -115,9 +103,3 @@ def on(folder: Path, config: Config) -> Config:
         loader.update(num_workers=0, persistent_workers=False)
     init_default_scope(config.default_scope)
     return config
-
-
-def samples(folder: Path, config: Config, side: str) -> list[dict]:
-    """What the pipeline of a data set makes of its pictures, at full size."""
-    dataset = DATASETS.build(on(folder, config)[f'{side}_dataloader'].dataset)
-    return [dataset[index] for index in range(len(dataset))]

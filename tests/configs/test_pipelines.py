@@ -1,7 +1,7 @@
 """What the configs make of images: augmentation, sizes, annotations, evaluation."""
 
 import pytest
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 
 from . import parts
 
@@ -111,9 +111,11 @@ def test_augmentation_on_ade20k(name):
 
 
 def test_training_images_of_ade20k(ade):
-    pictures = parts.samples(ade, parts.load(parts.UPERNET), 'train')
+    config = parts.on(ade, parts.load(parts.UPERNET))
+    dataset = DATASETS.build(config.train_dataloader.dataset)
+    pictures = [dataset[index] for index in range(3)]
     batch = {key: [picture[key] for picture in pictures] for key in ('inputs', 'data_samples')}
-    data = MODELS.build(parts.load(parts.UPERNET).model.data_preprocessor)(batch, training=True)
+    data = MODELS.build(config.model.data_preprocessor)(batch, training=True)
     assert data['inputs'].shape == (3, 3, 512, 512)
     labels = [sample.gt_sem_seg.data for sample in data['data_samples']]
     assert all(label.shape == (1, 512, 512) for label in labels)

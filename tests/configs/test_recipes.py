@@ -1,6 +1,7 @@
 """The recipes say what the paper states and the READMEs decide; the demos use their parts."""
 
 import copy
+import json
 import re
 
 import numpy as np
@@ -77,8 +78,8 @@ def test_size_of_the_backbone_and_its_maps(name):
 @pytest.mark.parametrize('name', parts.CONFIGS)
 def test_classes_of_all_heads(name):
     data = dict(classification=1000, detection=80, segmentation=150, demo=11 if 'upernet' in name else 10)
-    counts = list(parts.values(parts.load(name).model, 'num_classes'))
-    assert counts and set(counts) == {data[parts.task_of(name)]}
+    found = re.findall(r'"num_classes": (\d+)', json.dumps(parts.load(name).model, default=str))
+    assert set(map(int, found)) == {data[parts.task_of(name)]}
     if name == parts.MASK2FORMER:
         weights = parts.load(name).model.decode_head.loss_cls.class_weight
         assert weights == [1.0] * 150 + [0.1]  # the last is "nothing"

@@ -50,15 +50,6 @@ def test_path_lengths_are_those_of_floyd_and_warshall(root):
     assert torch.equal(vertex_depth(tree), expected[:, root])
 
 
-def test_a_tree_of_one_vertex():
-    tree = build_tree(torch.randn(2, 1, 1, 3))
-    zero = torch.zeros(2, 1, dtype=torch.int64)
-    assert torch.equal(path_length(tree, zero, zero), zero) and torch.equal(vertex_degree(tree), zero)
-    assert share_changed(tree, tree).tolist() == [0, 0]
-    assert share_inside(zero, tree).isnan().all()
-    assert torch.equal(raster_tree(2, 1).order, tree.order)
-
-
 def test_the_raster_scan_is_a_path_in_reading_order():
     tree = raster_tree(1, 6)
     assert tree.parent.tolist() == [[0, 0, 1, 2, 3, 4]] and tree.order.tolist() == [list(range(6))]
