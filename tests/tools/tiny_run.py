@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
