@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shutil import which
-from typing import TypeVar
 
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
@@ -17,34 +16,15 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.system import waiting
 from tests.tools.tiny_run import ROOT
 
 PROGRAMS = ('chromium', 'chromedriver')
 SIZE = (1280, 800)
-SWITCHES = [
-    '--headless=new',
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-dev-shm-usage',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-    '--no-first-run',
-]
-T = TypeVar('T')
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 60) -> T:
-    """What a condition gives once it is true; elements may be replaced while it looks."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        try:
-            if found := condition():
-                return found
-        except StaleElementReferenceException:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f'{what} did not come within {timeout} s')
+SWITCHES = ['headless=new', 'no-sandbox', 'disable-gpu', 'disable-dev-shm-usage', 'no-first-run']
+SWITCHES += ['disable-background-networking', 'disable-component-update', 'disable-sync']
+# Elements may be replaced while a condition looks.
+wait_for = partial(waiting.wait_for, ignored=(StaleElementReferenceException,))
 
 
 @contextmanager
@@ -141,14 +121,12 @@ def opened(address: str) -> Iterator[Page]:
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
     # Chromium's last processes may outlive it and write once more.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for switch in [*SWITCHES, f'--user-data-dir={profile}']:
-            options.add_argument(switch)
+        for switch in [*SWITCHES, f'user-data-dir={profile}']:
+            options.add_argument(f'--{switch}')
         driver = webdriver.Chrome(options, webdriver.ChromeService(which(PROGRAMS[1])))
         try:
-            driver.execute_cdp_cmd(
-                'Emulation.setDeviceMetricsOverride',
-                dict(width=SIZE[0], height=SIZE[1], deviceScaleFactor=1, mobile=False),
-            )
+            screen = dict(width=SIZE[0], height=SIZE[1], deviceScaleFactor=1, mobile=False)
+            driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
             yield Page(driver, address)
         finally:
             driver.quit()

@@ -1,12 +1,10 @@
 """The picture of the page in docs/app.md: the demo's detector and a clicked digit.
 
-python -m tests.system.app.screenshot [--out experiments/results/app.png]
+python -m tests.system.app.screenshot
 """
 
-import argparse
 import io
 import time
-from pathlib import Path
 
 from PIL import Image
 
@@ -16,11 +14,7 @@ from tests.tools.tiny_run import ROOT
 SCENE = ROOT / 'data/digit_scenes/images/validation/00001.jpg'
 CLICK = 0.455, 0.7  # shares of width and height: inside a digit
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=ROOT / 'experiments/results/app.png')
-    out = parser.parse_args().out
+if __name__ == '__main__':
     with served() as address, opened(address) as page:
         page.choose_network('mask-rcnn')
         page.upload(SCENE)
@@ -31,9 +25,4 @@ def main() -> None:
         shown = page.driver.get_screenshot_as_png()
     image = Image.open(io.BytesIO(shown)).convert('RGB')
     palette = image.quantize(256, Image.Quantize.MAXCOVERAGE)  # half the size; white stays white
-    image.quantize(palette=palette).save(out, optimize=True)
-    print(f'{out}: {out.stat().st_size / 1000:.0f} kB')
-
-
-if __name__ == '__main__':
-    main()
+    image.quantize(palette=palette).save(ROOT / 'experiments/results/app.png', optimize=True)

@@ -76,9 +76,8 @@ def show(page: Page, picture: Path, kind: str = 'classification') -> None:
 
 
 def wait_for_mark(page: Page, row: int, column: int) -> None:
-    wait_for(
-        lambda: f'row {row}, column {column} is marked' in page.message(), f'the mark at {row}, {column}'
-    )
+    mark = f'row {row}, column {column} is marked'
+    wait_for(lambda: mark in page.message(), mark)
 
 
 def test_upload_click_and_choose(page, picture):
@@ -140,15 +139,16 @@ def test_broken_file_gets_a_sentence_and_the_next_picture_works(page, picture, t
 
 
 def test_other_types_and_huge_files_are_refused(page, tmp_path):
-    (tmp_path / 'text.txt').write_text('no picture')
-    page.upload(tmp_path / 'text.txt')
-    wait_for(lambda: any('Invalid file type' in toast.text for toast in page.all('.toast-body')), 'the toast')
-    (tmp_path / 'huge.png').write_bytes(bytes(10 * 2**20 + 1))
-    page.upload(tmp_path / 'huge.png')
-    wait_for(lambda: any('maximum' in toast.text for toast in page.all('.toast-body')), 'the toast')
+    for name, content, part in (
+        ('text.txt', b'no picture', 'Invalid file type'),
+        ('huge.png', bytes(10 * 2**20 + 1), 'maximum'),
+    ):
+        (tmp_path / name).write_bytes(content)
+        page.upload(tmp_path / name)
+        wait_for(lambda part=part: any(part in toast.text for toast in page.all('.toast-body')), 'the toast')
 
 
-def test_page_fits_the_screen_and_requests_nothing_elsewhere(page, picture):
+def test_page_fits_the_screen_and_neither_requests_nor_serves_anything_elsewhere(page, picture):
     show(page, picture)
     wide, tall, about = page.driver.execute_script(
         'const page = document.documentElement; return [page.scrollWidth, page.scrollHeight,'
@@ -156,13 +156,9 @@ def test_page_fits_the_screen_and_requests_nothing_elsewhere(page, picture):
     )
     assert wide <= SIZE[0] and tall <= SIZE[1]
     assert set(about) == {'visible'}  # no scroll bars next to the formula
-    urls = page.requested()
+    urls, own = page.requested(), urlparse(page.address)
     assert len(urls) > 10
-    assert {urlparse(url).netloc for url in urls} == {urlparse(page.address).netloc}
-
-
-def test_only_the_loopback_address_is_served(page):
-    port = urlparse(page.address).port
-    assert urlparse(page.address).hostname == '127.0.0.1'
+    assert {urlparse(url).netloc for url in urls} == {own.netloc}
+    assert own.hostname == '127.0.0.1'
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(('127.0.0.2', port), timeout=5)
+        socket.create_connection(('127.0.0.2', own.port), timeout=5)

@@ -7,10 +7,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from tests.system.waiting import wait_for
 
 DAEMONS = ('munged', 'slurmctld', 'slurmd')
 PARTITION = 'here'
@@ -74,16 +75,12 @@ def started(folder: Path, name: str, *args: object) -> Iterator[None]:
                 process.wait()
 
 
-def wait_until_idle(folder: Path, environment: dict[str, str], timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while True:
+def wait_until_idle(environment: dict[str, str]) -> None:
+    def is_idle() -> bool:
         state = subprocess.run(['sinfo', '-h', '-o', '%T'], capture_output=True, text=True, env=environment)
-        if state.stdout.strip() == 'idle':
-            return
-        if time.monotonic() > end:
-            logs = '\n'.join(f'{log.name}:\n{log.read_text()[-2000:]}' for log in folder.glob('*.log'))
-            raise TimeoutError(f'the node is {state.stdout.strip() or state.stderr.strip()}\n{logs}')
-        time.sleep(0.2)
+        return state.stdout.strip() == 'idle'
+
+    wait_for(is_idle, 'an idle node')
 
 
 @contextmanager
@@ -95,16 +92,9 @@ def cluster() -> Iterator[dict[str, str]]:
         folder.chmod(0o755)
         controller_port, node_port = free_ports(2)
         conf = folder / 'slurm.conf'
-        conf.write_text(
-            CONF.format(
-                folder=folder,
-                user=getpass.getuser(),
-                host=socket.gethostname().partition('.')[0],
-                partition=PARTITION,
-                controller_port=controller_port,
-                node_port=node_port,
-            )
-        )
+        names = dict(user=getpass.getuser(), host=socket.gethostname().partition('.')[0], partition=PARTITION)
+        ports = dict(controller_port=controller_port, node_port=node_port)
+        conf.write_text(CONF.format(folder=folder, **names, **ports))
         (folder / 'gres.conf').write_text(f'NodeName=localhost Name=gpu File={folder}/gpu[0-1]\n')
         for index in range(2):
             (folder / f'gpu{index}').touch()
@@ -116,17 +106,16 @@ def cluster() -> Iterator[dict[str, str]]:
 
         files = {'key-file': key, **{f'{kind}-file': folder / f'munge.{kind}' for kind in ('pid', 'seed')}}
         options = [f'--{name}={path}' for name, path in files.items()]
-        stack.enter_context(
-            started(folder, 'munged', '--foreground', f'--socket={folder}/munge.socket', *options)
-        )
+        options += ['--foreground', f'--socket={folder}/munge.socket']
+        stack.enter_context(started(folder, 'munged', *options))
         stack.enter_context(started(folder, 'slurmctld', '-D', '-f', conf))
         stack.enter_context(started(folder, 'slurmd', '-D', '-f', conf))
         outside = {name: value for name, value in os.environ.items() if not name.startswith('SLURM_')}
         environment = {**outside, 'SLURM_CONF': str(conf)}
-        wait_until_idle(folder, environment)
+        wait_until_idle(environment)
         try:
             yield environment
         finally:
-            subprocess.run(['scancel', '--state=RUNNING'], env=environment)
-            subprocess.run(['scancel', '--state=PENDING'], env=environment)
-            wait_until_idle(folder, environment)
+            for state in ('RUNNING', 'PENDING'):
+                subprocess.run(['scancel', f'--state={state}'], env=environment)
+            wait_until_idle(environment)

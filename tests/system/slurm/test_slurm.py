@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from grootv.checkpoint import load_checkpoint_file
 from tests.system.slurm.cluster import DAEMONS, PARTITION, cluster, daemon
+from tests.system.waiting import wait_for
 from tests.tools.tiny_run import ROOT, load_tool, losses, scalars
 
 pytestmark = [
@@ -26,13 +26,6 @@ ENDED = 128 + signal.SIGTERM
 ITERATIONS = 12  # an epoch: 1,438 images, 2 processes with batches of 64
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout: float = 300) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f'{what} did not come within {timeout} s'
-        time.sleep(0.1)
-
-
 @dataclass
 class Slurm:
     """A cluster, and the demo's images in a folder."""
@@ -41,38 +34,25 @@ class Slurm:
     images: Path
 
     def run(self, *command: object) -> str:
-        result = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            timeout=60,
-            cwd=ROOT,
-        )
+        options = dict(capture_output=True, text=True, env=self.environment, timeout=60, cwd=ROOT)
+        result = subprocess.run(list(map(str, command)), **options)
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
     def start(self, script: str, *args: object, **environment: str) -> subprocess.Popen:
         """A launcher of tools/ on two tasks."""
-        return subprocess.Popen(
-            ['bash', f'tools/{script}', PARTITION, 'job', *map(str, args)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**self.environment, 'GPUS': '2', 'CPUS_PER_TASK': '1', **environment},
-            cwd=ROOT,
-        )
+        command = ['bash', f'tools/{script}', PARTITION, 'job', *map(str, args)]
+        environment = {**self.environment, 'GPUS': '2', 'CPUS_PER_TASK': '1', **environment}
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
 
     def options(self, epochs: int) -> list[str]:
         """Arguments of train.py: a short run on the images of this cluster."""
-        loaders = [f'{name}_dataloader' for name in ('train', 'val', 'test')]
-        settings = {
-            'train_cfg.max_epochs': epochs,
-            **{f'{loader}.dataset.data_root': self.images for loader in loaders},
-            **{f'{loader}.num_workers': 0 for loader in loaders},
-            **{f'{loader}.persistent_workers': False for loader in loaders},
-        }
-        return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+        settings = {f'train_cfg.max_epochs={epochs}'}
+        for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            settings |= {f'{loader}.dataset.data_root={self.images}', f'{loader}.num_workers=0'}
+            settings.add(f'{loader}.persistent_workers=False')
+        return ['--cfg-options', *settings]
 
     def job(self, number: str) -> dict[str, str]:
         """What the controller says of a job."""
@@ -124,13 +104,11 @@ def test_training_and_testing_on_two_tasks(slurm, tmp_path):
     assert f'{trained["accuracy/top1"]:.4f}' in out.read_text()
 
 
-def test_error_of_a_config_reaches_the_caller(slurm, tmp_path):
+def test_error_and_exit_status_of_a_task_reach_the_caller(slurm, tmp_path):
     status, messages = finish(slurm.start('slurm_train.sh', 'absent.py', tmp_path))
     assert status in (1, ENDED)
     assert 'train.py: config absent.py does not exist' in messages
 
-
-def test_exit_status_of_a_task_reaches_the_caller(slurm, tmp_path):
     python = tmp_path / 'python'
     python.write_text('#!/bin/sh\nif [ "$SLURM_PROCID" = 0 ]; then exit 0; fi; sleep 1; exit 7\n')
     python.chmod(0o755)
@@ -141,7 +119,7 @@ def test_exit_status_of_a_task_reaches_the_caller(slurm, tmp_path):
 def test_killed_rank_ends_the_job(slurm, tmp_path):
     """Even if the other one hangs."""
     launcher = slurm.start('slurm_train.sh', CONFIG, tmp_path, *slurm.options(1000))
-    wait_for(lambda: last_checkpoint(tmp_path) or launcher.poll() is not None, 'the first checkpoint')
+    wait_for(lambda: last_checkpoint(tmp_path) or launcher.poll() is not None, 'the first checkpoint', 300)
     assert launcher.poll() is None, launcher.communicate()[1]
     number = slurm.run('squeue', '--noheader', '--states=RUNNING', '--format=%A')
     ranks = slurm.processes(number)
@@ -159,16 +137,15 @@ def test_killed_rank_ends_the_job(slurm, tmp_path):
 def test_requeued_job_resumes_from_its_last_checkpoint(slurm, tmp_path):
     """The template requeues itself when a signal says that the time limit is near."""
     epochs, log, work_dir = 4, tmp_path / 'log', tmp_path / 'run'
-    resources = ('--nodes=1', '--ntasks-per-node=2', '--gres=gpu:2', '--cpus-per-task=1')
+    options = ['--parsable', f'--partition={PARTITION}', f'--output={log}', '--nodes=1', '--gres=gpu:2']
+    options += ['--ntasks-per-node=2', '--cpus-per-task=1']
     script = ('tools/slurm_train.sbatch', CONFIG, work_dir, *slurm.options(epochs))
-    number = slurm.run(
-        'sbatch', '--parsable', f'--partition={PARTITION}', f'--output={log}', *resources, *script
-    )
-    wait_for(lambda: last_checkpoint(work_dir), 'the first checkpoint')
+    number = slurm.run('sbatch', *options, *script)
+    wait_for(lambda: last_checkpoint(work_dir), 'the first checkpoint', 300)
     saved = int(last_checkpoint(work_dir).removeprefix('epoch_').removesuffix('.pth'))
     slurm.run('scancel', '--batch', '--signal=USR1', number)
-    wait_for(lambda: slurm.job(number)['Restarts'] == '1', 'the restart')
-    wait_for(lambda: slurm.job(number)['JobState'] in ('COMPLETED', 'FAILED'), 'the end')
+    wait_for(lambda: slurm.job(number)['Restarts'] == '1', 'the restart', 300)
+    wait_for(lambda: slurm.job(number)['JobState'] in ('COMPLETED', 'FAILED'), 'the end', 300)
 
     assert slurm.job(number)['JobState'] == 'COMPLETED', log.read_text()[-4000:]
     assert load_checkpoint_file(work_dir / f'epoch_{epochs}.pth')['meta']['iter'] == epochs * ITERATIONS

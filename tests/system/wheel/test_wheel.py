@@ -12,16 +12,8 @@ import pytest
 from tests.system.wheel import environment
 from tests.tools.tiny_run import ROOT, load_tool
 
-OPERATORS = (
-    'cases',
-    'conftest',
-    'devices',
-    'test_differentiable',
-    'test_operators',
-    'test_scan',
-    'test_tokens',
-    'test_tree',
-)
+OPERATORS = ('__init__', 'cases', 'conftest', 'devices', 'test_differentiable', 'test_operators')
+OPERATORS += ('test_scan', 'test_tokens', 'test_tree')
 TOOLS = ('pip', 'pytest', 'hypothesis', 'scipy')  # to install and to test, not to run
 check_wheel = load_tool('check_wheel.py')
 
@@ -62,7 +54,7 @@ def test_the_operators_where_only_torch_is(wheel, tmp_path):
     run(python, '-m', 'pip', 'install', '--no-index', wheel)
     tests = tmp_path / 'tests'
     (tests / 'ops').mkdir(parents=True)
-    for name in ('__init__.py', 'conftest.py', 'ops/__init__.py', *(f'ops/{name}.py' for name in OPERATORS)):
+    for name in ('__init__.py', 'conftest.py', *(f'ops/{name}.py' for name in OPERATORS)):
         shutil.copy(ROOT / 'tests' / name, tests / name)
 
     where = 'import importlib.util as u, grootv.ops as o; print(o.__file__, u.find_spec("mmengine"))'
@@ -76,17 +68,8 @@ def test_the_operators_where_only_torch_is(wheel, tmp_path):
 def compiled(folder: Path, source: str, *options: object, name: str = 'library') -> Path:
     (folder / 'source.cpp').write_text(source)
     library = folder / f'{name}.so'
-    command = [
-        'g++',
-        '-shared',
-        '-fPIC',
-        folder / 'source.cpp',
-        *options,
-        '-o',
-        library,
-        f'-Wl,-soname,{name}.so',
-    ]
-    subprocess.run([*map(str, command)], check=True)
+    command = ['g++', '-shared', '-fPIC', f'-Wl,-soname,{name}.so', folder / 'source.cpp', *options]
+    subprocess.run([*map(str, command), '-o', library], check=True)
     return library
 
 
