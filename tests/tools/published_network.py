@@ -23,21 +23,22 @@ def random_parameters(width, depths, classes, seed=0, layer_scale=False):
         scale = 1 / math.sqrt(fan_in) if scale is None else scale
         parameters[name] = centre + scale * torch.randn(shape, generator=generator)
 
+    def add_layer(name, out, *shape):
+        add(f'{name}.weight', out, *shape)
+        add(f'{name}.bias', out)
+
     def add_norms(size, *names):
         for name in names:
             add(f'{name}.weight', size, scale=0.2, centre=1.0)
             add(f'{name}.bias', size, scale=0.2)
 
-    half = width // 2
-    for number, (before, after) in enumerate([(3, half), (half, width)], 1):
-        add(f'patch_embed.conv{number}.weight', after, before, 3, 3)
-        add(f'patch_embed.conv{number}.bias', after)
+    for number, (before, after) in enumerate([(3, width // 2), (width // 2, width)], 1):
+        add_layer(f'patch_embed.conv{number}', after, before, 3, 3)
         add_norms(after, f'patch_embed.norm{number}.1')
     for i, depth in enumerate(depths):
         c = width * 2**i
         inner, rank = 2 * c, math.ceil(c / 16)
-        for j in range(depth):
-            block = f'levels.{i}.blocks.{j}'
+        for block in (f'levels.{i}.blocks.{j}' for j in range(depth)):
             ssm = f'{block}.TreeSSM'
             add_norms(c, f'{block}.norm1.0', f'{block}.norm2.0')
             add_norms(inner, f'{ssm}.out_norm', f'{ssm}.h_norm')
@@ -49,11 +50,10 @@ def random_parameters(width, depths, classes, seed=0, layer_scale=False):
             add(f'{ssm}.A_logs', inner, 1, scale=0.3)
             add(f'{ssm}.Ds', inner, scale=0.3, centre=1.0)
             add(f'{ssm}.out_proj.weight', c, inner)
-            for number, (before, after) in enumerate([(c, 4 * c), (4 * c, c)], 1):
-                add(f'{block}.mlp.fc{number}.weight', after, before)
-                add(f'{block}.mlp.fc{number}.bias', after)
-                if layer_scale:
-                    add(f'{block}.gamma{number}', c, scale=0.2, centre=0.5)
+            add_layer(f'{block}.mlp.fc1', 4 * c, c)
+            add_layer(f'{block}.mlp.fc2', c, 4 * c)
+            for number in (1, 2) if layer_scale else ():
+                add(f'{block}.gamma{number}', c, scale=0.2, centre=0.5)
         add_norms(c, f'levels.{i}.norm.0')
         if i < len(depths) - 1:
             add(f'levels.{i}.downsample.conv.weight', 2 * c, c, 3, 3)
@@ -64,18 +64,15 @@ def random_parameters(width, depths, classes, seed=0, layer_scale=False):
     add('conv_head.1.0.running_mean', hidden, scale=0.2)
     parameters['conv_head.1.0.running_var'] = 0.5 + torch.rand(hidden, generator=generator)
     parameters['conv_head.1.0.num_batches_tracked'] = torch.tensor(7)
-    add('head.weight', classes, hidden)
-    add('head.bias', classes)
+    add_layer('head', classes, hidden)
     return parameters
 
 
 def forward(parameters, image, depths):
     """Logits (B, classes), the maps of the four stages, and the parents of every block's tree."""
     p = parameters
-    x = F.conv2d(image, p['patch_embed.conv1.weight'], p['patch_embed.conv1.bias'], 2, 1)
-    x = F.gelu(layer_norm(p, 'patch_embed.norm1.1', x))
-    x = F.conv2d(x, p['patch_embed.conv2.weight'], p['patch_embed.conv2.bias'], 2, 1)
-    x = layer_norm(p, 'patch_embed.norm2.1', x)
+    x = F.gelu(layer_norm(p, 'patch_embed.norm1.1', conv(p, 'patch_embed.conv1', image, 2)))
+    x = layer_norm(p, 'patch_embed.norm2.1', conv(p, 'patch_embed.conv2', x, 2))
     stages, parents = [], []
     for i, depth in enumerate(depths):
         for j in range(depth):
@@ -84,31 +81,26 @@ def forward(parameters, image, depths):
         x = layer_norm(p, f'levels.{i}.norm.0', x)
         stages.append(x)
         if i < len(depths) - 1:
-            x = F.conv2d(x, p[f'levels.{i}.downsample.conv.weight'], None, 2, 1)
+            x = conv(p, f'levels.{i}.downsample.conv', x, 2)
             x = layer_norm(p, f'levels.{i}.downsample.norm.1', x)
     norm = 'conv_head.1.0'
-    x = F.conv2d(x, p['conv_head.0.weight'])
-    mean, variance = p[f'{norm}.running_mean'], p[f'{norm}.running_var']
-    x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    x = F.conv2d(x, p['conv_head.0.weight']) - p[f'{norm}.running_mean'][:, None, None]
+    x = x / (p[f'{norm}.running_var'][:, None, None] + 1e-5).sqrt()
     x = F.gelu(x * p[f'{norm}.weight'][:, None, None] + p[f'{norm}.bias'][:, None, None])
-    logits = x.mean((2, 3)) @ p['head.weight'].T + p['head.bias']
-    return logits, stages, parents
+    return x.mean((2, 3)) @ p['head.weight'].T + p['head.bias'], stages, parents
 
 
 def block(p, name, x):
     y, parent = tree_ssm(p, f'{name}.TreeSSM', layer_norm(p, f'{name}.norm1.0', x))
     x = x + scale(p, f'{name}.gamma1', y)
-    y = linear(layer_norm(p, f'{name}.norm2.0', x), p[f'{name}.mlp.fc1.weight'])
-    y = F.gelu(y + p[f'{name}.mlp.fc1.bias'][:, None, None])
-    y = linear(y, p[f'{name}.mlp.fc2.weight']) + p[f'{name}.mlp.fc2.bias'][:, None, None]
-    return x + scale(p, f'{name}.gamma2', y), parent
+    y = F.gelu(linear(p, f'{name}.mlp.fc1', layer_norm(p, f'{name}.norm2.0', x)))
+    return x + scale(p, f'{name}.gamma2', linear(p, f'{name}.mlp.fc2', y)), parent
 
 
 def tree_ssm(p, name, x):
     height, width = x.shape[2:]
-    x, gate = linear(x, p[f'{name}.in_proj.weight']).chunk(2, 1)
-    inner = x.shape[1]
-    x = F.conv2d(x, p[f'{name}.conv2d.weight'], None, 1, 1, groups=inner)
+    x, gate = linear(p, f'{name}.in_proj', x).chunk(2, 1)
+    x = conv(p, f'{name}.conv2d', x, groups=x.shape[1])
     x = x * torch.sigmoid(x)
     trees = [spanning_tree(guide) for guide in x.detach().float()]
 
@@ -123,7 +115,7 @@ def tree_ssm(p, name, x):
     state = torch.stack([scan(u, a, *tree) for tree, u, a in pairs])
     y = read * layer_norm(p, f'{name}.h_norm', state, 1e-5) + p[f'{name}.Ds'][:, None] * x
     y = layer_norm(p, f'{name}.out_norm', y, 1e-5).unflatten(2, (height, width))
-    y = linear(y * gate * torch.sigmoid(gate), p[f'{name}.out_proj.weight'])
+    y = linear(p, f'{name}.out_proj', y * gate * torch.sigmoid(gate))
     return y, torch.tensor([parent for parent, _ in trees])
 
 
@@ -164,8 +156,13 @@ def layer_norm(p, name, x, eps=1e-6):
     return x * p[f'{name}.weight'].view(shape) + p[f'{name}.bias'].view(shape)
 
 
-def linear(x, weight):
-    return torch.einsum('oc,bchw->bohw', weight, x)
+def conv(p, name, x, stride=1, groups=1):
+    return F.conv2d(x, p[f'{name}.weight'], p.get(f'{name}.bias'), stride, 1, groups=groups)
+
+
+def linear(p, name, x):
+    y = torch.einsum('oc,bchw->bohw', p[f'{name}.weight'], x)
+    return y + p[f'{name}.bias'][:, None, None] if f'{name}.bias' in p else y
 
 
 def scale(p, name, x):
