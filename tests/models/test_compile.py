@@ -70,16 +70,6 @@ def test_other_convolutions_stay_what_they_are(kernel, options):
     assert opaque(torch.randn(2, 4, 6, 8), torch.randn(8, 4, *kernel), **options) is NotImplemented
 
 
-def test_one_graph_serves_every_size():
-    model = GrootV(PICO, tree_per='stage', out_indices=(0, 1, 2, 3)).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
-    with torch.no_grad():
-        for size in SIZES:
-            pairs = zip(compiled(images(*size)), model(images(*size)), strict=True)
-            assert all(torch.equal(a, b) and a.is_contiguous() for a, b in pairs)
-    assert graphs() == 1
-
-
 def test_inductor_compiles_once_for_batch_height_and_width():
     model = Network().eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
@@ -92,7 +82,7 @@ def test_inductor_compiles_once_for_batch_height_and_width():
 
 @pytest.mark.parametrize(
     ('backend', 'options'),
-    [('aot_eager', {}), ('aot_eager', dict(with_cp=True)), ('inductor', dict(out_indices=(0,)))],
+    [('aot_eager', dict(with_cp=True)), ('inductor', dict(out_indices=(0,)))],
 )
 def test_gradients_of_the_compiled_network(backend, options):
     model = GrootV(PICO, **options).train()
@@ -109,8 +99,8 @@ def test_gradients_of_the_compiled_network(backend, options):
 
 
 def test_autocast_reaches_the_compiled_convolutions():
-    model, x = GrootV(PICO).eval(), images(2, 64, 64)
+    model, x = GrootV(PICO, tree_per='stage', out_indices=(0, 1, 2, 3)).eval(), images(2, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
-        (found,), (expected,) = compiled(x), model(x)
-    assert found.dtype is expected.dtype and torch.equal(found, expected)
+        for found, expected in zip(compiled(x), model(x), strict=True):
+            assert found.dtype is expected.dtype and torch.equal(found, expected) and found.is_contiguous()

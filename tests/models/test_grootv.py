@@ -6,6 +6,7 @@ from torch import nn
 
 from grootv.models import GrootV
 from grootv.models.layers import tree_ssm
+from tests.models.test_recompute import kept_elements
 
 PICO = dict(embed_dims=8, depths=[1, 1, 2, 1])
 
@@ -17,20 +18,6 @@ def pico(**options):
 
 def image(*size, batch=2):
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def built_trees(monkeypatch):
-    """A list that grows by one tree with every call of build_tree by the network."""
-    trees = []
-
-    def build_tree(*args):
-        trees.append(tree_ssm_build_tree(*args))
-        return trees[-1]
-
-    tree_ssm_build_tree = tree_ssm.build_tree
-    monkeypatch.setattr(tree_ssm, 'build_tree', build_tree)
-    return trees
 
 
 @pytest.mark.parametrize('size', [(2, 1, 1), (2, 1, 40), (2, 33, 1), (2, 7, 5), (2, 33, 50), (0, 32, 32)])
@@ -51,15 +38,17 @@ def test_out_indices_select_maps_and_skip_later_stages():
     assert torch.equal(some[0], every[0]) and torch.equal(some[1], every[2])
 
 
-def test_one_tree_a_block_or_one_a_stage(built_trees):
-    used = []
+def test_one_tree_a_block_or_one_a_stage(monkeypatch):
+    built, used = [], []
+    build_tree = tree_ssm.build_tree
+    monkeypatch.setattr(tree_ssm, 'build_tree', lambda *args: built.append(1) or build_tree(*args))
     for tree_per, count in (('block', 5), ('stage', 4)):
         model = pico(tree_per=tree_per)
         for block in model.stages[2].blocks:
             block.register_forward_hook(lambda module, args, output: used.append(output[1]))
         model(image(64, 64))
-        assert len(built_trees) == count
-        built_trees.clear()
+        assert len(built) == count
+        built.clear()
     per_block, per_stage = used[:2], used[2:]
     assert not torch.equal(per_block[0].parent, per_block[1].parent)
     assert per_stage[0] is per_stage[1]
@@ -81,16 +70,13 @@ def test_with_cp_keeps_fewer_activations_and_the_same_gradients(tree_per):
     for with_cp in (False, True):
         model = pico(with_cp=with_cp, drop_path_rate=0.5, tree_per=tree_per).train()
         torch.manual_seed(5)
-        sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
-        ):
-            loss = sum(x.square().sum() for x in model(image(64, 48, batch=4)))
-        loss.backward()
-        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-        kept.append(sum(sizes))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert kept[1] < kept[0] / 3
+        weights = [*model.parameters()]
+        size, maps = kept_elements(lambda x, *_, model=model: model(x), image(64, 48, batch=4), *weights)
+        loss = sum(x.square().sum() for x in maps)
+        results.append([loss, *torch.autograd.grad(loss, weights)])
+        kept.append(size)
+    assert all(map(torch.equal, *results))
+    assert kept[1] < kept[0] / 2.5
 
 
 def test_drop_path_grows_linearly_and_drops_whole_samples():
@@ -107,17 +93,15 @@ def test_drop_path_grows_linearly_and_drops_whole_samples():
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
 def test_frozen_stages_get_no_gradient_and_stay_in_evaluation_mode(frozen_stages):
     model = pico(frozen_stages=frozen_stages, drop_path_rate=0.5).train()
-    parts = [model.stem, *model.stages]
-    for index, part in enumerate(parts):
-        frozen = index <= frozen_stages
-        assert all(p.requires_grad is not frozen for p in part.parameters())
-        assert all(module.training is not frozen for module in part.modules())
+    for index, part in enumerate([model.stem, *model.stages]):
+        learns = index > frozen_stages
+        assert all(p.requires_grad is learns for p in part.parameters())
+        assert all(module.training is learns for module in part.modules())
     assert model.training
 
 
 def test_norm_eval_holds_norms_in_evaluation_mode():
-    model = pico(norm_eval=True).train()
-    modes = {type(module): module.training for module in model.modules()}
+    modes = {type(module): module.training for module in pico(norm_eval=True).train().modules()}
     assert not modes[nn.LayerNorm] and modes[nn.Linear]
 
 
@@ -181,31 +165,10 @@ def test_pretrained_weights_load_under_a_prefix(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), source.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ('name', 'depth'),
-    [
-        ('backbone.stem.conv1.weight', 0),
-        ('backbone.stages.0.blocks.0.norm1.weight', 1),
-        ('backbone.stages.0.blocks.1.ssm.A_log', 2),
-        ('backbone.stages.0.norm.bias', 2),
-        ('backbone.stages.0.downsample.conv.weight', 2),
-        ('backbone.stages.2.blocks.8.mlp.fc1.bias', 13),
-        ('backbone.stages.3.norm.weight', 15),
-        ('head.fc.weight', 16),
-    ],
-)
-def test_layer_depth(name, depth):
-    with torch.device('meta'):
-        model = GrootV('tiny')
-    assert model.get_layer_depth(name, 'backbone.') == (depth, 17)
-
-
-@pytest.mark.parametrize('scope', ['mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'grootv'])
-def test_builds_from_any_default_scope(scope):
-    if scope in ('mmdet', 'mmseg'):
-        pytest.importorskip(scope)
-    with DefaultScope.overwrite_default_scope(scope):
-        assert isinstance(ROOT_MODELS.build(dict(type='grootv.GrootV', arch=PICO)), GrootV)
+def test_builds_from_any_default_scope():
+    for scope in ('mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'grootv'):
+        with DefaultScope.overwrite_default_scope(scope):
+            assert isinstance(ROOT_MODELS.build(dict(type='grootv.GrootV', arch=PICO)), GrootV)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +193,8 @@ def test_a_bad_option_is_one_clear_sentence(options, message):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_without_nan(dtype):
-    model = pico(drop_path_rate=0.1).train()
+    model, losses = pico(drop_path_rate=0.1).train(), []
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    losses = []
     for _ in range(8):
         with torch.autocast('cpu', dtype):
             loss = sum(x.float().sub(0.3).square().mean() for x in model(image(32, 32)))

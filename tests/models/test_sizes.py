@@ -19,9 +19,9 @@ ALONE = [(65, 33), (37, 97), (32, 32), (5, 3), (1, 1)]
 @pytest.fixture(scope='module')
 def build(tmp_path_factory):
     """Builds the tiny network of a task, with options of its preprocessor."""
+    folder = tmp_path_factory.mktemp('sizes')
     writers = dict(mmdet=write_detection, mmseg=write_segmentation)
-    folders = {scope: tmp_path_factory.mktemp(scope) for scope in writers}
-    files = {scope: writers[scope](folder, folder) for scope, folder in folders.items()}
+    files = {scope: write(folder / scope, folder) for scope, write in writers.items()}
 
     def build(scope, **preprocessor):
         init_default_scope(scope)
@@ -37,27 +37,25 @@ def build(tmp_path_factory):
 
 def batch(scope: str, sizes: list[tuple[int, int]]) -> dict:
     """Noise, labelled: an object that fills most of each image, or a class at each pixel."""
-    samples = [(scene if scope == 'mmdet' else label_map)(size) for size in sizes]
+    samples = [(scene if scope == 'mmdet' else label_map)(*size) for size in sizes]
     for sample, (height, width) in zip(samples, sizes, strict=True):  # twice as large as the network sees
-        sample.set_metainfo(dict(img_shape=(height, width), ori_shape=(2 * height, 2 * width)))
-        sample.set_metainfo(dict(scale_factor=(0.5, 0.5), flip=False))
+        shapes = dict(img_shape=(height, width), ori_shape=(2 * height, 2 * width))
+        sample.set_metainfo(dict(shapes, scale_factor=(0.5, 0.5), flip=False))
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
     return dict(inputs=images, data_samples=samples)
 
 
-def scene(size: tuple[int, int]) -> DetDataSample:
-    height, width = size
-    sample = DetDataSample()
+def scene(height: int, width: int) -> DetDataSample:
     mask = torch.zeros(1, height, width, dtype=torch.uint8)
     mask[:, height // 4 :, width // 4 :] = 1
-    box = torch.tensor([[width // 4, height // 4, width, height]], dtype=torch.float32)
     masks = BitmapMasks(mask.numpy(), height, width)
-    sample.gt_instances = InstanceData(bboxes=box, labels=torch.tensor([3]), masks=masks)
-    sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    boxes, labels = torch.tensor([[width // 4, height // 4, width, height]]).float(), torch.tensor([3])
+    sample = DetDataSample(gt_instances=InstanceData(bboxes=boxes, labels=labels, masks=masks))
+    sample.ignored_instances = InstanceData(bboxes=boxes[:0], labels=labels[:0])
     return sample
 
 
-def label_map(size: tuple[int, int]) -> SegDataSample:
+def label_map(*size: int) -> SegDataSample:
     return SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 11, (1, *size))))
 
 
@@ -66,15 +64,13 @@ def check(sample: DetDataSample | SegDataSample) -> None:
     height, width = sample.ori_shape
     if isinstance(sample, SegDataSample):
         labels = sample.pred_sem_seg.data
-        assert labels.shape == (1, height, width)
-        assert ((labels >= 0) & (labels < 11)).all()
-        assert torch.isfinite(sample.seg_logits.data).all()
+        assert labels.shape == (1, height, width) and ((labels >= 0) & (labels < 11)).all()
+        assert sample.seg_logits.data.isfinite().all()
         return
     objects = sample.pred_instances
-    assert len(objects.labels) > 0
+    assert objects.masks.shape == (len(objects.labels), height, width) and len(objects.labels) > 0
     assert (objects.bboxes >= 0).all()
     assert (objects.bboxes <= torch.tensor([width, height, width, height]) + 1e-3).all()
-    assert objects.masks.shape == (len(objects.labels), height, width)
 
 
 @pytest.mark.parametrize(
