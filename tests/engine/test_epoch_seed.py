@@ -27,8 +27,8 @@ class Draws(Dataset):
 
 
 def loader_of_mmengine(workers: int, seed: int = 1):
-    cfg = dict(dataset=Draws(), batch_size=1, num_workers=workers)
-    cfg.update(sampler=dict(type='DefaultSampler', shuffle=True), collate_fn=dict(type='default_collate'))
+    sampler, collate = dict(type='DefaultSampler', shuffle=True), dict(type='default_collate')
+    cfg = dict(dataset=Draws(), batch_size=1, num_workers=workers, sampler=sampler, collate_fn=collate)
     return Runner.build_dataloader(cfg, seed=seed)
 
 
@@ -64,19 +64,14 @@ def test_ranks_and_seeds_draw_differently():
     assert len(set(draws)) == 3
 
 
-def test_the_sampler_takes_the_runs_seed():
+def test_the_sampler_takes_the_runs_seed_and_a_function_of_the_user_stays():
     loader = loader_of_mmengine(0, seed=5)
     assert isinstance(loader.sampler, DefaultSampler) and loader.sampler.seed == 5
     EpochSeedHook().before_train(runner(loader, seed=9, diff_rank_seed=True))
     assert loader.sampler.seed == 5  # here the run's seed differs by rank, the sampler's must not
+    loader.worker_init_fn = print
     EpochSeedHook().before_train(runner(loader, seed=9))
     assert loader.sampler.seed == 9
-
-
-def test_a_seeding_function_of_the_user_stays():
-    loader = loader_of_mmengine(0)
-    loader.worker_init_fn = print
-    EpochSeedHook().before_train(runner(loader))
     assert loader.worker_init_fn is print
 
 
@@ -98,6 +93,7 @@ def train(folder: Path, workers: int, resume: Path | None = None) -> torch.Tenso
     """The weight after eight iterations; validation after 3, 6 and 8, checkpoints after 2, 4, 6 and 8."""
     data = dict(dataset=Draws(), batch_size=2, num_workers=workers, persistent_workers=False)
     data.update(collate_fn=dict(type='pseudo_collate'))
+    hooks = dict(checkpoint=CheckpointHook(interval=2, by_epoch=False), epoch_seed=EpochSeedHook())
     runner = Runner(
         model=Noisy(),
         work_dir=str(folder),
@@ -107,11 +103,7 @@ def train(folder: Path, workers: int, resume: Path | None = None) -> torch.Tenso
         val_dataloader=dict(data, sampler=dict(type='DefaultSampler', shuffle=False)),
         val_cfg=dict(),
         val_evaluator=Evaluator([]),
-        default_hooks=dict(
-            checkpoint=CheckpointHook(interval=2, by_epoch=False),
-            sampler_seed=dict(type='DistSamplerSeedHook'),
-            epoch_seed=EpochSeedHook(),
-        ),
+        default_hooks=dict(hooks, sampler_seed=dict(type='DistSamplerSeedHook')),
         load_from=resume and str(resume),
         resume=resume is not None,
         randomness=dict(seed=3),

@@ -8,7 +8,6 @@ from grootv.engine import LayerDecayOptimWrapperConstructor
 from grootv.errors import UserError
 from tests.tools.tiny_run import write_config, write_segmentation
 
-DEPTHS = 7  # the stem, five blocks, the head
 MULTIPLIERS = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
 CUSTOM = {
     'A_log': dict(decay_mult=1.0),
@@ -40,18 +39,13 @@ def groups(model: nn.Module, cfg: dict) -> dict[str, dict]:
 
 
 def test_rates_fall_by_depth_in_every_library(model):
-    found = groups(model, options(layer_decay_rate=0.5))
-    rates = {name: group['lr'] for name, group in found.items()}
-    assert rates['backbone.stem.conv1.weight'] == 0.5**6
-    assert rates['backbone.stages.0.blocks.0.mlp.fc1.weight'] == 0.5**5
-    assert rates['backbone.stages.1.norm.weight'] == 0.5**4
-    assert rates['backbone.stages.2.blocks.0.ssm.A_log'] == 0.5**3
-    assert rates['backbone.stages.2.blocks.1.ssm.A_log'] == 0.5**2
-    assert rates['backbone.stages.2.downsample.conv.weight'] == 0.5**2
-    assert rates['backbone.stages.3.blocks.0.norm1.weight'] == 0.5**1
-    heads = {rate for name, rate in rates.items() if not name.startswith('backbone.')}
-    assert heads == {1.0}
-    assert len(set(rates.values())) == DEPTHS
+    rates = {name: group['lr'] for name, group in groups(model, options(layer_decay_rate=0.5)).items()}
+    depths = {'stem.conv1.weight': 6, 'stages.0.blocks.0.mlp.fc1.weight': 5, 'stages.1.norm.weight': 4}
+    depths |= {'stages.2.blocks.0.ssm.A_log': 3, 'stages.2.blocks.1.ssm.A_log': 2}
+    depths |= {'stages.2.downsample.conv.weight': 2, 'stages.3.blocks.0.norm1.weight': 1}
+    assert all(rates[f'backbone.{name}'] == 0.5**depth for name, depth in depths.items())
+    assert {rate for name, rate in rates.items() if not name.startswith('backbone.')} == {1.0}
+    assert len(set(rates.values())) == 7  # the stem, five blocks, the heads
     assert rates.keys() == dict(model.named_parameters()).keys()
 
 
@@ -72,10 +66,8 @@ def test_every_other_rule_stays_in_force(model):
 def test_rate_one_changes_nothing(model, wrapped):
     rules = dict(MULTIPLIERS, bias_lr_mult=2.0, dwconv_decay_mult=3.0, custom_keys=CUSTOM)
     expected = groups(model, options(constructor=False, **rules))
-    outer = nn.DataParallel(model) if wrapped else model
-    cfg = options(layer_decay_rate=1.0, **rules)
-    found = build_optim_wrapper(outer, cfg).optimizer.param_groups
-    assert found == list(expected.values())
+    outer, cfg = nn.DataParallel(model) if wrapped else model, options(layer_decay_rate=1.0, **rules)
+    assert build_optim_wrapper(outer, cfg).optimizer.param_groups == list(expected.values())
 
 
 def test_frozen_parameters_stay_out(model):
@@ -94,23 +86,17 @@ def test_frozen_parameters_stay_out(model):
         (dict(layer_decay_rate=1.5), 'got 1.5'),
         (dict(layer_decay_rate='0.9'), 'got 0.9'),
         (dict(layer_decay_rate=0.9, norm_decay=0.0), "has a key 'norm_decay' that nothing reads: it can"),
+        (dict(layer_decay_rate=0.9, custom_keys=dict(D=dict(decay_mul=0.0))), "key 'decay_mul' that"),
         (
-            dict(layer_decay_rate=0.9, custom_keys={'A_log': dict(decay_mul=0.0)}),
-            "key 'decay_mul' that",
+            dict(layer_decay_rate=0.9, custom_keys=dict(D=dict(betas=(0, 0)))),
+            'Linear has no backbone: leave out',
         ),
-        (dict(layer_decay_rate=0.9), 'Linear has no backbone: leave out'),
     ],
 )
 def test_a_rule_without_effect_is_refused(paramwise, message):
     with pytest.raises(UserError) as error:
         build_optim_wrapper(nn.Linear(1, 1), options(**paramwise))
     assert message in str(error.value)
-
-
-def test_settings_of_the_optimizer_are_custom_keys_too():
-    keys = {'A_log': dict(betas=(0.5, 0.5))}
-    cfg = dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.5))
-    LayerDecayOptimWrapperConstructor(cfg, dict(layer_decay_rate=0.9, custom_keys=keys))
 
 
 def test_an_optimizer_without_a_rate_is_refused():
