@@ -1,7 +1,6 @@
 """Inputs of the operators' tests and benchmarks, and how near a result has to be."""
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -232,20 +231,13 @@ def make(form: str, batch: int, height: int, width: int, channels: int, dtype=to
     return token_scan(tree, channels, states, dtype, **options)
 
 
-@contextmanager
-def poisoned_memory():
-    """Memory that PyTorch hands out uninitialised holds NaN and the largest integers."""
+def twice(call):
+    """The result of a call, with the same bits where uninitialised memory holds NaN and great integers."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        first = call()
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def twice(call):
-    """The result of a call into poisoned memory, after one into ordinary memory has given the same bits."""
-    with poisoned_memory():
-        first = call()
     for one, two in zip(call(), first, strict=True):
         assert_same(one, two)
     return first

@@ -7,17 +7,7 @@ import torch
 
 from grootv import ops
 from grootv.ops.grid_graph import grid_edges
-from tests.ops.cases import (
-    assert_close,
-    assert_same,
-    features,
-    make,
-    random,
-    spanning_tree,
-    token_scan,
-    token_tree,
-    tree_scan,
-)
+from tests.ops import cases
 from tests.ops.devices import load
 from tests.ops.test_differentiable import OPERATORS, check
 from tests.ops.test_tree import check_steps
@@ -31,7 +21,7 @@ not_sanitized = pytest.mark.skipif('GROOTV_SANITIZER' in os.environ, reason='san
 def test_any_order_of_threads_returns_the_same_bits(backend, monkeypatch, form):
     """The emulation may run the threads of a block from last to first."""
     for grid, channels in (((5, 8), 20), ((20, 17) if form != 'token_scan published' else (1, 9), 5)):
-        call, maps = make(form, 2, *grid, channels, states=20), features('binary', 2, *grid, 7)
+        call, maps = cases.make(form, 2, *grid, channels, states=20), cases.features('binary', 2, *grid, 7)
         results = []
         for reverse in (False, True):
             with monkeypatch.context() as patch:
@@ -39,7 +29,7 @@ def test_any_order_of_threads_returns_the_same_bits(backend, monkeypatch, form):
                     patch.setenv('GROOTV_REVERSED', '1')
                 results.append((*call.with_gradients(backend.ops), backend.ops.build_tree(maps)))
         for one, two in zip(*results, strict=True):
-            assert_same(one, two)
+            cases.assert_same(one, two)
 
 
 @emulated
@@ -48,9 +38,9 @@ def test_blocks_of_a_device(backend):
     """The emulation with blocks of the size that a device has, for trees the whole grid, and a block each."""
     full_size = load('emulated full size')
     for batch, height, width in [(1, 64, 65), (2, 56, 56), (3, 7, 7)]:
-        check_steps(full_size, features('normal', batch, height, width, 16), 'cosine', 0)
+        check_steps(full_size, cases.features('normal', batch, height, width, 16), 'cosine', 0)
         for form in ('tree_scan both', 'selective_tree_scan'):
-            check(full_size, make(form, batch, height, width, 8))
+            check(full_size, cases.make(form, batch, height, width, 8))
 
 
 @emulated
@@ -58,24 +48,24 @@ def test_blocks_of_a_device(backend):
 def test_sums_beyond_the_shared_memory(backend, monkeypatch):
     """A smaller device keeps those of a forward pass in a block and gives the grid to a backward pass."""
     monkeypatch.setenv('GROOTV_SHARED_BYTES', str(99 << 10))
-    check(load('emulated full size'), tree_scan(spanning_tree(1, 64, 64), 12))
+    check(load('emulated full size'), cases.tree_scan(cases.spanning_tree(1, 64, 64), 12))
 
 
 @emulated
 def test_states_beyond_the_shared_memory(backend, monkeypatch):
     monkeypatch.setenv('GROOTV_SHARED_BYTES', '40000')
     for kind in ('published', 'binary'):
-        check(backend, token_scan(token_tree(kind, 2, 70), 5, 20, torch.float64))
+        check(backend, cases.token_scan(cases.token_tree(kind, 2, 70), 5, 20, torch.float64))
 
 
 @emulated
 def test_token_trees_wait_for_no_device(backend, monkeypatch):
     monkeypatch.setenv('GROOTV_NO_WAIT', '1')
-    normal = random(70)
+    normal = cases.random(70)
     x, B, context = normal(2, 70, 5), normal(2, 70, 3), torch.tensor([[0, 70], [9, 40]])
     for causal in (False, True):
         found = backend.ops.token_tree(x, B, context, causal=causal)
-        assert_same(found, ops.token_tree(x, B, context, causal=causal))
+        cases.assert_same(found, ops.token_tree(x, B, context, causal=causal))
 
 
 @emulated
@@ -109,11 +99,11 @@ def test_a_wrong_item_leaves_the_others_alone_during_a_capture(backend, monkeypa
         functions.breadth_first_order(wrong, height, width, 0),
         functions.breadth_first_order_from_edges(edges[:1], wrong, vertices, 0),
     ):
-        assert_same([part[::2] for part in found], [part[::2] for part in tree])
+        cases.assert_same([part[::2] for part in found], [part[::2] for part in tree])
         assert (found[0][1] == -1).any()
         h = functions.tree_scan(signal, signal, found)
         assert h[1].isnan().all()
-        assert_close(h[::2], ops.tree_scan(signal.double(), signal.double(), tree)[::2])
+        cases.assert_close(h[::2], ops.tree_scan(signal.double(), signal.double(), tree)[::2])
 
 
 @pytest.mark.devices('emulated', 'cuda')
@@ -162,21 +152,21 @@ def test_operators_are_captured_in_a_cuda_graph(backend, height, width):
         return [x.cuda(), B.cuda(), context]
 
     for found, expected in replayed(trees, [maps() for _ in range(4)]):
-        assert_same(found, expected)
+        cases.assert_same(found, expected)
     for form in ('tree_scan both', 'selective_tree_scan', 'token_scan published', 'gated_read_out'):
-        call = make(form, 2, height, width, 16, states=16).to('cuda')
+        call = cases.make(form, 2, height, width, 16, states=16).to('cuda')
 
         def step(*tensors, call=call):
             return [x for part in call.fill(tensors).with_gradients(ops) for x in part]
 
         inputs = [call.map(lambda x, i=i: x.roll(i)).given() for i in range(4)]
         for found, expected in replayed(step, inputs):
-            assert_same(found, expected)
+            cases.assert_same(found, expected)
 
 
 @cuda
 def test_operators_run_on_the_current_stream(backend):
-    call = make('selective_tree_scan', 2, 56, 56, 80).to('cuda')
+    call = cases.make('selective_tree_scan', 2, 56, 56, 80).to('cuda')
     expected = call.with_gradients(ops)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -185,4 +175,4 @@ def test_operators_run_on_the_current_stream(backend):
         found = late.with_gradients(ops)
     stream.synchronize()
     for ours, theirs in zip(found, expected, strict=True):
-        assert_same(ours, theirs)
+        cases.assert_same(ours, theirs)

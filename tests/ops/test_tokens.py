@@ -10,21 +10,11 @@ from torch import Tensor
 
 from grootv import ops
 from grootv.ops import reference
-from tests.ops.cases import (
-    SCAN_DTYPES,
-    assert_same,
-    make,
-    random,
-    to_device,
-    token_scan,
-    token_tree,
-    tree_of,
-    twice,
-)
+from tests.ops import cases
 
 
 def inputs(batch: int, length: int, channels: int, states: int, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    normal = random(length, channels)
+    normal = cases.random(length, channels)
     return normal(batch, length, channels).to(dtype), normal(batch, length, states).to(dtype)
 
 
@@ -47,7 +37,7 @@ def test_a_drawn_tree(backend):
     # Tokens 0 and 2 are similar, and so are 1 and 3; token 4 is like 3.
     #   angles  0  80  10  90  100        context: all
     #   tree    0-2, 1-3, 3-4 and the cheapest bridge, 1-2 (70 degrees; 0-1 and 2-3 have 80)
-    given = to_device((*directions(0, 80, 10, 90, 100), contexts((0, 5))), backend.device)
+    given = cases.to_device((*directions(0, 80, 10, 90, 100), contexts((0, 5))), backend.device)
     tree = backend.ops.token_tree(*given)
     assert tree.parent.tolist() == [[2, 3, 1, 4, 4]]
     assert tree.order.tolist() == [[4, 3, 1, 2, 0]]  # 0 receives from nobody, 3 from everybody
@@ -72,7 +62,7 @@ def test_weights_are_those_of_outer_products():
 @given(
     shape=st.tuples(st.integers(0, 3), st.integers(1, 90), st.integers(1, 40), st.integers(1, 20)),
     reach=st.integers(1, 5),
-    dtype=st.sampled_from(SCAN_DTYPES),
+    dtype=st.sampled_from(cases.SCAN_DTYPES),
     special=st.booleans(),
     data=st.data(),
 )
@@ -82,13 +72,13 @@ def test_trees_equal_the_reference(backend, shape, reach, dtype, special, data):
         x[:, ::5], B[:, 1::7, ::2] = 0, torch.nan
     bound = st.integers(0, shape[1])
     context = contexts(*data.draw(st.lists(st.tuples(bound, bound), min_size=shape[0], max_size=shape[0])))
-    moved = to_device((x, B, context), backend.device)
+    moved = cases.to_device((x, B, context), backend.device)
     found = backend.ops.token_edge_weight(*moved, reach)
-    assert_same(found, reference.token_edge_weight(x, B, context, reach))
+    cases.assert_same(found, reference.token_edge_weight(x, B, context, reach))
     if not special:
         for causal in (False, True):
             expected = reference.token_tree(x, B, context, reach, causal)
-            assert_same(backend.ops.token_tree(*moved, reach, causal), expected)
+            cases.assert_same(backend.ops.token_tree(*moved, reach, causal), expected)
 
 
 def test_long_sequences(backend):
@@ -96,16 +86,16 @@ def test_long_sequences(backend):
         x, B = inputs(batch, length, 33, 16)
         x, B = x.mT.contiguous().mT, torch.stack([B, B], -1)[..., 0]
         context = torch.randint(0, length + 1, (batch, 2))
-        moved = to_device((x, B, context), backend.device)
+        moved = cases.to_device((x, B, context), backend.device)
         for causal in (False, True):
-            found = twice(lambda: backend.ops.token_tree(*moved, reach, causal))  # noqa: B023
-            assert_same(found, ops.token_tree(x, B, context, reach, causal))
+            found = cases.twice(lambda: backend.ops.token_tree(*moved, reach, causal))  # noqa: B023
+            cases.assert_same(found, ops.token_tree(x, B, context, reach, causal))
 
 
 def test_ties_go_to_the_edge_nearer_to_the_end(backend):
-    given = to_device((torch.ones(1, 8, 3), torch.ones(1, 8, 2), contexts((0, 8))), backend.device)
+    given = cases.to_device((torch.ones(1, 8, 3), torch.ones(1, 8, 2), contexts((0, 8))), backend.device)
     assert backend.ops.token_tree(*given).parent.tolist() == [[3, 4, 5, 6, 7, 7, 7, 7]]
-    assert_same(backend.ops.token_tree(*given, causal=True), ops.token_chain(1, 8))
+    cases.assert_same(backend.ops.token_tree(*given, causal=True), ops.token_chain(1, 8))
 
 
 @pytest.mark.parametrize('causal', [False, True])
@@ -116,7 +106,7 @@ def test_the_tree_is_a_chain_outside_the_context(causal):
     assert torch.equal(tree.parent[0, :2], chain.parent[0, :2])
     assert torch.equal(tree.parent[0, 8:], chain.parent[0, 8:])
     assert not torch.equal(tree.parent[0], chain.parent[0])
-    assert_same([part[1:] for part in tree], [part[1:] for part in chain])
+    cases.assert_same([part[1:] for part in tree], [part[1:] for part in chain])
 
 
 @pytest.mark.parametrize('causal', [False, True])
@@ -157,7 +147,7 @@ def test_scan_of_a_drawn_tree(backend):
     def tensor(*values):
         return torch.tensor(values, device=backend.device).view(1, -1, 1)
 
-    tree = to_device(tree_of(torch.tensor([[0, 2], [1, 2]]), 1, root=2), backend.device)
+    tree = cases.to_device(cases.tree_of(torch.tensor([[0, 2], [1, 2]]), 1, root=2), backend.device)
     x, delta, C = tensor(8.0, 4.0, 1.0), tensor(1.0, 2.0, 3.0), tensor(1.0, 1.0, 10.0)
     A, B = -tensor(2.0)[0].log(), tensor(1.0, 1.0, 1.0)
     y, state = backend.ops.token_scan(x, delta, A, B, C, tree, delta_softplus=False)
@@ -167,7 +157,7 @@ def test_scan_of_a_drawn_tree(backend):
 
 @pytest.mark.parametrize('used', [0, 1])
 def test_either_result_may_go_unused(backend, used):
-    call = make('token_scan random', 1, 1, 5, 3, torch.float64).trained()
+    call = cases.make('token_scan random', 1, 1, 5, 3, torch.float64).trained()
     moved = call.to(backend.device)
     grads = torch.autograd.grad(moved(backend.ops)[used].square().sum(), moved.given())
     wanted = torch.autograd.grad(call(reference)[used].square().sum(), call.given(), allow_unused=True)
@@ -177,14 +167,14 @@ def test_either_result_may_go_unused(backend, used):
 
 def test_no_channels_or_no_states(backend):
     for channels, states in [(0, 5), (4, 0)]:
-        call = token_scan(token_tree('chain', 2, 3), channels, states).to(backend.device)
+        call = cases.token_scan(cases.token_tree('chain', 2, 3), channels, states).to(backend.device)
         results, grads = call.with_gradients(backend.ops)
         assert [x.shape for x in results] == [(2, 3, channels), (2, channels, states)]
         assert not any(x.any() for x in (*results, *grads))
 
 
 def test_nan_stays_in_its_channel(backend):
-    call = token_scan(token_tree('chain', 1, 10), 20, 16)
+    call = cases.token_scan(cases.token_tree('chain', 1, 10), 20, 16)
     call.tensors[0][0, 4, 3] = math.nan
     y, _ = call.to(backend.device)(backend.ops)
     assert y[0, 4:, 3].isnan().all() and y.isnan().sum() == 6
@@ -192,6 +182,7 @@ def test_nan_stays_in_its_channel(backend):
 
 @pytest.mark.devices('emulated', 'cuda')
 def test_a_single_token_by_another_name_gives_nan(backend):
-    call = token_scan(ops.Tree(torch.ones(1, 1).int(), torch.zeros(1, 1).int()), 5, 3).to(backend.device)
+    tree = ops.Tree(torch.ones(1, 1).int(), torch.zeros(1, 1).int())
+    call = cases.token_scan(tree, 5, 3).to(backend.device)
     for results in call.with_gradients(backend.ops):
         assert all(result.isnan().all() for result in results)

@@ -11,18 +11,7 @@ from scipy.sparse import csgraph, csr_matrix
 from grootv import ops
 from grootv.ops import reference
 from grootv.ops.grid_graph import grid_edges, num_edges
-from tests.ops.cases import (
-    GRIDS,
-    KINDS,
-    PARENTS,
-    SCAN_DTYPES,
-    assert_same,
-    features,
-    parent_edges,
-    to_device,
-    twice,
-    with_threads,
-)
+from tests.ops import cases
 
 WEIGHT_KINDS = {
     'distinct': lambda *shape: torch.rand(*shape),
@@ -64,13 +53,13 @@ def test_weights_of_a_drawn_map(backend):
 @given(
     shape=st.tuples(st.integers(0, 2), st.integers(1, 6), st.integers(1, 6), st.integers(0, 40)),
     metric=st.sampled_from(ops.METRICS),
-    kind=st.sampled_from(KINDS),
-    dtype=st.sampled_from(SCAN_DTYPES),
+    kind=st.sampled_from(cases.KINDS),
+    dtype=st.sampled_from(cases.SCAN_DTYPES),
 )
 def test_weights_have_the_bits_of_the_reference(backend, shape, metric, kind, dtype):
-    maps = features(kind, *shape).to(dtype)
+    maps = cases.features(kind, *shape).to(dtype)
     found = backend.ops.grid_edge_weight(maps.to(backend.device), metric)
-    assert_same(found, reference.grid_edge_weight(maps, metric))
+    cases.assert_same(found, reference.grid_edge_weight(maps, metric))
 
 
 def test_a_drawn_grid(backend):
@@ -97,14 +86,14 @@ def test_grid_trees_equal_the_reference(backend, batch, height, width, kind, see
     moved, edges, vertices = weight.to(backend.device), grid_edges(height, width), height * width
     found = backend.ops.minimum_spanning_tree(moved, height, width)
     expected = reference.minimum_spanning_tree(weight, height, width)
-    assert_same(found, expected)
+    cases.assert_same(found, expected)
     edges = edges.to(backend.device, torch.int64 if seed % 2 else torch.int32)
-    assert_same(backend.ops.minimum_spanning_tree_from_edges(edges, moved, vertices), expected)
+    cases.assert_same(backend.ops.minimum_spanning_tree_from_edges(edges, moved, vertices), expected)
     root = seed % vertices
     tree = reference.breadth_first_order(expected, height, width, root)
     for sequence in (found, found.flip(1)):  # in which the tree's edges are named does not matter
-        assert_same(backend.ops.breadth_first_order(sequence, height, width, root), tree)
-        assert_same(backend.ops.breadth_first_order_from_edges(edges, sequence, vertices, root), tree)
+        cases.assert_same(backend.ops.breadth_first_order(sequence, height, width, root), tree)
+        cases.assert_same(backend.ops.breadth_first_order_from_edges(edges, sequence, vertices, root), tree)
 
 
 def random_graph(batch: int, vertices: int, extra: int) -> torch.Tensor:
@@ -133,24 +122,26 @@ def test_graph_trees_equal_the_reference(backend, batch, vertices, extra, kind, 
 
 
 @pytest.mark.parametrize('batch', [0, 1, 4])
-@pytest.mark.parametrize('kind', PARENTS)
+@pytest.mark.parametrize('kind', cases.PARENTS)
 def test_deep_and_wide_graphs_equal_the_reference(backend, kind, batch):
     vertices = 150
-    edges = torch.cat([torch.randint(0, vertices, (100, 2)).int(), parent_edges(kind, vertices)])
+    edges = torch.cat([torch.randint(0, vertices, (100, 2)).int(), cases.parent_edges(kind, vertices)])
     weight = torch.rand(batch, len(edges))
     weight[:, -vertices + 1 :] -= 0.9  # mostly the tree, so that it keeps its form
     check_graph(backend, edges, weight, vertices, root=7)
 
 
 def check_graph(backend, edges, weight, vertices, root):
-    moved = to_device((edges, weight), backend.device)
-    tree_edges = twice(lambda: [backend.ops.minimum_spanning_tree_from_edges(*moved, vertices)])[0]
-    assert_same(tree_edges, reference.minimum_spanning_tree_from_edges(edges, weight, vertices))
-    found = twice(lambda: backend.ops.breadth_first_order_from_edges(moved[0], tree_edges, vertices, root))
-    assert_same(found, reference.breadth_first_order_from_edges(edges, tree_edges.cpu(), vertices, root))
+    moved = cases.to_device((edges, weight), backend.device)
+
+    def steps(library, edges, weight):
+        tree_edges = library.minimum_spanning_tree_from_edges(edges, weight, vertices)
+        return tree_edges, *library.breadth_first_order_from_edges(edges, tree_edges, vertices, root)
+
+    cases.assert_same(cases.twice(lambda: steps(backend.ops, *moved)), steps(reference, edges, weight))
 
 
-@pytest.mark.parametrize(('height', 'width'), [*GRIDS, (56, 56), (31, 64)])
+@pytest.mark.parametrize(('height', 'width'), [*cases.GRIDS, (56, 56), (31, 64)])
 def test_grid_trees_are_spanning_and_as_light_as_scipy_s(height, width):
     vertices = height * width
     weights = torch.rand(1, num_edges(height, width)) + 0.1  # scipy takes a zero for no edge
@@ -175,17 +166,17 @@ def test_order_of_a_drawn_tree(backend):
 
 
 @pytest.mark.parametrize('metric', ops.METRICS)
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', cases.KINDS)
 def test_build_tree_is_the_three_steps(backend, metric, kind):
-    for height, width in GRIDS:
-        maps, root = features(kind, 2, height, width, 20), height * width // 2
+    for height, width in cases.GRIDS:
+        maps, root = cases.features(kind, 2, height, width, 20), height * width // 2
         check_steps(backend, maps, metric, root, reference)
 
 
 @pytest.mark.parametrize(('kind', 'batch'), [('normal', 2), ('equal', 1), ('binary', 3), ('special', 1)])
 def test_large_grids(backend, kind, batch):
     for height, width in backend.large:
-        check_steps(backend, features(kind, batch, height, width, 7), 'cosine', height * width // 2)
+        check_steps(backend, cases.features(kind, batch, height, width, 7), 'cosine', height * width // 2)
 
 
 def check_steps(backend, maps, metric, root, expected=ops):
@@ -197,32 +188,32 @@ def check_steps(backend, maps, metric, root, expected=ops):
         tree = library.breadth_first_order(tree_edges, height, width, root)
         return weight, tree_edges, *tree, *library.build_tree(maps, metric, root)
 
-    moved = to_device(maps, backend.device)
-    found = twice(lambda: steps(backend.ops, moved))
-    assert_same(found, steps(expected, maps))
-    assert_same(found[4:], found[2:4])
+    moved = cases.to_device(maps, backend.device)
+    found = cases.twice(lambda: steps(backend.ops, moved))
+    cases.assert_same(found, steps(expected, maps))
+    cases.assert_same(found[4:], found[2:4])
 
 
 def test_non_contiguous_maps(backend):
-    maps = features('normal', 2, 7, 5, 12).permute(0, 2, 1, 3)[..., ::2]
+    maps = cases.features('normal', 2, 7, 5, 12).permute(0, 2, 1, 3)[..., ::2]
     check_steps(backend, maps, 'cosine', 3)
 
 
 @pytest.mark.devices('cpu')
 def test_any_number_of_threads_builds_the_same_trees(backend):
     maps = torch.rand(5, 24, 24, 32)
-    one, two = with_threads((1, 2), lambda: ops.build_tree(maps))
-    assert_same(one, two)
+    one, two = cases.with_threads((1, 2), lambda: ops.build_tree(maps))
+    cases.assert_same(one, two)
 
 
 @pytest.mark.devices('cuda')
 def test_a_huge_grid(backend):
     maps = torch.randn(1, 2048, 2048, 4)
-    assert_same(backend.ops.build_tree(maps.cuda()), ops.build_tree(maps))
+    cases.assert_same(backend.ops.build_tree(maps.cuda()), ops.build_tree(maps))
 
 
 def test_features_and_tokens_receive_no_gradient(backend):
-    maps = features('normal', 1, 3, 3, 2).to(backend.device).requires_grad_()
+    maps = cases.features('normal', 1, 3, 3, 2).to(backend.device).requires_grad_()
     tokens, context = maps.flatten(1, 2), torch.tensor([[0, 9]], device=backend.device)
     assert not backend.ops.grid_edge_weight(maps).requires_grad
     assert not backend.ops.build_tree(maps).order.requires_grad
