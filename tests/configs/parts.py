@@ -11,7 +11,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-LANDSCAPE, PORTRAIT = (96, 60), (45, 90)  # width and height of the pictures of conftest.py
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ('classification', 'detection', 'segmentation')
 CONFIGS = {
@@ -91,15 +90,17 @@ def without_decay(model: nn.Module) -> set[str]:
     return {name for name in spared if not name.endswith(('.A_log', '.dt_proj.bias'))}
 
 
-def on(folder: Path, config: Config) -> Config:
-    """A copy of the config with its data in the folder, read by this process."""
+def on(scenes: Path, config: Config) -> Config:
+    """A copy of the config with scenes of digits for data, read by this process."""
     config = copy.deepcopy(config)
-    for side in ('train', 'val', 'test'):
+    for side, folder in (('train', 'training'), ('val', 'validation'), ('test', 'validation')):
         loader = config[f'{side}_dataloader']
-        evaluator = config.get(f'{side}_evaluator', {})
-        if 'ann_file' in evaluator:
-            evaluator.ann_file = evaluator.ann_file.replace(loader.dataset.data_root, f'{folder}/')
-        loader.dataset.data_root = str(folder)
         loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(scenes)
+        if config.default_scope == 'mmdet':
+            images = dict(img=f'images/{folder}')
+            loader.dataset.update(ann_file=f'annotations/{folder}.json', data_prefix=images)
+            if side != 'train':
+                config[f'{side}_evaluator'].ann_file = f'{scenes}/annotations/{folder}.json'
     init_default_scope(config.default_scope)
     return config

@@ -28,6 +28,8 @@ def test_what_all_configs_promise(name):
     assert config.default_hooks.checkpoint.type == 'grootv.CheckpointHook'
     assert config.default_hooks.epoch_seed.type == 'grootv.EpochSeedHook'
     assert config.train_dataloader.persistent_workers is False
+    # An image that cannot be read is named.
+    assert all(pipeline[0].type == 'grootv.LoadImageFromFile' for pipeline in parts.pipelines(config))
     batch, devices = config.train_dataloader.batch_size, 1 if 'demo' in config.filename else 8
     assert config.auto_scale_lr == dict(base_batch_size=devices * batch, enable=False)
 

@@ -39,15 +39,15 @@ def narrow(node) -> None:
             narrow(value)
 
 
-def divide(node, divisor: int) -> None:
-    """Divide the sizes of images in a pipeline."""
+def divide(node) -> None:
+    """Divide the sizes of images in a pipeline by eight."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if key in ('scale', 'crop_size'):
-            node[key] = tuple(pixels // divisor for pixels in value)
+            node[key] = tuple(pixels // 8 for pixels in value)
         elif key == 'scales':
-            node[key] = [tuple(pixels // divisor for pixels in scale) for scale in value]
+            node[key] = [tuple(pixels // 8 for pixels in scale) for scale in value]
         elif isinstance(value, (dict, list)):
-            divide(value, divisor)
+            divide(value)
 
 
 def small(folder: Path, name: str) -> Config:
@@ -55,7 +55,7 @@ def small(folder: Path, name: str) -> Config:
     config = parts.on(folder, parts.load(name))
     narrow(config.model)
     for pipeline in parts.pipelines(config):
-        divide(pipeline, 10 if name in parts.DETECTORS else 8)
+        divide(pipeline)
     config.model.backbone.update(arch=dict(embed_dims=8, depths=[1, 1, 1, 1]), init_cfg=None)
     if name == parts.DINO:
         config.model.bbox_head.embed_dims = config.model.neck.out_channels
@@ -66,8 +66,8 @@ def small(folder: Path, name: str) -> Config:
 
 
 @pytest.fixture
-def config(request, name) -> Config:
-    return small(request.getfixturevalue('coco' if name in parts.DETECTORS else 'ade'), name)
+def config(scenes, name) -> Config:
+    return small(scenes, name)
 
 
 def backward(model: torch.nn.Module, batch: dict) -> set[str]:
@@ -83,23 +83,18 @@ def backward(model: torch.nn.Module, batch: dict) -> set[str]:
 
 
 def check(sample, name: str, most: int = 20) -> None:
-    """Values and shapes of a prediction at the size of the picture."""
+    """A prediction has the size of the picture."""
     height, width = sample.ori_shape
     if name in parts.SEGMENTORS:
-        labels = sample.pred_sem_seg.data
-        assert labels.shape == (1, height, width) == sample.gt_sem_seg.data.shape
-        assert ((labels >= 0) & (labels < 150)).all()
+        assert sample.pred_sem_seg.shape == (height, width) == sample.gt_sem_seg.shape
+        assert sample.pred_sem_seg.data.max() < 150
         return
     objects = sample.pred_instances
-    assert 0 < len(objects.labels) <= most
-    assert objects.bboxes.shape == (len(objects.labels), 4)
+    assert 0 < len(objects.labels) <= most and objects.labels.max() < 80
     assert (objects.bboxes >= 0).all()
     assert (objects.bboxes[:, 2:] - torch.tensor([width, height]) < 1e-3).all()
-    assert ((objects.scores >= 0) & (objects.scores <= 1)).all()
-    assert ((objects.labels >= 0) & (objects.labels < 80)).all()
     if name not in parts.BOXES_ONLY:
         assert objects.masks.shape == (len(objects.labels), height, width)
-        assert objects.masks.dtype == torch.bool
 
 
 @pytest.mark.parametrize('name', [*parts.DETECTORS, *parts.SEGMENTORS])
@@ -111,7 +106,8 @@ def test_training_and_predictions(config, name):
     assert any('aux' in part for part in losses) == (name == parts.UPERNET)
     assert model.backbone.stem.conv1.weight.grad.abs().max() > 0
     if name in parts.SEGMENTORS:  # a batch without labels teaches nothing wrong
-        unlabelled = DATASETS.build(config.train_dataloader.dataset)[2]
+        unlabelled = DATASETS.build(config.train_dataloader.dataset)[0]
+        unlabelled['data_samples'].gt_sem_seg.data.fill_(255)
         backward(model, {key: [value] * 2 for key, value in unlabelled.items()})
 
     model.eval()
