@@ -31,10 +31,8 @@ def make(folder, tmp_path):
     """A data set of items, or of a file's bytes."""
 
     def make(items=ITEMS, kind=InstructionDataset, **options):
-        if isinstance(items, bytes):
-            (tmp_path / 'items.json').write_bytes(items)
-        else:
-            write_items(tmp_path / 'items.json', items)
+        content = items if isinstance(items, bytes) else json.dumps(items).encode()
+        (tmp_path / 'items.json').write_bytes(content)
         return kind('items.json', str(folder), str(tmp_path), **options)
 
     return make

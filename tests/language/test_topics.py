@@ -21,6 +21,7 @@ def test_records_are_of_the_passages_of_their_side(content):
         assert {record['input'] for record in content[f'name_{side}']} < set(texts)
         for text, record in zip(texts, content[f'continue_{side}'], strict=True):
             assert text.startswith(record['input']) and text.endswith(record['output'])
+            assert text.split() == [*record['input'].split(), *record['output'].split()]
 
 
 def test_questions_are_right_and_not_solved_by_place_or_frequency(content):

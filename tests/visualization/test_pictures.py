@@ -61,6 +61,13 @@ def test_figures_by_hand():
     assert len(found['random'].inside) == statistics.RANDOM_TREES
 
 
+def test_histograms_count_everything_once():
+    found = statistics.histograms(measured(torch.randn(1, 8, 9, 4)))
+    assert sum(found['edge_weight']['tree']) == 71 and sum(found['edge_weight']['random']) == 710
+    assert sum(found['depth']['tree']) == 72 and found['depth']['raster'][0] == 1
+    assert found['degree']['raster'] == [0, 2, 70, 0, 0]
+
+
 @pytest.mark.parametrize('guide', [torch.ones(1, 1, 1, 2), torch.full((1, 3, 3, 2), torch.nan)])
 def test_one_vertex_and_features_of_nan_can_be_drawn(guide):
     found = measured(guide)
