@@ -61,11 +61,7 @@ def register_fake(name: str) -> Callable:
 def register_flops(name: str, shapes: Shapes, multiply_adds: Callable[..., int], times: int = 1) -> None:
     """Let ``torch.utils.flop_counter.FlopCounterMode`` count an operator: two for every multiply-add.
 
-    Args:
-        name: Name of the operator.
-        shapes: Shape of every tensor, and that in words.
-        multiply_adds: Function of the sizes and of the operator's other arguments, by name.
-        times: Factor of the result.
+    ``multiply_adds`` is a function of the sizes and of the operator's other arguments, by name.
     """
     if not available:
         return

@@ -12,7 +12,6 @@ from torch import Tensor
 from .grid_graph import grid_edges
 from .tokens import token_chain as token_chain
 from .tokens import token_edges
-from .tree import METRICS as METRICS
 from .tree import Tree, check_metric
 
 SIMD_WIDTH = 16  # csrc/metric.h
@@ -212,19 +211,16 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
     if not causal:
         tree_edges = minimum_spanning_tree_from_edges(edges, weight, length)
         return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
-    pairs = edges.tolist()
-    trees = []
+    pairs, trees = edges.tolist(), []
     for weights, (_, stop) in zip(weight.tolist(), context.tolist(), strict=True):
-        nearest = {}  # edge from every token to the earlier one that it is most similar to
-        for edge in sorted(range(len(pairs)), key=lambda edge: weights[edge]):
-            nearest.setdefault(pairs[edge][1], edge)
-        to_parent = {}
-        for later in range(1, length):
-            to_parent.setdefault(pairs[nearest[later]][0], nearest[later])
-        for token in set(range(length - 1)).difference(to_parent):
-            to_parent[token] = pairs.index([token, min(token + reach, stop - 1, length - 1)])
-        trees.append([to_parent[token] for token in range(length - 1)])
-    tree_edges = torch.tensor(trees, dtype=torch.int32).view(len(x), length - 1)
+        similar = {}  # by token: the earlier one that it is the most similar to
+        for edge in sorted(range(len(pairs)), key=weights.__getitem__):
+            similar.setdefault(pairs[edge][1], pairs[edge][0])
+        for token in range(length - 1):
+            choosers = (later for later in range(token + 1, length) if similar[later] == token)
+            trees.append([token, next(choosers, min(token + reach, stop - 1, length - 1))])
+    edges = torch.tensor(trees, dtype=torch.int32).view(len(x), length - 1, 2)
+    tree_edges = torch.arange(length - 1).repeat(len(x), 1)
     return breadth_first_order_from_edges(edges, tree_edges, length, root=length - 1)
 
 

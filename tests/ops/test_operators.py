@@ -16,7 +16,7 @@ from tests.ops.cases import FORMS, features, make
 CHECKS = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
 
 
-def operator_calls(library, device: str = 'cpu') -> dict[str, tuple]:
+def operator_calls(device: str = 'cpu') -> dict[str, tuple]:
     """Arguments of every operator, by its name and a word where there are several."""
     maps = features('normal', 2, 3, 4, 5)
     weights = ops.grid_edge_weight(maps)
@@ -42,21 +42,21 @@ def operator_calls(library, device: str = 'cpu') -> dict[str, tuple]:
     return tree_map_only(torch.Tensor, move, calls)
 
 
-@pytest.mark.parametrize('name', operator_calls(ops))
+@pytest.mark.parametrize('name', operator_calls())
 def test_opcheck(backend, name):
     operator = getattr(backend.library, name.split()[0]).default
-    torch.library.opcheck(operator, operator_calls(ops, backend.device)[name], test_utils=CHECKS)
+    torch.library.opcheck(operator, operator_calls(backend.device)[name], test_utils=CHECKS)
 
 
 def test_every_operator_is_checked():
     names = torch._C._dispatch_get_all_op_names()
     own = {name.removeprefix('grootv::') for name in names if name.startswith('grootv::')}
-    assert own == {name.split()[0] for name in operator_calls(ops)}
+    assert own == {name.split()[0] for name in operator_calls()}
 
 
 def test_flop_counter_counts_the_operators(backend):
     """Two for every multiply-add, backward twice as many as forward."""
-    calls = operator_calls(ops, backend.device)
+    calls = operator_calls(backend.device)
     rows, edges = 2 * 12 * 5, 2 * 17 * 5
     multiply_adds = {'tree_scan both': 3 * rows, 'selective_tree_scan': 9 * rows, 'gated_read_out': 13 * rows}
     multiply_adds |= {'token_scan chain': 9 * rows * 3, 'tree_scan up': rows, 'build_tree': edges + rows}
@@ -163,7 +163,7 @@ def test_the_cuda_library_resolves_every_symbol():
     library = Path(ops.__file__).with_name('_cuda.so')
     if not torch.version.cuda or not library.exists():
         pytest.skip('no CUDA build of torch, or no CUDA library')
-    for name in {call.split()[0] for call in operator_calls(ops)}:
+    for name in {call.split()[0] for call in operator_calls()}:
         assert (
             'csrc/cuda/' in torch._C._dispatch_dump(f'grootv::{name}').partition('\nCUDA:')[2].splitlines()[0]
         )
