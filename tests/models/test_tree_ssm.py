@@ -15,21 +15,11 @@ def layer(channels=6, dtype=torch.float64, **options):
     return ssm
 
 
-def test_two_vertices_receive_from_each_other_through_the_decay():
+def test_decays_are_those_of_the_scan():
     ssm = layer()
     x = torch.randn(1, 2, 12, dtype=torch.float64)
-    tree = build_tree(x.view(1, 1, 2, 12))
-    low, write, read = ssm.x_proj(x).split(1, dim=-1)
-    delta = F.softplus(ssm.dt_proj(low))
-    u, a = delta * write * x, torch.exp(-delta * ssm.A_log.exp().squeeze(1))
-    torch.testing.assert_close(ssm.decay(x), a)
-    h = torch.stack([u[0, 0] + a[0, 1] * u[0, 1], u[0, 1] + a[0, 1] * u[0, 0]])
-    scanned = ssm.scan(x.view(1, 1, 2, 12), tree)
-    for found, expected in zip(scanned, (h.unsqueeze(0), read, x), strict=True):
-        torch.testing.assert_close(found, expected)
-    z = torch.randn_like(x)
-    y = ssm.out_norm(read * ssm.state_norm(h) + ssm.D * x) * F.silu(z)
-    torch.testing.assert_close(ssm.project_out(*scanned, z), ssm.out_proj(y))
+    delta = F.softplus(ssm.dt_proj(ssm.x_proj(x)[..., :1]))
+    torch.testing.assert_close(ssm.decay(x), torch.exp(-delta * ssm.A_log.exp().squeeze(1)))
 
 
 def test_scans_along_the_tree_it_is_given():
