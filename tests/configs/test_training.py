@@ -1,6 +1,4 @@
-"""Every detector and segmentor of the configs trains and tests, small, on a miniature of its data."""
-
-from pathlib import Path
+"""Every detector and segmentor of the configs trains and tests, small, on scenes of digits."""
 
 import pytest
 import torch
@@ -50,9 +48,10 @@ def divide(node) -> None:
             divide(value)
 
 
-def small(folder: Path, name: str) -> Config:
-    """The config on the small data, with a small model and small images."""
-    config = parts.on(folder, parts.load(name))
+@pytest.fixture
+def config(scenes, name) -> Config:
+    """The config on scenes, with a small model and small images."""
+    config = parts.on(scenes, parts.load(name))
     narrow(config.model)
     for pipeline in parts.pipelines(config):
         divide(pipeline)
@@ -63,11 +62,6 @@ def small(folder: Path, name: str) -> Config:
         config.model.data_preprocessor.size = (64, 64)
         config.train_dataloader.batch_size = 2
     return config
-
-
-@pytest.fixture
-def config(scenes, name) -> Config:
-    return small(scenes, name)
 
 
 def backward(model: torch.nn.Module, batch: dict) -> set[str]:

@@ -49,7 +49,6 @@ def test_model_is_the_published_one(monkeypatch):
 
 def test_metafile_and_table_of_the_evaluation_state_the_published_results():
     models = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
-    assert {entry['Name'] for entry in models} == set(CONFIGS)
     assert {entry['Metadata']['Parameters'] for entry in models} == {129_135_360}
     results = {entry['Name']: entry.get('Results', []) for entry in models}
     published = [value for result in results.pop(PUBLISHED) for value in result['Metrics'].values()]
