@@ -4,32 +4,24 @@ import pytest
 import torch
 
 from grootv import ops
-from tests.ops.cases import (
-    gated_read_out,
-    selective_tree_scan,
-    spanning_tree,
-    to_device,
-    token_scan,
-    token_tree,
-)
+from tests.ops import cases
 
-TREE = spanning_tree(2, 3, 3)
-x, delta, A, B, bias = selective_tree_scan(TREE, 4).tensors
-SCAN = dict(x=x, delta=delta, A=A, B=B, delta_bias=bias, tree=TREE)
-rows, _, rates, states, _, shift = token_scan(token_tree('chain', 2, 5), 4, 3).tensors
+TREE = cases.spanning_tree(2, 3, 3)
+x, delta, A, B, bias = cases.selective_tree_scan(TREE, 4).tensors
+rows, _, rates, states, _, shift = cases.token_scan(cases.token_tree('chain', 2, 5), 4, 3).tensors
 TOKENS = dict(x=rows, delta=rows, A=rates, B=states, C=states, delta_bias=shift, tree=ops.token_chain(2, 5))
-h, C, _, D, z, *norms = gated_read_out(2, 9, 4).tensors
-READ_OUT = dict(h=h, C=C, x=x, D=D, z=z, h_norm=norms[:2], y_norm=norms[2:])
+h, C, _, D, z, *norms = cases.gated_read_out(2, 9, 4).tensors
 CONTEXT = torch.tensor([[0, 5], [0, 5]])
 ONES = torch.ones(2, 9, 4)
 SHORT = ONES[..., :3]
+ONE = torch.ones(1, 1)
 TRIANGLE = torch.tensor([[0, 1], [1, 2], [0, 2], [2, 3]])
 IN_PARTS = dict(edges=TRIANGLE[[0, 3, 0]], edge_weight=torch.ones(1, 3), num_vertices=4)
 NOT_A_TREE = 'tree_edges must be a spanning tree of the'
 FLOATING = 'must be float32, float64, float16 or bfloat16, got int32'
 NO_LIST = 'got (2, 36)'
 FEW_CHANNELS = 'needs one value per vertex and channel, shape (2, 9, 4), got (2, 9, 3)'
-ONE_TREE = spanning_tree(1, 3, 3)
+ONE_TREE = cases.spanning_tree(1, 3, 3)
 OLD_ORDER = TREE._replace(order=TREE.order.long())
 
 
@@ -37,142 +29,120 @@ def ints(*rows):
     return torch.tensor(rows, dtype=torch.int32)
 
 
-# Good arguments, and what to change for which sentence.
-BAD = {
-    'tree_scan': (
-        dict(input=ONES, decay=ONES, tree=TREE),
-        [
-            (dict(decay=SHORT), f'decay {FEW_CHANNELS}'),
-            (dict(decay=ONES.double()), 'decay must be float32, got float64'),
-            (dict(input=ONES.flatten(1)), f'input must have shape (B, L, C), {NO_LIST}'),
-            (dict(input=ONES.int()), f'input {FLOATING}'),
-            (dict(tree=ONE_TREE), 'order needs one entry per vertex of each item, shape (2, 9), got (1, 9)'),
-            (dict(tree=OLD_ORDER), 'order must be int32, got int64'),
-            (dict(direction='down'), "direction must be one of both, up, got 'down'"),
-        ],
-    ),
-    'selective_tree_scan': (
-        SCAN,
-        [
-            (dict(x=x.flatten(1)), f'x must have shape (B, L, C), {NO_LIST}'),
-            (dict(x=x[:, :0]), 'x must have at least one vertex, got shape (2, 0, 4)'),
-            (dict(x=x.int()), f'x {FLOATING}'),
-            (dict(delta=SHORT), f'delta {FEW_CHANNELS}'),
-            (dict(delta=delta.double()), 'delta must be float32, got float64'),
-            (dict(A=torch.ones(4, 16)), 'A needs one value per channel, shape (4), got (4, 16)'),
-            (dict(B=B[:, :4]), 'B needs one value per vertex, shape (2, 9), got (2, 4)'),
-            (dict(x=x.half(), delta=delta.half()), 'B must be float16, got float32'),
-            (dict(delta_bias=torch.ones(5)), 'delta_bias needs one value per channel, shape (4), got (5)'),
-            (dict(tree=OLD_ORDER), 'order must be int32, got int64'),
-        ],
-    ),
-    'gated_read_out': (
-        READ_OUT,
-        [
-            (dict(h=h.flatten(1)), f'h must have shape (B, L, C), {NO_LIST}'),
-            (dict(h=h.half()), 'h must be float32 or float64, got float16'),
-            (dict(C=C[:, :4]), 'C needs one value per vertex, shape (2, 9), got (2, 4)'),
-            (dict(x=SHORT), f'x {FEW_CHANNELS}'),
-            (dict(x=x.double()), 'x must be float32, got float64'),
-            (dict(z=z.double()), 'z must be float32, float16 or bfloat16, got float64'),
-            (dict(z=z.int()), f'z {FLOATING}'),
-            (dict(z=SHORT), f'z {FEW_CHANNELS}'),
-            (dict(D=torch.ones(5)), 'D needs one value per channel, shape (4), got (5)'),
-            (dict(y_norm=(D, torch.ones(1))), 'y_bias needs one value per channel, shape (4), got (1)'),
-        ],
-    ),
-    'token_scan': (
-        TOKENS,
-        [
-            (dict(x=rows[0]), 'x must have shape (B, L, D), got (5, 4)'),
-            (dict(x=rows.int()), f'x {FLOATING}'),
-            (dict(delta=rows[..., :3]), 'delta needs one value per token and channel, shape (2, 5, 4)'),
-            (dict(A=rates[:3]), 'A needs one row per channel, shape (4, 3), got (3, 3)'),
-            (dict(B=states[..., :2]), 'B needs one value per token and state, shape (2, 5, 3)'),
-            (dict(C=states.double()), 'C must be float32, got float64'),
-            (dict(delta_bias=shift[:3]), 'delta_bias needs one value per channel, shape (4), got (3)'),
-            (dict(tree=ops.token_chain(2, 4)), 'order needs one entry per token of each sequence'),
-        ],
-    ),
-    'token_edge_weight': (
-        dict(x=rows, B=states, context=CONTEXT, reach=3),
-        [
-            (dict(x=rows[0]), 'x must have shape (B, L, C), got (5, 4)'),
-            (dict(x=rows.int()), f'x {FLOATING}'),
-            (dict(x=rows[:, :0], B=states[:, :0]), 'at least one token'),
-            (dict(B=states[:, :4]), 'one row per token, shape (2, 5, 3), got (2, 4, 3)'),
-            (dict(B=states.double()), 'B must be float32, got float64'),
-            (dict(context=CONTEXT[0]), 'two bounds per sequence'),
-            (dict(reach=0), 'reach must be at least 1, got 0'),
-        ],
-    ),
-    'grid_edge_weight': (
-        dict(features=torch.ones(1, 2, 2, 1)),
-        [
-            (dict(features=ONES), 'features must have shape (B, H, W, C), got (2, 9, 4)'),
-            (dict(features=torch.ones(1, 2, 2, 1).int()), f'features {FLOATING}'),
-            (dict(features=torch.ones(1, 0, 2, 1)), 'at least one row and one column, got 0 x 2'),
-            (dict(metric='cosin'), "metric must be one of cosine, euclidean, manhattan, got 'cosin'"),
-        ],
-    ),
-    'build_tree': (
-        dict(features=torch.ones(1, 2, 2, 1)),
-        [
-            (dict(features=ONES), 'features must have shape (B, H, W, C), got (2, 9, 4)'),
-            (dict(root=-1), 'root must be a vertex, 0 to 3, got -1'),
-            (dict(metric='cosin'), "metric must be one of cosine, euclidean, manhattan, got 'cosin'"),
-        ],
-    ),
-    'minimum_spanning_tree': (
-        dict(edge_weight=torch.ones(2, 4), height=2, width=2),
-        [
-            (dict(edge_weight=torch.ones(2, 5)), 'one value per edge of the grid, shape (2, 4), got (2, 5)'),
-            (dict(height=0), 'at least one row'),
-            (dict(height=65536, width=65536), 'at most 2^30'),
-            (dict(edge_weight=torch.ones(2, 4).int()), 'edge_weight must be floating, got torch.int32'),
-        ],
-    ),
-    'minimum_spanning_tree_from_edges': (
-        dict(edges=TRIANGLE[:1], edge_weight=torch.ones(1, 1), num_vertices=2),
-        [
-            (IN_PARTS, 'every graph must be connected, but graph 0'),
-            (dict(num_vertices=2**30), 'be connected, but 1 edges cannot join 1073741824 vertices'),
-            (dict(edges=torch.tensor([[0, 7]])), 'edges must join vertices 0 to 1, got 7'),
-            (dict(edges=torch.tensor([[0, 2**33 + 1]])), 'edges must join vertices 0 to 1, got 2147483647'),
-            (dict(edge_weight=torch.ones(1, 2)), 'shape (1, 2, 2), got (1, 1, 2)'),
-            (dict(edges=TRIANGLE[:1].float()), 'edges must be int32, got float32'),
-        ],
-    ),
-    'breadth_first_order': (
-        dict(tree_edges=ints([0, 1, 2]), height=2, width=2),
-        [
-            (
-                dict(tree_edges=ints([0, 1, 3, 5, 0]), width=3),
-                f'{NOT_A_TREE} 2 x 3 grid, but those of item 0',
-            ),
-            (dict(tree_edges=ints([0, 1, 99])), NOT_A_TREE),
-            (dict(tree_edges=ints([0, 1])), 'one edge less than the grid has vertices, shape (1, 3), got'),
-            (dict(tree_edges=ints([0, 1, 2]).long()), 'tree_edges must be int32, got int64'),
-            (dict(root=4), 'root must be a vertex, 0 to 3, got 4'),
-        ],
-    ),
-    'breadth_first_order_from_edges': (
-        dict(edges=TRIANGLE, tree_edges=ints([0, 1, 3]), num_vertices=4),
-        [
-            (dict(tree_edges=ints([0, 1, 2])), f'{NOT_A_TREE} graph, but those of item 0'),  # a cycle
-            (dict(tree_edges=ints([0, 0, 3])), NOT_A_TREE),  # an edge twice
-            (dict(tree_edges=ints([0, 0]), num_vertices=3), NOT_A_TREE),  # and as many vertices as there are
-            (dict(tree_edges=ints([0, 1, 4])), NOT_A_TREE),
-            (dict(edges=TRIANGLE + 5), NOT_A_TREE),
-        ],
-    ),
+GOOD = {
+    'tree_scan': dict(input=ONES, decay=ONES, tree=TREE),
+    'selective_tree_scan': dict(x=x, delta=delta, A=A, B=B, delta_bias=bias, tree=TREE),
+    'gated_read_out': dict(h=h, C=C, x=x, D=D, z=z, h_norm=norms[:2], y_norm=norms[2:]),
+    'token_scan': TOKENS,
+    'token_edge_weight': dict(x=rows, B=states, context=CONTEXT, reach=3),
+    'grid_edge_weight': dict(features=torch.ones(1, 2, 2, 1)),
+    'build_tree': dict(features=torch.ones(1, 2, 2, 1)),
+    'minimum_spanning_tree': dict(edge_weight=torch.ones(2, 4), height=2, width=2),
+    'minimum_spanning_tree_from_edges': dict(edges=TRIANGLE[:1], edge_weight=ONE, num_vertices=2),
+    'breadth_first_order': dict(tree_edges=ints([0, 1, 2]), height=2, width=2),
+    'breadth_first_order_from_edges': dict(edges=TRIANGLE, tree_edges=ints([0, 1, 3]), num_vertices=4),
+}
+BAD = {  # what to change for which sentence
+    'tree_scan': [
+        (dict(decay=SHORT), f'decay {FEW_CHANNELS}'),
+        (dict(decay=ONES.double()), 'decay must be float32, got float64'),
+        (dict(input=ONES.flatten(1)), f'input must have shape (B, L, C), {NO_LIST}'),
+        (dict(input=ONES.int()), f'input {FLOATING}'),
+        (dict(tree=ONE_TREE), 'order needs one entry per vertex of each item, shape (2, 9), got (1, 9)'),
+        (dict(tree=OLD_ORDER), 'order must be int32, got int64'),
+        (dict(direction='down'), "direction must be one of both, up, got 'down'"),
+    ],
+    'selective_tree_scan': [
+        (dict(x=x.flatten(1)), f'x must have shape (B, L, C), {NO_LIST}'),
+        (dict(x=x[:, :0]), 'x must have at least one vertex, got shape (2, 0, 4)'),
+        (dict(x=x.int()), f'x {FLOATING}'),
+        (dict(delta=SHORT), f'delta {FEW_CHANNELS}'),
+        (dict(delta=delta.double()), 'delta must be float32, got float64'),
+        (dict(A=torch.ones(4, 16)), 'A needs one value per channel, shape (4), got (4, 16)'),
+        (dict(B=B[:, :4]), 'B needs one value per vertex, shape (2, 9), got (2, 4)'),
+        (dict(x=x.half(), delta=delta.half()), 'B must be float16, got float32'),
+        (dict(delta_bias=torch.ones(5)), 'delta_bias needs one value per channel, shape (4), got (5)'),
+        (dict(tree=OLD_ORDER), 'order must be int32, got int64'),
+    ],
+    'gated_read_out': [
+        (dict(h=h.flatten(1)), f'h must have shape (B, L, C), {NO_LIST}'),
+        (dict(h=h.half()), 'h must be float32 or float64, got float16'),
+        (dict(C=C[:, :4]), 'C needs one value per vertex, shape (2, 9), got (2, 4)'),
+        (dict(x=SHORT), f'x {FEW_CHANNELS}'),
+        (dict(x=x.double()), 'x must be float32, got float64'),
+        (dict(z=z.double()), 'z must be float32, float16 or bfloat16, got float64'),
+        (dict(z=z.int()), f'z {FLOATING}'),
+        (dict(z=SHORT), f'z {FEW_CHANNELS}'),
+        (dict(D=torch.ones(5)), 'D needs one value per channel, shape (4), got (5)'),
+        (dict(y_norm=(D, torch.ones(1))), 'y_bias needs one value per channel, shape (4), got (1)'),
+    ],
+    'token_scan': [
+        (dict(x=rows[0]), 'x must have shape (B, L, D), got (5, 4)'),
+        (dict(x=rows.int()), f'x {FLOATING}'),
+        (dict(delta=rows[..., :3]), 'delta needs one value per token and channel, shape (2, 5, 4)'),
+        (dict(A=rates[:3]), 'A needs one row per channel, shape (4, 3), got (3, 3)'),
+        (dict(B=states[..., :2]), 'B needs one value per token and state, shape (2, 5, 3)'),
+        (dict(C=states.double()), 'C must be float32, got float64'),
+        (dict(delta_bias=shift[:3]), 'delta_bias needs one value per channel, shape (4), got (3)'),
+        (dict(tree=ops.token_chain(2, 4)), 'order needs one entry per token of each sequence'),
+    ],
+    'token_edge_weight': [
+        (dict(x=rows[0]), 'x must have shape (B, L, C), got (5, 4)'),
+        (dict(x=rows.int()), f'x {FLOATING}'),
+        (dict(x=rows[:, :0], B=states[:, :0]), 'at least one token'),
+        (dict(B=states[:, :4]), 'one row per token, shape (2, 5, 3), got (2, 4, 3)'),
+        (dict(B=states.double()), 'B must be float32, got float64'),
+        (dict(context=CONTEXT[0]), 'two bounds per sequence'),
+        (dict(reach=0), 'reach must be at least 1, got 0'),
+    ],
+    'grid_edge_weight': [
+        (dict(features=ONES), 'features must have shape (B, H, W, C), got (2, 9, 4)'),
+        (dict(features=torch.ones(1, 2, 2, 1).int()), f'features {FLOATING}'),
+        (dict(features=torch.ones(1, 0, 2, 1)), 'at least one row and one column, got 0 x 2'),
+        (dict(metric='cosin'), "metric must be one of cosine, euclidean, manhattan, got 'cosin'"),
+    ],
+    'build_tree': [
+        (dict(features=ONES), 'features must have shape (B, H, W, C), got (2, 9, 4)'),
+        (dict(root=-1), 'root must be a vertex, 0 to 3, got -1'),
+        (dict(metric='cosin'), "metric must be one of cosine, euclidean, manhattan, got 'cosin'"),
+    ],
+    'minimum_spanning_tree': [
+        (dict(edge_weight=torch.ones(2, 5)), 'one value per edge of the grid, shape (2, 4), got (2, 5)'),
+        (dict(height=0), 'at least one row'),
+        (dict(height=65536, width=65536), 'at most 2^30'),
+        (dict(edge_weight=torch.ones(2, 4).int()), 'edge_weight must be floating, got torch.int32'),
+    ],
+    'minimum_spanning_tree_from_edges': [
+        (IN_PARTS, 'every graph must be connected, but graph 0'),
+        (dict(num_vertices=2**30), 'be connected, but 1 edges cannot join 1073741824 vertices'),
+        (dict(edges=torch.tensor([[0, 7]])), 'edges must join vertices 0 to 1, got 7'),
+        (dict(edges=torch.tensor([[0, 2**33 + 1]])), 'edges must join vertices 0 to 1, got 2147483647'),
+        (dict(edge_weight=torch.ones(1, 2)), 'shape (1, 2, 2), got (1, 1, 2)'),
+        (dict(edges=TRIANGLE[:1].float()), 'edges must be int32, got float32'),
+    ],
+    'breadth_first_order': [
+        (
+            dict(tree_edges=ints([0, 1, 3, 5, 0]), width=3),
+            f'{NOT_A_TREE} 2 x 3 grid, but those of item 0',
+        ),
+        (dict(tree_edges=ints([0, 1, 99])), NOT_A_TREE),
+        (dict(tree_edges=ints([0, 1])), 'one edge less than the grid has vertices, shape (1, 3), got'),
+        (dict(tree_edges=ints([0, 1, 2]).long()), 'tree_edges must be int32, got int64'),
+        (dict(root=4), 'root must be a vertex, 0 to 3, got 4'),
+    ],
+    'breadth_first_order_from_edges': [
+        (dict(tree_edges=ints([0, 1, 2])), f'{NOT_A_TREE} graph, but those of item 0'),  # a cycle
+        (dict(tree_edges=ints([0, 0, 3])), NOT_A_TREE),  # an edge twice
+        (dict(tree_edges=ints([0, 0]), num_vertices=3), NOT_A_TREE),  # and as many vertices as there are
+        (dict(tree_edges=ints([0, 1, 4])), NOT_A_TREE),
+        (dict(edges=TRIANGLE + 5), NOT_A_TREE),
+    ],
 }
 
 
 @pytest.mark.parametrize('name', BAD)
 def test_bad_input(backend, name):
-    good, changes = BAD[name]
-    for change, sentence in changes:
+    for change, sentence in BAD[name]:
         with pytest.raises((RuntimeError, ValueError)) as error:
-            getattr(backend.ops, name)(**to_device(good | change, backend.device))
+            getattr(backend.ops, name)(**cases.to_device(GOOD[name] | change, backend.device))
         assert str(error.value).startswith(f'{name}: ') and sentence in str(error.value)

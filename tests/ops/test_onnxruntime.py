@@ -52,15 +52,6 @@ def tree_session(metric='cosine', root=0, **options):
     return session('build_tree', ['features'], TREE, metric=metric, root=root, **options)
 
 
-def test_scan_of_a_path_of_three_vertices():
-    tree = [[[0, 1, 2]], [[0, 0, 1]]]
-    scan = session('tree_scan', ('input', 'decay', *TREE), ['h'], direction='both')
-    signal, decay = np.float32([[[1], [2], [4]]]), np.float32([[[9], [0.5], [0.25]]])
-    (found,) = run(scan, signal, decay, *map(np.int32, tree))
-    # 1 + 2/2 + 4/8, 1/2 + 2 + 4/4, 1/8 + 2/4 + 4
-    assert found.ravel().tolist() == [2.5, 3.5, 4.625]
-
-
 @pytest.mark.parametrize(
     ('shape', 'metric', 'root'),
     [
