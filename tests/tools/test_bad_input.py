@@ -22,11 +22,9 @@ def config(tiny_run) -> Path:
 def test_missing_config_prints_one_line_and_writes_nothing(tmp_path):
     command = [sys.executable, str(ROOT / 'tools/train.py'), 'nowhere.py']
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert result.returncode == 1
-    assert result.stdout == ''
+    assert (result.returncode, result.stdout, list(tmp_path.iterdir())) == (1, '', [])
     (line,) = result.stderr.splitlines()
     assert line.startswith('train.py: config nowhere.py does not exist: give a file such as configs/')
-    assert list(tmp_path.iterdir()) == []
 
 
 NAME = 'grootv-tiny_8xb128_in1k'
@@ -87,7 +85,6 @@ def test_corrupt_image_is_named_and_the_checkpoint_before_it_stays(tmp_path, fai
 
     sentence = failure('train.py', config, '--work-dir', tmp_path / 'run', options=options)
     assert sentence.startswith(f'train.py: image {bad} cannot be read (')
-    assert sentence.endswith('replace the file, or remove it from the data')
     assert load_checkpoint_file(tmp_path / 'run/epoch_1.pth')['meta']['epoch'] == 1
 
 

@@ -1,4 +1,4 @@
-"""The demos with tools that only write their results, and the notebook with a checkpoint and without one."""
+"""The demos with tools that only write their results, and the notebook with a checkpoint."""
 
 import importlib
 import json
@@ -12,50 +12,47 @@ import torch
 from mmengine.config import Config
 from nbclient import NotebookClient
 
-from grootv.visualization.network import build_model
+from grootv.checkpoint import build_model
 from tests.tools.tiny_run import ROOT
 
 METRICS = {'accuracy/top1': 98.765, 'mIoU': 81.5, 'coco/bbox_mAP_50': 0.654, 'coco/segm_mAP_50': 0.543}
 
 
 @pytest.fixture
-def losses() -> list[float]:
-    """Those that a training logs."""
-    return [3.0, 2.0, 1.0]
-
-
-@pytest.fixture
-def demos(tmp_path, monkeypatch, losses):
-    """Run a demo below an empty folder; the titles of its steps."""
+def demos(tmp_path, monkeypatch):
+    """Run a demo below an empty folder, with the losses that a training logs; the titles of its steps."""
     monkeypatch.syspath_prepend(str(ROOT / 'demo'))
     steps, digits, scenes = map(importlib.import_module, ('steps', 'train_digits', 'train_scenes'))
-    calls = []
+    calls, losses = [], []
 
     def step(title: str, *command: object, show: str = '', label: str = '') -> None:
         calls.append(title)
         command = [str(part) for part in command]
         assert (ROOT / command[0]).is_file()
-        if 'tools/dataset_converters/digits.py' in command:
-            (tmp_path / digits.IMAGE).mkdir(parents=True, exist_ok=True)
-            (tmp_path / digits.IMAGE / '0008.png').touch()
+        if command[0].endswith('/digits.py'):
+            write(f'{digits.IMAGE}/0008.png', '')
         if title == 'Training':
-            work_dir = tmp_path / command[command.index('--work-dir') + 1]
-            (work_dir / '20300101/vis_data').mkdir(parents=True)
-            (work_dir / '20300101/20300101.log').touch()
+            work_dir = command[command.index('--work-dir') + 1]
             records = [json.dumps(dict(loss=loss, step=i)) for i, loss in enumerate(losses)]
-            (work_dir / '20300101/vis_data/scalars.json').write_text('\n'.join(records))
+            write(f'{work_dir}/20300101/vis_data/scalars.json', '\n'.join(records))
+            write(f'{work_dir}/20300101/20300101.log', '')
             options = command[command.index('--cfg-options') + 1 :] if '--cfg-options' in command else ()
-            (work_dir / steps.Run(command[1], options=tuple(options)).checkpoint.name).touch()
+            write(f'{work_dir}/{steps.Run(command[1], options=tuple(options)).checkpoint.name}', '')
         if '--out' in command:
-            (tmp_path / command[command.index('--out') + 1]).write_text(json.dumps(METRICS))
+            write(command[command.index('--out') + 1], json.dumps(METRICS))
+
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
 
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     for module in (steps, digits, scenes):
         monkeypatch.setattr(module, 'step', step)
         monkeypatch.setattr(module, 'ROOT', tmp_path, raising=False)
 
-    def main(*args: str) -> list[str]:
+    def main(*args: str, logged: tuple[float, ...] = (3.0, 2.0, 1.0)) -> list[str]:
         calls.clear()
+        losses[:] = logged
         monkeypatch.setattr(sys, 'argv', ['demo', *args])
         (scenes if args else digits).main()
         return list(calls)
@@ -74,29 +71,19 @@ def test_a_second_call_makes_what_is_missing_or_old_and_prints_the_same(demos, c
     assert demos() == ['Data', 'Evaluation']
 
 
-@pytest.mark.parametrize(
-    'arguments, expected',
-    [
-        (['detection'], ['box AP at IoU 0.5   0.654', 'mask AP at IoU 0.5  0.543', 'digit-scenes/epoch_']),
-        (['segmentation', '--short'], ['mIoU, %      81.500', 'work_dirs/short-segmentation/iter_40.pth']),
-    ],
-)
-def test_scenes_train_from_the_classifier_and_print_where_everything_is(demos, capsys, arguments, expected):
+def test_scenes_train_from_the_classifier_and_print_where_everything_is(demos, capsys):
     titles = ['Training', 'Evaluation', 'Curves', 'Predictions', 'Spanning tree']
-    assert demos(*arguments) == ['Data', 'Data', 'Training', *titles]  # scenes, digits, classifier
+    assert demos('segmentation', '--short') == ['Data', 'Data', 'Training', *titles]
     out = capsys.readouterr().out
-    for text in [*expected, '3.000 at first, 1.000 at last', 'annotation left, prediction right']:
+    for text in ('mIoU, %      81.500', 'short-segmentation/iter_40.pth', '3.000 at first, 1.000 at last'):
         assert text in out
-    assert demos(*arguments) == ['Data', 'Data']
+    assert demos('segmentation', '--short') == ['Data', 'Data']
 
 
-def test_a_loss_that_does_not_fall_ends_the_demo(demos, losses):
-    losses.reverse()
+def test_a_loss_that_does_not_fall_or_a_step_that_fails_ends_the_demo(demos, monkeypatch):
     with pytest.raises(SystemExit, match=r'the loss did not fall, 1\.000 at first and 3\.000 at last'):
-        demos('detection', '--short')
-
-
-def test_a_step_that_fails_ends_the_demo_with_its_status(monkeypatch):
+        demos('detection', '--short', logged=(1.0, 2.0, 3.0))
+    monkeypatch.undo()
     monkeypatch.syspath_prepend(str(ROOT / 'demo'))
     with pytest.raises(SystemExit, match='ended with status 3; start the demo again'):
         importlib.import_module('steps').step('Data', '-c', 'raise SystemExit(3)')
@@ -122,7 +109,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path, monkeypatch):
     checkpoint = tmp_path / 'work_dirs/grootv-pico_digits/epoch_20.pth'
     checkpoint.parent.mkdir(parents=True)
     config = Config.fromfile(ROOT / 'configs/demo/grootv-pico_digits.py')
-    torch.save(build_model(config, None).state_dict(), checkpoint)
+    torch.save(build_model(config).state_dict(), checkpoint)
     monkeypatch.setenv('PYDEVD_DISABLE_FILE_VALIDATION', '1')
     resources = dict(metadata=dict(path=str(tmp_path)))
     NotebookClient(notebook, timeout=120, kernel_name='python3', resources=resources).execute()

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +12,6 @@ from tests.tools.tiny_run import load_tool, run_tool
 CURVES, MATRIX, SHEET = (
     f'analysis_tools/{name}.py' for name in ('plot_curves', 'confusion_matrix', 'contact_sheet')
 )
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def write_log(folder: Path, *records: dict) -> None:
@@ -59,14 +57,14 @@ def test_pictures_are_placed_row_by_row_on_a_contact_sheet(tmp_path, failure):
     assert 'pictures does not exist' in failure(SHEET, folder, '--out', out)
     (folder / 'b').mkdir(parents=True)
     assert 'holds no .jpeg or' in failure(SHEET, folder, '--out', out)
-    for name, colour, size in (('a', RED, (20, 10)), ('b/c', GREEN, (20, 10)), ('d', BLUE, (10, 10))):
-        Image.new('RGB', size, colour).save(folder / f'{name}.png')
+    for name, colour, width in (('a', 'red', 20), ('b/c', 'lime', 20), ('d', 'blue', 10)):
+        Image.new('RGB', (width, 10), colour).save(folder / f'{name}.png')
     assert run_tool(SHEET, folder, '--out', out) == 0
-    page = np.asarray(Image.open(out))
-    assert page.shape == (2 * 10 + 3 * gap, 2 * 20 + 3 * gap, 3)
-    rows, columns = (gap + 5, 2 * gap + 15), (gap + 2, gap + 10, 2 * gap + 30)
-    found = [[tuple(page[row, column]) for column in columns] for row in rows]
-    assert found == [[RED, RED, GREEN], [WHITE, BLUE, WHITE]]  # the narrow one is in the middle
+    expected = Image.new('RGB', (2 * 20 + 3 * gap, 2 * 10 + 3 * gap), 'white')
+    expected.paste('red', (gap, gap, gap + 20, gap + 10))
+    expected.paste('lime', (2 * gap + 20, gap, 2 * gap + 40, gap + 10))
+    expected.paste('blue', (gap + 5, 2 * gap + 10, gap + 15, 2 * gap + 20))  # in the middle of its cell
+    assert Image.open(out).tobytes() == expected.tobytes()
     assert run_tool(SHEET, folder, '--out', out, '--count', 1, '--scale', 2) == 0
     assert Image.open(out).size == (40 + 2 * gap, 20 + 2 * gap)
 

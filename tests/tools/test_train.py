@@ -31,22 +31,11 @@ def config(tiny_run) -> Path:
     return tiny_run('classification').config
 
 
-def assert_equal_weights(first: Path, second: Path) -> None:
-    first, second = map(load_checkpoint_file, (first, second))
-    for part in {'state_dict', 'ema_state_dict'} & first.keys():
-        assert first[part].keys() == second[part].keys()
-        for name, value in first[part].items():
-            assert torch.equal(second[part][name], value), name
-
-
 def test_run_leaves_checkpoints_config_and_log(tiny_run):
     folder = tiny_run('classification').work_dir
-    names = {path.name for path in folder.iterdir()}
-    assert {'epoch_1.pth', 'epoch_2.pth', 'last_checkpoint', 'tiny.py'} <= names
-    assert any(name.startswith('best_accuracy_top1_epoch_') for name in names)
-    records = scalars(folder)
-    assert [r['step'] for r in records if 'loss' in r] == [1, 2, 3, 4, 5, 6]
-    assert [r['step'] for r in records if 'accuracy/top1' in r] == [1, 2]
+    names = {path.name.partition('_epoch')[0] for path in folder.iterdir()}
+    assert names >= {'epoch_1.pth', 'epoch_2.pth', 'best_accuracy_top1', 'last_checkpoint', 'tiny.py'}
+    assert [record['step'] for record in scalars(folder) if 'accuracy/top1' in record] == [1, 2]
     assert not list(folder.glob('.*'))  # no half-written file
 
 
@@ -94,7 +83,11 @@ def test_stopped_run_ends_like_an_uninterrupted_one(
     assert list(first) == list(expected)[:at] and list(second) == list(expected)[last:]
     assert first | second == expected
     assert metrics(args[2]) == metrics(tmp_path / 'whole')
-    assert_equal_weights(tmp_path / 'whole' / run.checkpoint.name, args[2] / run.checkpoint.name)
+    whole, again = (load_checkpoint_file(f / run.checkpoint.name) for f in (tmp_path / 'whole', args[2]))
+    for part in {'state_dict', 'ema_state_dict'} & whole.keys():
+        assert whole[part].keys() == again[part].keys()
+        for name, value in whole[part].items():
+            assert torch.equal(again[part][name], value), name
 
 
 def test_ctrl_c_ends_in_one_sentence_with_loading_processes(tiny_run, tmp_path):
