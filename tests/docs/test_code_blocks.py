@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from tests.docs import commands
-from tests.docs.blocks import OTHER, PAGES, SHELL, TEXTS, Block, find_blocks
+from tests.docs.blocks import OTHER, PAGES, SHELL, TEXTS, Block
 from tests.tools.tiny_run import run_tool
 
 RUNNING = {
@@ -50,50 +50,20 @@ def test_blocks_of_a_page_run_in_their_order(page, checkout, monkeypatch):
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_commands_of_a_page_exist_and_take_their_arguments(page, checkout, monkeypatch):
+def test_blocks_of_a_page_are_valid_and_marks_precede_one(page, checkout, monkeypatch):
+    """Of a known language; scripts exist and take their arguments, also in blocks that are not run."""
     monkeypatch.chdir(checkout)
     written = {block.file for block in PAGES[page] if block.file}
     for block in PAGES[page]:
-        if block.language in SHELL:
+        if block.language == 'python':
+            compile(block.code, str(block), 'exec')
+        elif block.language in SHELL:
             checked = subprocess.run(['bash', '-n'], input=block.code, capture_output=True, text=True)
             assert checked.returncode == 0, f'{block}: {checked.stderr}'
             for words in commands.commands(block.code):
                 assert commands.fault(words, written) is None, block
-
-
-@pytest.mark.parametrize('page', PAGES)
-def test_blocks_are_python_or_a_known_language_and_marks_precede_one(page):
-    for block in PAGES[page]:
-        if block.language == 'python':
-            compile(block.code, str(block), 'exec')
         else:
-            assert block.language.startswith('{') or block.language in (*SHELL, *OTHER), block
+            assert block.language.startswith('{') or block.language in OTHER, block
     shown = sum(block.code.count('<!-- not run') for block in PAGES[page])
     marked = sum(block.reason is not None for block in PAGES[page])
     assert TEXTS[page].count('<!-- not run') == marked + shown
-
-
-def test_blocks_are_found_with_their_marks():
-    text = 'a\n```python\nx = 1\n```\n- b\n\n  <!-- not run: long -->\n  ```shell\n  make\n    test\n  ```\n'
-    first, second = find_blocks('page.md', text)
-    assert first == ('page.md', 2, 'python', 'x = 1\n', None)
-    assert second == ('page.md', 8, 'shell', 'make\n  test\n', 'long')
-
-
-@pytest.mark.parametrize(
-    ('command', 'expected'),
-    [
-        ('make demos', 'make has no target demos'),
-        ('pip install ".[detector]"', 'there is no extra detector'),
-        ('python tools/train.py configs/none.py', 'configs/none.py does not exist'),
-        ('python tools/train.py CONFIG --epochs 3', 'unrecognized arguments: --epochs 3'),
-        ('bash tools/dist_train.sh CONFIG 8 --epochs 3', 'unrecognized arguments'),
-        ('bash tools/slurm_test.sh PARTITION JOB CONFIG', 'the following arguments are required: checkpoint'),
-        ('A=1 make demo B=2  # c', None),
-        ('bash tools/dist_test.sh CONFIG CHECKPOINT \\\n    8 --tta && ls', None),
-    ],
-)
-def test_a_wrong_command_is_reported(command, expected):
-    (words,) = commands.commands(command)
-    found = commands.fault(words)
-    assert found is None if expected is None else expected in found
