@@ -21,9 +21,9 @@ def run(tmp_path, monkeypatch):
     def run_benchmark(script, *arguments: str):
         path = tmp_path / 'new/found.jsonl'
         script.main(['--quick', '--out', str(path), *arguments])
-        page, picture = tables.write(path)
-        assert picture.stat().st_size > 5_000 and 'A quick run' in page.read_text()
-        return measure.read(path)[1], page.read_text()
+        page = tables.write(path)[0].read_text()
+        assert 'A quick run' in page
+        return measure.read(path)[1], page
 
     return run_benchmark
 
@@ -49,19 +49,6 @@ def test_networks(run):
     for row in profiles:
         assert sum(row['parts_ms'].values()) == pytest.approx(row['profiled_ms'], rel=0.01)
     assert 'grootv_pico, tree per stage' in page and '| MLP' in page
-
-
-def test_judged_ratio_is_the_worst_of_its_rows():
-    record, ours = measure.Record('model', None), dict(mode='step', batch=8, px=224, network='grootv_tiny')
-    ours |= dict(tree_per='block', dtype='float32', how='eager', ms=9.0, finite=True)
-    peer = benchmark_model.PEERS[0]
-    record.rows += [{**ours, f'/ {peer}': 1.2, '/ block': each} for each in (0.8, 1.1)]
-    args = measure.argparse.Namespace(arch='tiny', device='cpu', input_size=224, peer=peer)
-    benchmark_model.judge(args, record)
-    found = {row['name']: (row['value'], row['verdict']) for row in record.rows if 'verdict' in row}
-    assert found[f'step, batch 8, time over {peer}'] == (1.2, 'met')
-    assert found['tree per stage over tree per block, everywhere'] == (1.1, 'missed')
-    assert found[f'forward, batch 1, time over {peer}'] == (None, 'none')
 
 
 def test_layers(run, monkeypatch):
