@@ -73,25 +73,16 @@ def compiled(folder: Path, source: str, *options: object, name: str = 'library')
     return library
 
 
-@pytest.mark.parametrize(
-    'source, symbol',
-    [
-        ('extern "C" int PyList_Size(void*); int f() { return PyList_Size(0); }', 'PyList_Size'),
-        ('namespace at { int size(); } int f() { return at::size(); }', '_ZN2at4sizeEv'),
-    ],
-)
-def test_a_foreign_symbol_is_refused(tmp_path, source, symbol):
-    with pytest.raises(ValueError, match=f'library.so needs {symbol}: link it with less'):
-        check_wheel.needs(compiled(tmp_path, source))
-
-
-def test_a_foreign_library_is_refused(tmp_path):
+def test_a_foreign_symbol_or_library_and_a_newer_libc_are_refused(tmp_path, monkeypatch):
     other = compiled(tmp_path, 'int g() { return 1; }', name='libpython3.11')
-    with pytest.raises(ValueError, match=r'library.so needs libpython3\.11\.so'):
-        check_wheel.needs(compiled(tmp_path, 'int f();', '-Wl,--no-as-needed', other))
+    for found, source, *options in (
+        ('PyList_Size', 'extern "C" int PyList_Size(void*); int f() { return PyList_Size(0); }'),
+        ('_ZN2at4sizeEv', 'namespace at { int size(); } int f() { return at::size(); }'),
+        (r'libpython3\.11\.so', 'int f();', '-Wl,--no-as-needed', other),
+    ):
+        with pytest.raises(ValueError, match=f'library.so needs {found}: link it with less'):
+            check_wheel.needs(compiled(tmp_path, source, *options))
 
-
-def test_a_newer_libc_is_refused(tmp_path, monkeypatch):
     library = compiled(tmp_path, '#include <cstdlib>\nint f() { return atoi(getenv("A")); }')
     assert check_wheel.needs(library)['GLIBC'] == (2, 2, 5)
     monkeypatch.setitem(check_wheel.NEWEST, 'GLIBC', (2, 1))
