@@ -46,14 +46,15 @@ def test_whole_imagenet_recipe_trains_on_a_folder_of_images(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'task, number, at', [('classification', signal.SIGTERM, 4), ('segmentation', signal.SIGINT, 6)]
+    'task, number, at, workers',
+    [('classification', signal.SIGTERM, 4, 2), ('segmentation', signal.SIGINT, 6, 0)],
 )
 def test_stopped_run_ends_like_an_uninterrupted_one(
-    tiny_run, tmp_path, monkeypatch, capsys, task, number, at
+    tiny_run, tmp_path, monkeypatch, capsys, task, number, at, workers
 ):
     """Stopped between two checkpoints, of iterations 3 and 6 or of 4 and 8; the seed is left open."""
     run = tiny_run(task)
-    options = ('train_dataloader.num_workers=2', 'randomness.seed=None')
+    options = (f'train_dataloader.num_workers={workers}', 'randomness.seed=None')
     # --resume starts from the beginning where there is no checkpoint.
     args = (run.config, '--work-dir', tmp_path / 'run', '--resume')
 
