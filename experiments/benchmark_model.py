@@ -10,9 +10,8 @@ path. A ratio is the median of the rounds' quotients. What is timed::
     backward  the backward pass of training alone
     step      forward, cross-entropy, backward and AdamW (fused)
 
-Peak memory is that of a process of its own for each network (measure.py). --profile sorts the operators
-into the parts of the network: an operator belongs to the innermost part that calls it, one of the backward
-pass to the operator of the forward pass whose gradient it computes.
+Peak memory is that of a process of its own for each network (measure.py). --profile lists the operators that
+take most of the time.
 """
 
 import os
@@ -30,7 +29,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
@@ -55,21 +53,8 @@ TARGETS = {
 TREE_AND_SCAN = 10  # per cent of the forward pass
 PER_STAGE = 0.9  # of the time of a tree per block, where trees dominate; elsewhere 1
 
-# Parts of the network under the profiler: whole modules, then operators of the others by their names.
-WHOLE = {'Stem': 'stem', 'Downsample': 'downsampling', 'MLP': 'MLP'}
-PLACES = WHOLE | dict.fromkeys(('GrootV', 'Stage', 'Block', 'TreeSSM'), 'by name')
-BY_NAME = {
-    'projections': ('linear', 'matmul', 'addmm', 'mm', 'bmm', 'einsum'),
-    'convolution': ('conv2d', 'convolution'),
-    'norms': ('layer_norm', 'native_layer_norm'),
-    'copies': ('to', '_to_copy', 'contiguous', 'clone', 'copy_'),
-    'tree': ('build_tree', 'grid_edge_weight', 'minimum_spanning_tree', 'breadth_first_order'),
-    'scan': ('tree_scan', 'selective_tree_scan'),
-    'read-out': ('gated_read_out',),
-}
-PART_OF = {name: part for part, names in BY_NAME.items() for name in names}
-PARTS = ('stem', 'downsampling', *BY_NAME, 'MLP', 'element-wise', 'head', 'loss', 'parameter gradients')
-MARK, NODE = 'place: ', 'autograd::engine::evaluate_function: '
+TREE, SCAN = 'grootv::build_tree', 'grootv::selective_tree_scan'
+SHOWN = 12  # operators in the profile, the rest together
 
 
 @dataclass(frozen=True)
@@ -223,67 +208,21 @@ def memory(args, record: measure.Record, ways: list[Way], mode: str) -> None:
 
 
 def profile(args, record: measure.Record, model: nn.Module, way: Way, batch: int, mode: str) -> None:
-    """Milliseconds of the parts of a network, which sum up to the call's, and of the call unprofiled."""
+    """Milliseconds of the operators that take most of a call, and of the call unprofiled."""
     runs, count = Runs(model, way, args.device, batch), 1 if args.quick else 5
     (plain,) = measure.take_turns({'': runs.call(mode)}, count).values()
-    calls = sorted((profiled(runs, mode) for _ in range(count)), key=lambda call: call[0])
-    whole, parts = calls[count // 2]
-    parts_ms = {part: parts[part] / 1e3 for part in PARTS}
-    parts_ms['between operators'] = whole / 1e3 - sum(parts_ms.values())
-    about = dict(mode=mode, batch=batch, px=way.px, network=way.network)
-    record.add(**about, parts_ms=parts_ms, profiled_ms=whole / 1e3, plain_ms=statistics.median(plain) * 1e3)
-
-
-def profiled(runs: Runs, mode: str) -> tuple[float, Counter]:
-    """Microseconds of one call and of the operators of each part."""
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else it reports that it starts and stops
-    wait = torch.cuda.synchronize if runs.device == 'cuda' else lambda: None
-    marks, hooks = [], []
-
-    def begin(place: str) -> None:
-        marks.append(record_function(MARK + place))
-        marks[-1].__enter__()
-
-    for module in runs.model.modules():
-        if place := 'head' if module is runs.model else PLACES.get(type(module).__name__):
-            hooks.append(module.register_forward_pre_hook(lambda *_, place=place: begin(place)))
-            hooks.append(module.register_forward_hook(lambda *_: marks.pop().__exit__(None, None, None)))
-    runs.model.train(mode == 'backward')
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (runs.device == 'cuda')
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (args.device == 'cuda')
     with profiler(activities=activities, acc_events=True) as found:
-        with record_function(MARK + 'loss'):
-            runs.loss() if mode == 'backward' else runs.forward()
-            wait()
-        if mode == 'backward':
-            with record_function(MARK + 'gradients'):
-                runs.error.backward()
-                wait()
-    for hook in hooks:
-        hook.remove()
-    time = 'device_time_total' if runs.device == 'cuda' else 'cpu_time_total'
-    forward, backward, part_of_node = Counter(), Counter(), {}
-    for event in sorted(found.events(), key=lambda event: event.time_range.start):
-        if event.name.startswith(NODE):
-            part = part_of_node.get(event.sequence_nr, 'element-wise')
-            part = 'parameter gradients' if event.name.endswith('AccumulateGrad') else part
-            backward[part] += getattr(event, time)
-        elif part := part_of(event):
-            # Operators that make no node carry the number of the next one, so the last to start makes it.
-            part_of_node[event.sequence_nr] = part
-            if event.cpu_parent.name.startswith(MARK):
-                forward[part] += getattr(event, time)
-    whole = {event.name: event.cpu_time_total for event in found.events()}
-    return (whole[MARK + 'gradients'], backward) if mode == 'backward' else (whole[MARK + 'loss'], forward)
-
-
-def part_of(event) -> str | None:
-    """Part of an operator of the forward pass: of the outermost one below the innermost mark."""
-    while event.cpu_parent is not None and not event.cpu_parent.name.startswith(MARK):
-        event = event.cpu_parent
-    if event.cpu_parent is None or event.name.startswith((MARK, NODE)):
-        return None
-    place = event.cpu_parent.name.removeprefix(MARK)
-    return PART_OF.get(event.name.split('::')[-1], 'element-wise') if place == 'by name' else place
+        for _ in range(count):
+            runs.call(mode)()
+    time = 'self_device_time_total' if args.device == 'cuda' else 'self_cpu_time_total'
+    ms = Counter({event.key: getattr(event, time) / 1e3 / count for event in found.key_averages()})
+    parts = {name: ms.pop(name, 0.0) for name in dict.fromkeys([TREE, SCAN, *dict(ms.most_common(SHOWN))])}
+    parts |= {'others': ms.total()}
+    about = dict(mode=mode, batch=batch, px=way.px, network=way.network)
+    whole, alone = sum(parts.values()), statistics.median(plain) * 1e3
+    record.add(**about, parts_ms=parts, profiled_ms=whole, plain_ms=alone)
 
 
 def judge(args, record: measure.Record) -> None:
@@ -307,7 +246,7 @@ def judge(args, record: measure.Record) -> None:
         worst(title, peer, target if named else None, unit, **plain, mode=mode, batch=batch)
     for row in rows:
         if 'parts_ms' in row and row['mode'] == 'forward':
-            share = 100 * (row['parts_ms']['tree'] + row['parts_ms']['scan']) / row['plain_ms']
+            share = 100 * (row['parts_ms'][TREE] + row['parts_ms'][SCAN]) / row['plain_ms']
             title = f'{row["network"]}, tree and scan in the forward pass, batch {row["batch"]}, %'
             record.judge(title, share, TREE_AND_SCAN if named and row['network'] == network else None)
     name = 'tree per stage over tree per block'

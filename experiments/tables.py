@@ -143,17 +143,17 @@ def model_page(rows: Rows, peer: str | None) -> list[str]:
                 line[f'{row["mode"]}, batch {row["batch"]}, {row["px"]} px'] = found
         lines += ['', f'## {title}', '', words, *table(list(shown.values()))] if shown else []
     profiles = [row for row in rows if 'parts_ms' in row]
-    shares = []
-    for row in profiles:
-        name = f'{row["network"]}, {row["mode"]}, batch {row["batch"]}, {row["px"]} px'
-        found = {part: f'{100 * ms / row["profiled_ms"]:.1f}' for part, ms in row['parts_ms'].items()}
-        times = {'ms under the profiler': cell(row['profiled_ms']), 'ms without it': cell(row['plain_ms'])}
-        shares.append({'': name} | found | times)
-    if shares:
+    if profiles:
         lines += ['', '## Where the time goes', '', 'Per cent of one call under the profiler, in float32.']
-        lines += table(
-            [{'part': part} | {row['']: row[part] for row in shares} for part in list(shares[0])[1:]]
-        )
+        shown = {part: {'part': part} for row in profiles for part in row['parts_ms']}
+        shown |= {name: {'part': name} for name in ('ms under the profiler', 'ms without it')}
+        for row in profiles:
+            title = f'{row["network"]}, {row["mode"]}, batch {row["batch"]}, {row["px"]} px'
+            for part, ms in row['parts_ms'].items():
+                shown[part][title] = f'{100 * ms / row["profiled_ms"]:.1f}'
+            shown['ms under the profiler'][title] = cell(row['profiled_ms'])
+            shown['ms without it'][title] = cell(row['plain_ms'])
+        lines += table(list(shown.values()))
     return lines
 
 

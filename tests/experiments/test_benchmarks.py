@@ -48,7 +48,9 @@ def test_networks(run):
     assert [row['mode'] for row in profiles] == ['forward', 'backward', 'forward']
     for row in profiles:
         assert sum(row['parts_ms'].values()) == pytest.approx(row['profiled_ms'], rel=0.01)
-    assert 'grootv_pico, tree per stage' in page and '| MLP' in page
+        forward = [row['parts_ms'][name] > 0 for name in (benchmark_model.TREE, benchmark_model.SCAN)]
+        assert all(forward) == (row['mode'] == 'forward')
+    assert 'grootv_pico, tree per stage' in page and '| grootv::build_tree' in page
 
 
 def test_layers(run, monkeypatch):
