@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,25 +150,28 @@ def ensure_requirements(profile: str) -> None:
     stamp.write_text(digest)
 
 
-def ensure_operator(install: bool) -> None:
-    """Build the operator libraries in the checkout; with ``install``, install grootv in editable form."""
+def start_operator() -> Callable[[], None]:
+    """Begin to build the operator libraries in the checkout, if need be; the result waits for their end."""
     require = 'from grootv.ops import _library; _library.require()'
     # The libraries serve every Python and torch, so environments share them.
     stamp, digest = ROOT / 'build/operators.stamp', digest_of('setup.py', 'pyproject.toml', 'ops/csrc/**/*')
     digest += ''.join(os.environ.get(name, '') for name in ('FORCE_CUDA', 'GROOTV_DEBUG'))
-    if not stamp.exists() or stamp.read_text() != digest or not python(require)[0]:
-        say('building the tree-scan operators; with nvcc this takes two minutes')
-        command = [sys.executable, 'setup.py', '-q', 'build_ext', '--inplace']
-        if subprocess.run(command, cwd=ROOT).returncode:
+    if stamp.exists() and stamp.read_text() == digest and python(require)[0]:
+        return lambda: None
+    say('building the tree-scan operators; with nvcc this takes four minutes on two cores')
+    build = subprocess.Popen([sys.executable, 'setup.py', '-q', 'build_ext', '--inplace'], cwd=ROOT)
+
+    def finish() -> None:
+        if build.wait():
             fail("the operators do not build, the compiler's own message is above")
         works, message = python(require)
         if not works:
             fail(f'the operators were built but do not load: {message}')
         say(f'built {" and ".join(sorted(library.name for library in ROOT.glob("ops/*.so")))}')
+        stamp.parent.mkdir(exist_ok=True)
         stamp.write_text(digest)
-    if install and version('grootv') is None:
-        options = ['--no-build-isolation', '--no-deps']
-        pip('install', '-q', *options, '-e', str(ROOT), GROOTV_PREBUILT='1')
+
+    return finish
 
 
 def main() -> None:
@@ -181,10 +185,14 @@ def main() -> None:
     torch_version = ensure_torch(vision=profile != 'test-ops')
     if profile == 'wheel':
         return
+    finish_operator = start_operator()  # next to the downloads
     if PROFILES[profile] is not None:
         ensure_mmcv(torch_version, compiled=PROFILES[profile])
     ensure_requirements(profile)
-    ensure_operator(install=profile != 'test-ops')
+    finish_operator()
+    if profile != 'test-ops' and version('grootv') is None:
+        options = ['--no-build-isolation', '--no-deps']
+        pip('install', '-q', *options, '-e', str(ROOT), GROOTV_PREBUILT='1')
 
 
 if __name__ == '__main__':
