@@ -139,15 +139,25 @@ def digest_of(*patterns: str) -> str:
     return digest.hexdigest()
 
 
+def requirements(name: str) -> set[str]:
+    """Lines of requirements/NAME.txt and of the files that it includes."""
+    lines = (ROOT / f'requirements/{name}.txt').read_text().splitlines()
+    included = [line.split()[1].removesuffix('.txt') for line in lines if line.startswith('-r ')]
+    own = {line for line in lines if line and not line.startswith('-r ')}
+    return own.union(*map(requirements, included))
+
+
 def ensure_requirements(profile: str) -> None:
-    stamp, digest = Path(sys.prefix) / f'grootv-requirements-{profile}.stamp', digest_of('requirements/*.txt')
-    if stamp.exists() and stamp.read_text() == digest:
+    """Install requirements/PROFILE.txt unless all its lines have been installed before."""
+    stamp, wanted = Path(sys.prefix) / 'grootv-requirements.txt', requirements(profile)
+    installed = set(stamp.read_text().splitlines()) if stamp.exists() else set()
+    if wanted <= installed:
         return
     say(f'installing requirements/{profile}.txt')
     # Some of them come as sources, which need setuptools to build and no second copy of torch.
     options = ['--no-build-isolation', '-c', constraints()]
     pip('install', '-q', '-r', str(ROOT / f'requirements/{profile}.txt'), *options)
-    stamp.write_text(digest)
+    stamp.write_text('\n'.join(sorted(installed | wanted)))
 
 
 def start_operator() -> Callable[[], None]:
