@@ -24,16 +24,21 @@ class Task:
     short: tuple[str, ...]
 
 
+SHORT = (
+    'val_dataloader.dataset.indices=20',
+    'test_dataloader.dataset.indices=20',
+    'default_hooks.logger.interval=5',
+)
 TASKS = {
     'detection': Task(
         'configs/demo/mask-rcnn_grootv-pico_fpn_digit-scenes.py',
         {'coco/bbox_mAP_50': 'box AP at IoU 0.5', 'coco/segm_mAP_50': 'mask AP at IoU 0.5'},
-        ('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=320', 'default_hooks.logger.interval=5'),
+        ('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=320', *SHORT),
     ),
     'segmentation': Task(
         'configs/demo/grootv-pico_upernet_digit-scenes.py',
         {'mIoU': 'mIoU, %'},
-        ('train_cfg.max_iters=40', 'train_cfg.val_interval=40', 'default_hooks.logger.interval=5'),
+        ('train_cfg.max_iters=40', 'train_cfg.val_interval=40', *SHORT),
     ),
 }
 
