@@ -9,7 +9,6 @@ checkerboard, one bright pixel, NaN) follow. OUT gets robustness.jsonl, README.m
 """
 
 import argparse
-import io
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,9 +17,9 @@ import measure
 import numpy as np
 import tables
 import torch
+from imagecorruptions import corrupt
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
-from PIL import Image, ImageFilter
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -36,33 +35,19 @@ SETTINGS = list(product(METRICS, ('block', 'stage'), ('first', 'last')))  # metr
 Picture = np.ndarray  # (H, W, 3) uint8, RGB
 
 
-def jpeg(picture: Picture, quality: int) -> Picture:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, 'jpeg', quality=quality)
-    return np.asarray(Image.open(file))
-
-
-def blur(picture: Picture, radius: float) -> Picture:
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
-
-
-CHANGES = {
-    'gaussian_noise, deviation 2': lambda picture, random: picture + random.normal(0, 2, picture.shape),
-    'gaussian_noise, deviation 40': lambda picture, random: picture + random.normal(0, 40, picture.shape),
-    'gaussian_blur, radius 0.5': lambda picture, random: blur(picture, 0.5),
-    'gaussian_blur, radius 2': lambda picture, random: blur(picture, 2),
-    'jpeg_compression, quality 90': lambda picture, random: jpeg(picture, 90),
-    'jpeg_compression, quality 10': lambda picture, random: jpeg(picture, 10),
-    'brightness x 0.7': lambda picture, random: picture * 0.7,
-    'brightness x 1.3': lambda picture, random: picture * 1.3,
-    'translate by 1 pixel': lambda picture, random: np.hstack([picture[:, :1], picture[:, :-1]]),
-}
+# Name of imagecorruptions, at its weakest and its strongest.
+CORRUPTIONS = ('gaussian_noise', 'gaussian_blur', 'jpeg_compression', 'brightness', 'contrast')
+CHANGES = {f'{name}, severity {n}': (name, n) for name in CORRUPTIONS for n in (1, 5)}
+CHANGES['translate by 1 pixel'] = None
 PRECISIONS = {'bfloat16 autocast': torch.bfloat16, 'float16 autocast': torch.float16}
 
 
 def change(name: str, picture: Picture, seed: int) -> Picture:
-    changed = CHANGES[name](picture, np.random.default_rng(seed))
-    return np.round(changed).clip(0, 255).astype(np.uint8)
+    if CHANGES[name] is None:
+        return np.hstack([picture[:, :1], picture[:, :-1]])
+    corruption, severity = CHANGES[name]
+    np.random.seed(seed)
+    return corrupt(picture, severity, corruption)
 
 
 def rooted_tree(guide: Tensor, metric: str, root: str) -> Tree:
