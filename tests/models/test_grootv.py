@@ -114,6 +114,7 @@ def test_layer_scale_and_post_norm():
     stem = model.stages[0].norm(model.stem(x))
     assert torch.equal(model(x)[0], stem.permute(0, 3, 1, 2))  # no branch adds anything
     block = pico(post_norm=True).stages[0].blocks[0]
+    nn.init.normal_(block.norm2.weight)  # or the two norms would be one
     y = torch.randn(1, 4, 4, 8)
     middle = y + block.norm1(block.ssm(y)[0])
     torch.testing.assert_close(block(y)[0], middle + block.norm2(block.mlp(middle)))
