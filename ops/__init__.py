@@ -11,10 +11,8 @@
 :func:`token_tree`, :func:`token_scan` tree and scan over the tokens of a sequence
 ====================================== =====================================================
 
-A ``RuntimeError`` names the argument whose shape, dtype or device is wrong, a graph that is not connected, or
-edges that are not a spanning tree; a ``ValueError`` names an unknown metric or direction. The scans refuse a
-tree that is not in breadth-first order, or for tokens not rooted at the last one; a CUDA device is not waited
-for, and gives NaN for such an item.
+Errors name the function, the argument, the rule and what was found. A CUDA device is not waited for: scans
+along an invalid tree give NaN there.
 
 The scans and the read-out are differentiable once, in reverse mode, and keep nothing but their arguments for
 the backward pass. Results and gradients have the same bits for any number of threads.

@@ -28,6 +28,11 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
 
     Returns:
         Shape (B, L, C), dtype of ``input``. Differentiable in ``input`` and ``decay``; O(L) per channel.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices do not fit, or an item's tree is not in breadth-first
+            order (on a CUDA device its states are NaN).
+        ValueError: If the direction is unknown.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f'tree_scan: direction must be one of {", ".join(DIRECTIONS)}, got {direction!r}')
@@ -62,6 +67,9 @@ def selective_tree_scan(
 
     Returns:
         Shape (B, L, C), dtype of ``x``. Differentiable in every floating argument; O(L) per channel.
+
+    Raises:
+        RuntimeError: As :func:`tree_scan`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if A.dim() == 2 and A.shape[1] == 1:
@@ -98,6 +106,9 @@ def gated_read_out(
 
     Returns:
         Shape (B, L, C), dtype of ``z``. Differentiable in all tensors.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices do not fit.
     """
     if C.dim() == 3 and C.shape[2] == 1:
         C = C.squeeze(2)

@@ -38,6 +38,9 @@ def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> 
     Returns:
         Shape (B, (L - 1) * reach) float32, ordered as :func:`token_edges`; infinite where no edge is. Not
         differentiable.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices do not fit, or ``reach`` is below 1.
     """
     return ops.token_edge_weight(x.detach(), B.detach(), context.int(), reach)
 
@@ -57,6 +60,9 @@ def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bo
 
     Returns:
         Tree of every sequence, rooted at its last token.
+
+    Raises:
+        RuntimeError: As :func:`token_edge_weight`.
     """
     length, device = x.shape[1], x.device
     weight = token_edge_weight(x, B, context, reach)
@@ -126,6 +132,10 @@ def token_scan(
     Returns:
         Output, shape (B, L, D), dtype of ``x``; and the state of the last token, with which a recurrence can
         continue, shape (B, D, N) in the dtype of the states. Differentiable in every floating argument.
+
+    Raises:
+        RuntimeError: If shapes, dtypes or devices do not fit, or an item's tree is not rooted at the last
+            token (on a CUDA device its results are NaN).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     bias = None if delta_bias is None else delta_bias.to(wide)

@@ -56,6 +56,10 @@ def grid_edge_weight(features: Tensor, metric: str = 'cosine') -> Tensor:
     Returns:
         Shape (B, E) float32, edges as :func:`grootv.ops.grid_graph.grid_edges` numbers them. Not
         differentiable; O(H W C).
+
+    Raises:
+        RuntimeError: If ``features`` has another shape or is not floating.
+        ValueError: If the metric is unknown.
     """
     check_metric('grid_edge_weight', metric)
     return ops.grid_edge_weight(features.detach(), metric)
@@ -74,6 +78,9 @@ def minimum_spanning_tree(edge_weight: Tensor, height: int, width: int) -> Tenso
 
     Returns:
         Indices of the tree's edges in ascending order, shape (B, H W - 1) int32.
+
+    Raises:
+        RuntimeError: If the weights are not as many as the grid has edges.
     """
     weight = _float32_weight('minimum_spanning_tree', edge_weight)
     return ops.minimum_spanning_tree(weight, height, width)
@@ -89,6 +96,9 @@ def minimum_spanning_tree_from_edges(edges: Tensor, edge_weight: Tensor, num_ver
 
     Returns:
         Indices of the tree's edges in ascending order, shape (B, V - 1) int32.
+
+    Raises:
+        RuntimeError: If a vertex is out of range, or the graph is not connected.
     """
     weight = _float32_weight('minimum_spanning_tree_from_edges', edge_weight)
     return ops.minimum_spanning_tree_from_edges(_edge_pairs(edges), weight, num_vertices)
@@ -104,6 +114,9 @@ def breadth_first_order(tree_edges: Tensor, height: int, width: int, root: int =
 
     Returns:
         Order and parents, on the device of ``tree_edges``; O(H W).
+
+    Raises:
+        RuntimeError: If the edges are not a spanning tree, or the root is no vertex.
     """
     return Tree(*ops.breadth_first_order(tree_edges, height, width, root))
 
@@ -121,6 +134,9 @@ def breadth_first_order_from_edges(
 
     Returns:
         Order and parents, on the device of ``tree_edges``.
+
+    Raises:
+        RuntimeError: If the edges are not a spanning tree, or the root is no vertex.
     """
     return Tree(*ops.breadth_first_order_from_edges(_edge_pairs(edges), tree_edges, num_vertices, root))
 
@@ -138,6 +154,10 @@ def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:
 
     Returns:
         Order and parents of H W vertices, on the device of ``features``.
+
+    Raises:
+        RuntimeError: If ``features`` has another shape or is not floating, or the root is no vertex.
+        ValueError: If the metric is unknown.
     """
     check_metric('build_tree', metric)
     return Tree(*ops.build_tree(features.detach(), metric, root))
