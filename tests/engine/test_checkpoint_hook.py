@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from grootv.checkpoint import load_checkpoint_file
+from grootv.engine import CheckpointKeysHook
 from grootv.engine.hooks.checkpoint import AtomicLocalBackend, CheckpointHook
 
 
@@ -91,3 +93,12 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypa
         backend.put(b'new and longer', target)
     assert target.read_bytes() == b'old'
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
+
+
+def test_average_of_a_checkpoint_is_resumed_but_not_fine_tuned():
+    model = nn.Linear(1, 1)
+    runner = SimpleNamespace(model=model, visualizer=SimpleNamespace(dataset_meta=None))
+    for strict in (True, False):
+        checkpoint = dict(state_dict=model.state_dict(), ema_state_dict={})
+        CheckpointKeysHook(strict).after_load_checkpoint(runner, checkpoint)
+        assert ('ema_state_dict' in checkpoint) == strict

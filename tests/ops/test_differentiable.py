@@ -49,7 +49,7 @@ def test_results_equal_the_reference(backend, form, shape, states, dtype):
 @pytest.mark.parametrize('form', cases.FORMS)
 def test_gradients_equal_the_reference(backend, form, dtype):
     many = 70 if dtype in (torch.float32, torch.bfloat16) else 9
-    for shape in [(2, 3, 5, many), (1, 1, 1, 2), (0, 2, 3, 4)]:
+    for shape in [(2, 3, 5, many), (4, 2, 2, 5), (1, 1, 1, 2), (0, 2, 3, 4)]:
         check(backend, cases.make(form, *shape, dtype, states=20), reference)
 
 
