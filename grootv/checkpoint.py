@@ -1,6 +1,7 @@
 """Checkpoints: read them without running code, compare them with a model, build a model from one."""
 
 import copy
+import hashlib
 import logging
 import pickle
 import re
@@ -8,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -110,9 +112,17 @@ def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any
             f'checkpoint {name} holds a {type(checkpoint).__name__}, not a dict of weights: '
             'save model.state_dict(), or convert the file with a script of tools/model_converters'
         )
-    if not trust and isinstance(checkpoint.get('meta'), dict):
-        # MMEngine executes this text as a config when it resumes; its own files do not have it.
-        checkpoint['meta'].pop('config', None)
+    return checkpoint if trust else without_configs(checkpoint)
+
+
+def without_configs(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Remove the texts that MMEngine executes as configs when it resumes or an inferencer gets no config."""
+    hub = checkpoint.get('message_hub')
+    places = checkpoint.get('meta'), hub.get('runtime_info') if isinstance(hub, dict) else None
+    for place in places:
+        if isinstance(place, dict):
+            for name in ('cfg', 'config'):
+                place.pop(name, None)
     return checkpoint
 
 
@@ -138,10 +148,9 @@ def _statistic(owner: type, name: str) -> Callable:
 
 
 def install_safe_loader(trust: bool = False) -> None:
-    """Make every load of MMEngine follow the rules of :func:`load_checkpoint_file`.
+    """Make every load of MMEngine follow the rules of :func:`load_checkpoint_file`, from the network too.
 
-    MMEngine's own loader falls back to full unpickling with a warning. Addresses on the network
-    are read with PyTorch's default, which is weights only.
+    MMEngine's own loaders unpickle what they find, some with a warning.
 
     Args:
         trust: See :func:`load_checkpoint_file`.
@@ -153,9 +162,32 @@ def install_safe_loader(trust: bool = False) -> None:
     def load_any(file: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return _read(file, str(getattr(file, 'name', file)), trust, map_location)
 
+    def load_url(
+        url: str, model_dir: str | None = None, map_location: Any = None, **_: Any
+    ) -> dict[str, Any]:
+        return _read(download(url, model_dir), url, trust, map_location)
+
     CheckpointLoader.register_scheme('', load_from_local, force=True)
+    mmengine_checkpoint.load_url = load_url  # every scheme but those of cloud clients ends in it
     if hasattr(mmengine_checkpoint, '_safe_torch_load'):  # the fork's helper of the other schemes
         mmengine_checkpoint._safe_torch_load = load_any
+
+
+def download(url: str, folder: str | None = None) -> Path:
+    """Fetch a file, once: it is kept in ``folder``, torch.hub's unless given.
+
+    Raises:
+        UserError: If the address cannot be read.
+    """
+    address = hashlib.sha256(url.encode()).hexdigest()[:16]  # equal names at two addresses are two files
+    path = Path(folder or f'{torch.hub.get_dir()}/checkpoints', address, Path(urlsplit(url).path).name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except OSError as error:
+            raise UserError(f'checkpoint {url} cannot be downloaded ({error}): check the address') from error
+    return path
 
 
 def state_dict_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:

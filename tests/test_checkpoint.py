@@ -1,6 +1,9 @@
 import os
 import pickle
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from zipfile import ZipFile
 
 import numpy as np
@@ -30,21 +33,27 @@ def bomb(tmp_path) -> Path:
 def restored_loader():
     """Undo what install_safe_loader changes in MMEngine."""
     schemes = dict(CheckpointLoader._schemes)
-    helper = module.mmengine_checkpoint._safe_torch_load
+    names = ('_safe_torch_load', 'load_url')
+    helpers = {name: getattr(module.mmengine_checkpoint, name) for name in names}
     yield
     CheckpointLoader._schemes = schemes
-    module.mmengine_checkpoint._safe_torch_load = helper
+    for name, helper in helpers.items():
+        setattr(module.mmengine_checkpoint, name, helper)
 
 
 def mmengine_checkpoint() -> dict:
     """The kinds of objects that a checkpoint of MMEngine's Runner holds."""
     history = HistoryBuffer([2.0, 4], [1, 1])
-    # MMEngine executes the text of meta.config when it resumes.
-    meta = {'epoch': 3, 'seed': np.int64(1), 'dataset_meta': {'classes': ('a', 'b')}, 'config': 'import os'}
+    meta = {'epoch': 3, 'seed': np.int64(1), 'dataset_meta': {'classes': ('a', 'b')}}
+    # MMEngine executes such texts as configs when it resumes or an inferencer gets none.
+    meta |= {'config': 'import os', 'cfg': 'import os'}
     return {
         'meta': meta,
         'state_dict': nn.Linear(2, 1).state_dict(),
-        'message_hub': {'log_scalars': {'loss': history}, 'runtime_info': {'lr': np.float32(0.5)}},
+        'message_hub': {
+            'log_scalars': {'loss': history},
+            'runtime_info': {'lr': np.float32(0.5), 'cfg': 'import os'},
+        },
         'optimizer': torch.optim.AdamW(nn.Linear(2, 1).parameters()).state_dict(),
     }
 
@@ -54,6 +63,7 @@ def test_checkpoint_of_mmengine_loads_with_its_log_and_without_its_code(tmp_path
     monkeypatch.setattr(HistoryBuffer, '_statistics_methods', {})  # as in a process that never made a log
     loaded = load_checkpoint_file(tmp_path / 'fine.pth')
     assert loaded['message_hub']['log_scalars']['loss'].statistics('mean') == 3
+    assert loaded['message_hub']['runtime_info'] == {'lr': 0.5}
     assert loaded['meta'] == {'epoch': 3, 'seed': 1, 'dataset_meta': {'classes': ('a', 'b')}}
 
 
@@ -101,6 +111,45 @@ def test_safe_loader_covers_every_load_of_mmengine(bomb, tmp_path, restored_load
 
     install_safe_loader(trust=True)
     loads[0]()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Address of a folder."""
+    (tmp_path / 'served').mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'served'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_checkpoint_from_the_network_runs_no_code(bomb, tmp_path, server, restored_loader, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    for name, value in (('a', torch.ones(2, 2)), ('b', torch.zeros(2, 2))):
+        (tmp_path / 'served' / name).mkdir()
+        torch.save({'state_dict': {'weight': value}}, tmp_path / 'served' / name / 'net.pth')
+    bomb.rename(tmp_path / 'served/bomb.pth')
+    install_safe_loader()
+    loads = [
+        lambda: CheckpointLoader.load_checkpoint(f'{server}/bomb.pth', 'cpu'),
+        lambda: PretrainedInit(f'{server}/bomb.pth', None)(nn.Linear(1, 1)),
+    ]
+    monkeypatch.setattr(
+        module.mmengine_checkpoint, 'get_torchvision_models', lambda: {'x': f'{server}/bomb.pth'}
+    )
+    loads += [lambda: CheckpointLoader.load_checkpoint('torchvision://x')]
+    for load in loads:
+        with pytest.raises(UserError, match=rf'checkpoint {server}/bomb\.pth holds more than weights'):
+            load()
+    assert not (tmp_path / 'exploded').exists()
+    for name, value in (('a', 1), ('b', 0), ('a', 1)):  # equal names, two files
+        loaded = CheckpointLoader.load_checkpoint(f'{server}/{name}/net.pth', 'cpu')
+        assert (loaded['state_dict']['weight'] == value).all()
+    with pytest.raises(
+        UserError, match=r'/none\.pth cannot be downloaded \(HTTP Error 404.*check the address'
+    ):
+        CheckpointLoader.load_checkpoint(f'{server}/none.pth')
 
 
 @pytest.mark.parametrize('content', [b'', b'no checkpoint', pickle.dumps({'a': 1}), b'PK\x03\x04', None, [1]])
