@@ -15,6 +15,7 @@ from grootv.registry import DATASETS
 _SECTIONS = ('images', 'annotations', 'categories')
 _IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 _BOX_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
+_MOST_PIXELS = 178_956_970  # Pillow reads no larger image
 
 
 @DATASETS.register_module()
@@ -93,14 +94,17 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             try:
                 identity, _, width, height = (image[key] for key in _IMAGE_KEYS)
                 known = identity in sizes
-                positive = width > 0 and height > 0
+                positive = width > 0 and height > 0 and width * height <= _MOST_PIXELS
             except (KeyError, TypeError):
                 keys = ', '.join(_IMAGE_KEYS)
                 raise self._fault(f'has an image without valid {keys}: images[{position}]') from None
             if known:
                 raise self._fault(f'has two images with id {identity}')
             if not positive:
-                raise self._fault(f'gives image {identity} the size {width} x {height}')
+                raise self._fault(
+                    f'gives image {identity} the size {width} x {height}, which no image of up to '
+                    f'{_MOST_PIXELS} pixels has'
+                )
             sizes[identity] = width, height
         return sizes
 
@@ -138,12 +142,18 @@ class CocoDataset(mmdet.datasets.CocoDataset):
                 image_width, image_height = sizes[annotation['image_id']]
                 seen = min(x + width, image_width) > max(x, 0) and min(y + height, image_height) > max(y, 0)
                 area = annotation['area'] > 0
-                sound = math.isfinite(x + y + width + height) and 'id' in annotation
+                sound = math.isfinite(x + y + width + height + annotation['area']) and 'id' in annotation
                 category = annotation['category_id']
                 if not sound or (category not in wanted and category not in others):
                     raise ValueError
             except (KeyError, TypeError, ValueError):
                 raise self._fault(describe(annotation, sizes, wanted | others)) from None
+            if not is_drawable(annotation.get('segmentation') or [], image_width, image_height):
+                raise self._fault(
+                    f'has in annotation {annotation["id"]} a segmentation that is not of its image of '
+                    f'{image_width} x {image_height}: polygons are lists of finite x, y, ... at most one '
+                    'side of the image outside it, run lengths add up to its pixels'
+                )
             if category not in wanted or annotation.get('ignore'):
                 continue
             if not seen or not area or width < 1 or height < 1:
@@ -175,3 +185,38 @@ def describe(annotation: Any, sizes: dict, categories: set) -> str:
         f'has in {name} the bbox {annotation["bbox"]!r:.80} and the area {annotation["area"]!r:.20}, '
         'where finite numbers [x, y, width, height] and a number are needed'
     )
+
+
+def is_drawable(segmentation: list | dict, width: float, height: float) -> bool:
+    """Whether pycocotools draws a mask within the memory of its image: it checks nothing by itself."""
+    try:
+        if isinstance(segmentation, dict):
+            counts = segmentation['counts']
+            counts = run_lengths(counts) if isinstance(counts, str) else counts
+            return list(segmentation['size']) == [height, width] and (
+                min(counts) >= 0 and sum(counts) == width * height
+            )
+        for polygon in segmentation:
+            for values, side in ((polygon[::2], width), (polygon[1::2], height)):
+                inside = math.isfinite(sum(values)) and -side <= min(values) and max(values) <= 2 * side
+                if not inside:
+                    return False
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+    return True
+
+
+def run_lengths(text: str) -> list[int]:
+    """The counts in COCO's compressed text: five bits a character, and from the third on differences."""
+    counts, value, shift = [], 0, 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f'run_lengths: no character of run lengths, got {character!r}')
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code >> 4 & 1) << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return counts

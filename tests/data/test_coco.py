@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import mmdet.datasets
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mmengine.registry import DATASETS, init_default_scope
+from pycocotools import mask as mask_util
 
-from grootv.datasets.coco import CocoDataset
+from grootv.datasets.coco import CocoDataset, run_lengths
 from grootv.errors import UserError
 
 CLASSES = ('cat', 'dog')
@@ -113,6 +117,9 @@ IMAGE, BOX = 'images', 'annotations'
             'has an image without valid id, file_name, width, height: images[0]',
         ),
         (changed(IMAGE, width=0), {}, 'gives image 7 the size 0 x 48'),
+        (changed(IMAGE, width=10**9), {}, 'gives image 7 the size 1000000000 x 48, which no image'),
+        (changed(IMAGE, height=math.inf), {}, 'gives image 7 the size 64 x inf'),
+        (changed(BOX, area=math.inf), {}, 'has in annotation 1 the bbox [1.0, 2.0, 10.0, 10.5] and the area'),
         (changed(BOX, image_id=99), {}, 'has no image 99, which annotation 1 names'),
         (changed(BOX, image_id=[7]), {}, 'has no image [7], which annotation 1 names'),
         (changed(BOX, category_id=4), {}, 'has no category 4, which annotation 1 names'),
@@ -132,6 +139,50 @@ def test_an_unusable_file_is_reported_in_a_sentence(path, data, options, fault):
         load(path, data, **options)
     assert str(error.value).startswith(f'annotation file {path} {fault}')
     assert len(str(error.value).splitlines()) == 1
+
+
+PIXELS = np.zeros((48, 64), np.uint8, order='F')
+PIXELS[5:9, 10:30] = PIXELS[40:, 50:] = 1
+COMPRESSED = mask_util.encode(PIXELS)['counts'].decode()
+
+
+@pytest.mark.parametrize(
+    'segmentation, fits',
+    [
+        ([[-60.5, 0, 9, 0, 9, 90.0, 0, 9]], True),
+        ([[math.nan, 0, 9, 0, 9, 9]], False),
+        ([[9, 0, 9, math.nan, 9, 9]], False),
+        ([[0, 0, 9, 0, 9, 9], [0, 0, math.inf, 0, 9, 9]], False),
+        ([[0, 0, 1e9, 0, 9, 9]], False),
+        ([[0, 0, 9, -1e9, 9, 9]], False),
+        ([[0, 0, '9', 0, 9, 9]], False),
+        (dict(size=[48, 64], counts=[5, 4, 3063]), True),
+        (dict(size=[48, 64], counts=[5, 4, -9, 3072]), False),
+        (dict(size=[48, 64], counts=[5, 4, 3063, 2**31]), False),
+        (dict(size=[48, 64], counts=[5.0, math.nan]), False),
+        (dict(size=[10**6, 10**6], counts=[10**12]), False),
+        (dict(counts=[5, 4, 3063]), False),
+        (dict(size=[48, 64], counts=COMPRESSED), True),
+        (dict(size=[48, 64], counts=COMPRESSED + '1'), False),
+        (dict(size=[48, 64], counts='~'), False),
+    ],
+)
+def test_masks_that_would_take_all_memory_are_refused(path, segmentation, fits):
+    data = changed(BOX, segmentation=segmentation, category_id=4)  # pycocotools may draw it all the same
+    data['categories'].append(dict(id=4, name='of no class of the config'))
+    if fits:
+        assert len(load(path, data)) == 2
+    else:
+        with pytest.raises(UserError, match=r'has in annotation 1 a segmentation .* its image of 64 x 48'):
+            load(path, data)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_run_lengths_equal_those_of_pycocotools(pixels):
+    mask = np.asfortranarray(np.array(pixels, np.uint8).reshape(-1, 1))
+    changes = np.flatnonzero(np.diff([0, *pixels])).tolist()
+    counts = np.diff([0, *changes, len(pixels)]).tolist()
+    assert run_lengths(mask_util.encode(mask)['counts'].decode()) == counts
 
 
 def test_classes_of_another_data_set_are_reported_with_those_of_the_file(path):
