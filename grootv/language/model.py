@@ -153,6 +153,10 @@ class MambaForCausalLM(transformers_mamba.MambaForCausalLM):
         targets: Any = labels
         return super().forward(*tensors, labels=targets, **kwargs)
 
+    def load_custom_generate(self, *args, **kwargs) -> Callable:
+        """Refuse the code that a folder may bring for ``generate``; transformers then takes its own."""
+        raise OSError('MambaForCausalLM: no code of a folder is run')
+
 
 _TREE_SCAN = {
     transformers_mamba.MambaMixer: TreeMambaMixer,
@@ -235,8 +239,9 @@ def load_language_model(
     config, _ = read_folder('language model', path, MambaConfig.get_config_dict)
     if config.get('model_type') != 'mamba':
         raise UserError(f'language model {path} is not a Mamba, but of type {config.get("model_type")}')
-    load = transformers_mamba.MambaForCausalLM.from_pretrained
-    model, loading = read_folder('language model', path, load, output_loading_info=True)
+    # A config may name a kernel to fetch in place of attention, which a Mamba does not have.
+    options = dict(output_loading_info=True, attn_implementation='eager')
+    model, loading = read_folder('language model', path, MambaForCausalLM.from_pretrained, **options)
     if loading['missing_keys']:
         raise UserError(f'language model {path} lacks weights: {first(sorted(loading["missing_keys"]))}')
     tokenizer = None

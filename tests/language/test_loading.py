@@ -117,3 +117,20 @@ def test_folder_that_is_no_mamba_raises_one_sentence(tmp_path, monkeypatch, spoi
     assert not (tmp_path / 'ran').exists()
     with pytest.raises(UserError, match=f'language model {tmp_path}/none does not exist'):
         load_language_model(tmp_path / 'none')
+
+
+def test_code_and_kernels_of_a_folder_are_left_alone(tmp_path, monkeypatch):
+    folder = tmp_path / 'model'
+    mamba().save_pretrained(folder)
+    (folder / 'custom_generate').mkdir()
+    (folder / 'custom_generate/generate.py').write_text(RUNS['its.py'] + '\ndef generate(model): pass')
+    config = json.loads((folder / CONFIG).read_text())
+    hooks = dict(_attn_implementation='kernels-community/flash-attn', auto_map=dict(AutoConfig='its.Own'))
+    hooks |= dict(attn_implementation=hooks['_attn_implementation'])
+    write({CONFIG: json.dumps(config | hooks), 'its.py': RUNS['its.py']}, folder)
+    kernels = []
+    monkeypatch.setattr('transformers.modeling_utils.load_and_register_kernel', kernels.append)
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_language_model(folder)
+    assert model.generate(tokens(1, 4), max_new_tokens=2).shape == (1, 6)
+    assert not kernels and not (tmp_path / 'ran').exists()
