@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from grootv.errors import UserError, first
+from grootv.files import read_config
 
 
 def build_model(
@@ -42,7 +43,7 @@ def build_model(
     Raises:
         UserError: If the config has no model, or the checkpoint cannot be read or is not the model's own.
     """
-    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config.fromfile(cfg)
+    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else read_config(cfg)
     if cfg.get('model') is None:
         raise UserError(f'{cfg.filename or "the config"} has no model: give a config that builds a network')
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 
 from grootv.distributed import rank
 from grootv.errors import UserError
+from grootv.files import read_config
 
 # Top-level keys of a config that MMEngine reads and that are no argument of the Runner.
 _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
@@ -172,7 +173,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
             'configs/classification/grootv-tiny_8xb128_in1k.py'
         )
     try:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
     except ImportError as error:
         cause = error  # below the errors that MMEngine raises for custom_imports
         while isinstance(cause.__context__, ImportError):

@@ -1,8 +1,21 @@
 import os
 
+import mmengine
 import pytest
+import yaml
 
-from grootv.files import write_atomically
+from grootv.files import read_config, write_atomically
+
+
+@pytest.mark.parametrize('name', ['config.yaml', 'config.yml', 'config.json'])
+def test_config_in_a_data_format_is_data(tmp_path, name):
+    (tmp_path / name).write_text('{"model": {"depths": [2, 2]}}')
+    assert read_config(tmp_path / name).model.depths == [2, 2]
+    (tmp_path / name).write_text(f'model: !!python/object/apply:os.mkdir ["{tmp_path}/ran"]')
+    for read in (read_config, mmengine.load):
+        with pytest.raises((yaml.YAMLError, ValueError)):
+            read(tmp_path / name)
+    assert not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.parametrize('kind', ['file', 'folder', 'nothing'])
