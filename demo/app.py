@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 import traceback
+from collections.abc import Awaitable, Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ try:
     import fastapi
     import gradio as gr
     import uvicorn
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
 except ImportError:
     gr = None
 
@@ -73,6 +75,26 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
 
 def message(text: str, wrong: bool = False) -> str:
     return f'<p role="status"{" class=wrong" * wrong}>{escape(text)}</p>'
+
+
+def guard(blocks: 'gr.Blocks') -> None:
+    """Let requests name files that visitors uploaded, and no others.
+
+    Gradio looks at the files that a request names only in a page that ``launch`` started, and reads addresses
+    of other machines even there.
+    """
+    blocks.has_launched = blocks.is_running = True
+    for block in blocks.blocks.values():
+        block.async_move_resource_to_block_cache = local_only(block.async_move_resource_to_block_cache)
+
+
+def local_only(move: Callable[[str | None], Awaitable[str | None]]) -> Callable:
+    async def checked(path: str | None) -> str | None:
+        if path and '://' in str(path):
+            raise gr.Error('Addresses are not read: upload the picture.')
+        return await move(path)
+
+    return checked
 
 
 def page(viewer: Viewer) -> 'gr.Blocks':
@@ -159,7 +181,7 @@ def page(viewer: Viewer) -> 'gr.Blocks':
             found = viewer.analyse(name, file)
             (column, row), sides = event.index, found.picture.shape
             at = tuple(
-                min(int(p) // enlargement(found.picture), n - 1)
+                min(max(int(p) // enlargement(found.picture), 0), n - 1)
                 for p, n in zip((row, column), sides[:2], strict=True)
             )
             return at, seen(found, at), viewer.affinities(name, file, i, k, at)
@@ -205,6 +227,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f'--host {host} --port {port} cannot be used ({error}): choose another') from error
 
 
+def hosts(address: str) -> list[str]:
+    """Names that the page answers to: on loopback its own alone, because any name may lead there."""
+    loopback = ['localhost', '127.0.0.1', '::1']
+    return loopback if address in loopback else ['*']
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -224,9 +252,13 @@ def main() -> None:
     install_safe_loader()
     with listen(args.host, args.port) as door, tempfile.TemporaryDirectory() as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
+        blocks = page(Viewer(offered(args.networks)))
+        guard(blocks)
+        outer = fastapi.FastAPI(openapi_url=None)
+        outer.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts(args.host), www_redirect=False)
         app = gr.mount_gradio_app(
-            fastapi.FastAPI(openapi_url=None),
-            page(Viewer(offered(args.networks))),
+            outer,
+            blocks,
             path='/',
             footer_links=[],
             run_history=False,

@@ -4,6 +4,7 @@ import copy
 import io
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP')
 MOST_BYTES = 10 * 2**20
 MOST_PIXELS = 25_000_000
 LONGEST = 1024  # larger pictures are scaled down to this side
+TIME_LIMIT = 120  # seconds for a network and a picture
 SURE = 0.5  # score from which on an object is drawn
 
 # Scores by class, or a picture with what was found.
@@ -134,7 +136,17 @@ class Viewer:
 
     def __init__(self, networks: dict[str, Network]):
         self.networks = networks
-        self.analyse = lru_cache(maxsize=2)(self._analyse)  # a picture, and the one before
+        self._cached = lru_cache(maxsize=2)(self._analyse)  # a picture, and the one before
+        self._worker = ThreadPoolExecutor(1)
+
+    def analyse(self, name: str, upload: str) -> Analysis:
+        """What a network makes of an uploaded picture; UserError if it takes too long."""
+        try:
+            return self._worker.submit(self._cached, name, upload).result(TIME_LIMIT)
+        except TimeoutError:
+            raise UserError(
+                f'This takes longer than {TIME_LIMIT} seconds: try again, or a smaller picture.'
+            ) from None
 
     @torch.no_grad()
     def _analyse(self, name: str, upload: str) -> Analysis:
