@@ -13,7 +13,6 @@ from tests.system.app.browser import served
 from tests.system.app.test_app import write_network
 
 SECRET = 'not for visitors'
-FILE = dict(meta=dict(_type='gradio.FileData'), orig_name='x.png')
 
 
 @pytest.fixture(scope='module')
@@ -23,10 +22,10 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def secret(tmp_path) -> Path:
-    path = tmp_path / 'secret.png'
-    path.write_text(SECRET)
-    return path
+def folder(tmp_path) -> Path:
+    for name in ('secret.png', 'secret.svg'):
+        (tmp_path / name).write_text(SECRET)
+    return tmp_path
 
 
 def request(url: str, content: object = None, **headers: str) -> str:
@@ -52,27 +51,22 @@ def call(address: str, function: int, values: list) -> str:
 
 
 @pytest.mark.parametrize('place', ['checkpoint', 'picture'])
-@pytest.mark.parametrize('kind', ['path', 'svg', 'url', 'endless'])
-def test_no_file_of_the_server_is_read(address, secret, place, kind):
-    path = {
-        'endless': '/dev/zero',
-        'svg': str(secret.rename(secret.with_suffix('.svg')) if kind == 'svg' else ''),
-    }
-    path |= {'path': str(secret), 'url': f'{address}/theme.css'}
-    named = dict(FILE, path=path[kind])
+@pytest.mark.parametrize(
+    'path', ['{folder}/secret.png', '{folder}/secret.svg', '{address}/theme.css', '/dev/zero']
+)
+def test_no_file_of_the_server_is_read(address, folder, place, path):
+    path = path.format(address=address, folder=folder)
+    named = dict(path=path, meta=dict(_type='gradio.FileData'), orig_name='x.png')
     config = json.loads(request(f'{address}/config'))
-    name = next(part['props']['choices'][0][0] for part in config['components'] if part['type'] == 'dropdown')
-    for function in range(len(config['dependencies'])):
-        values = [named, None] if place == 'checkpoint' else [name, named]
-        answer = call(
-            address, function, [*values, 0, 0, None][: len(config['dependencies'][function]['inputs'])]
-        )
+    (name,) = (part['props']['value'] for part in config['components'] if part['type'] == 'dropdown')
+    values = [named, None, 0, 0, None] if place == 'checkpoint' else [name, named, 0, 0, None]
+    for number, function in enumerate(config['dependencies']):
+        answer = call(address, number, values[: len(function['inputs'])])
         assert '"success":true' not in answer.replace(' ', '')
         assert SECRET not in answer and 'file=' not in answer
-    for url in (f'/gradio_api/file={path[kind]}', f'/gradio_api/proxy={path[kind]}'):
-        with pytest.raises(HTTPError) as error:
+    for url in (f'/gradio_api/file={path}', f'/gradio_api/proxy={path}'):
+        with pytest.raises(HTTPError, match=r'40[034]'):
             request(address + url)
-        assert error.value.code in (400, 403, 404)
 
 
 def test_page_answers_to_its_own_name_only(address):
