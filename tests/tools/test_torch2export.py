@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from grootv.errors import UserError
-from grootv.export import compare
+from grootv.export import Logits, compare
 from tests.tools.tiny_run import load_tool, run_tool, write_config
 
 NAME = 'deployment/torch2export.py'
@@ -28,6 +29,13 @@ def test_a_classifier_runs_in_a_fresh_process_with_any_size(config, tmp_path, ca
     assert large.startswith(f'3 x 3 x 77 x 54: outputs differ by {most}')
     if '--aoti' not in args:
         assert torch.export.load(path).module()(torch.randn(5, 3, 40, 130)).shape == (5, 10)
+
+
+def test_neck_of_a_classifier_is_exported_with_it():
+    classifier, x = nn.Module(), torch.randn(2, 3)
+    classifier.backbone, classifier.neck, classifier.head = nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)
+    expected = nn.Sequential(classifier.backbone, classifier.neck, classifier.head)(x)
+    torch.testing.assert_close(Logits(classifier)(x), expected)
 
 
 def test_outputs_that_differ_are_reported(tmp_path):
