@@ -4,7 +4,7 @@ import copy
 import io
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,13 +137,13 @@ class Viewer:
     def __init__(self, networks: dict[str, Network]):
         self.networks = networks
         self._cached = lru_cache(maxsize=2)(self._analyse)  # a picture, and the one before
-        self._worker = ThreadPoolExecutor(1)
+        self._worker = futures.ThreadPoolExecutor(1)
 
     def analyse(self, name: str, upload: str) -> Analysis:
         """What a network makes of an uploaded picture; UserError if it takes too long."""
         try:
             return self._worker.submit(self._cached, name, upload).result(TIME_LIMIT)
-        except TimeoutError:
+        except futures.TimeoutError:  # another class than the built-in one before Python 3.11
             raise UserError(
                 f'This takes longer than {TIME_LIMIT} seconds: try again, or a smaller picture.'
             ) from None

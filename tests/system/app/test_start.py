@@ -4,6 +4,7 @@ import importlib
 import io
 import socket
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -117,3 +118,12 @@ def test_port_in_use_and_missing_demos_are_named(app, tmp_path, monkeypatch):
         app.offered([])
     with pytest.raises(UserError, match='give a CHECKPOINT for every CONFIG, got one'):
         app.offered(['one'])
+
+
+def test_network_that_takes_too_long_gets_a_sentence(app, monkeypatch):
+    viewer, end = importlib.import_module('viewer'), threading.Event()
+    monkeypatch.setattr(viewer, 'TIME_LIMIT', 0.1)
+    monkeypatch.setattr(viewer.Viewer, '_analyse', lambda *_: end.wait(20))
+    with pytest.raises(UserError, match=r'takes longer than 0\.1 seconds'):
+        viewer.Viewer({}).analyse('network', 'picture.png')
+    end.set()
