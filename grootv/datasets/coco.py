@@ -211,7 +211,7 @@ def run_lengths(text: str) -> list[int]:
     counts, value, shift = [], 0, 0
     for character in text:
         code = ord(character) - 48
-        if not 0 <= code < 64:
+        if not 0 <= code < 64 or shift > 60:  # no count has more than 64 bits
             raise ValueError(f'run_lengths: no character of run lengths, got {character!r}')
         value |= (code & 31) << shift
         shift += 5

@@ -165,6 +165,7 @@ COMPRESSED = mask_util.encode(PIXELS)['counts'].decode()
         (dict(size=[48, 64], counts=COMPRESSED), True),
         (dict(size=[48, 64], counts=COMPRESSED + '1'), False),
         (dict(size=[48, 64], counts='~'), False),
+        (dict(size=[48, 64], counts='o' * 10**6), False),  # one number of five million bits
     ],
 )
 def test_masks_that_would_take_all_memory_are_refused(path, segmentation, fits):
