@@ -28,7 +28,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['grootv.engine']
 )
 STRATEGIES = Registry('strategy', parent=root.STRATEGIES, locations=['grootv.engine.sharding'])
-# Imported only when a config asks for it: this one needs mmdet.
+# Imported only when a config asks for it: these need mmdet, or mmseg.
 DATASETS = Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets.coco'])
 FUNCTIONS = Registry('function', parent=root.FUNCTIONS)
-METRICS = Registry('metric', parent=root.METRICS)
+METRICS = Registry('metric', parent=root.METRICS, locations=['grootv.datasets.coco'])

@@ -3,27 +3,33 @@
 import json
 import logging
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import mmdet.datasets
+import mmdet.evaluation
 from mmdet.datasets.api_wrappers import COCO
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
 from grootv.errors import UserError, first
-from grootv.registry import DATASETS
+from grootv.registry import DATASETS, METRICS
 
 _SECTIONS = ('images', 'annotations', 'categories')
 _IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
 _BOX_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 _MOST_PIXELS = 178_956_970  # Pillow reads no larger image
+_FLAGS = {None: 0, 0: 0, 1: 1, '0': 0, '1': 1}  # values of iscrowd and ignore
 
 
 @DATASETS.register_module()
 class CocoDataset(mmdet.datasets.CocoDataset):
     """mmdet's data set, which reports in a sentence what is wrong with its annotation file.
 
-    The file is parsed once, as mmdet does, and looked through before the index is built. Boxes that
-    mmdet leaves out (outside their image, or smaller than a pixel) are counted in one warning.
+    The file is parsed once, as mmdet does, and looked through before the index is built:
+    :class:`AnnotationFile`. Boxes that mmdet leaves out (outside their image, or smaller than a pixel) are
+    counted in one warning.
 
     Args:
         *args: As for :class:`mmdet.datasets.CocoDataset`.
@@ -31,34 +37,103 @@ class CocoDataset(mmdet.datasets.CocoDataset):
 
     Raises:
         UserError: If the file is missing, does not parse or is not a COCO file; if images, categories or
-            annotations contradict each other; if nothing in it can be trained on.
+            annotations contradict each other; if the config names its classes in another order; if nothing
+            in it can be trained on.
     """
 
     def COCOAPI(self, path: str) -> COCO:
         """The index of the file; mmdet asks for it by this name."""
+        masks = any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms)
+        file = AnnotationFile(self.ann_file, self.metainfo['classes'], masks, training=not self.test_mode)
+        index = file.index(path)
+        self.box_counts = file.counts
+        return index
+
+    def filter_data(self) -> list[dict]:
+        kept = super().filter_data()
+        if not kept:
+            raise fault(
+                self.ann_file, f'leaves none of its {len(self.data_list)} images after {self.filter_cfg}'
+            )
+        boxes = (box for image in kept for box in image['instances'])
+        if not self.test_mode and not any(box['ignore_flag'] == 0 for box in boxes):
+            raise fault(self.ann_file, 'has no box to learn from')
+        return kept
+
+
+@METRICS.register_module()
+class CocoMetric(mmdet.evaluation.CocoMetric):
+    """mmdet's metric, whose annotation file is checked, before a training begins, as the data set's is.
+
+    Args:
+        ann_file: COCO file to compare with; None takes the boxes that the data set loads.
+        metric: As for :class:`mmdet.evaluation.CocoMetric`.
+        backend_args: Likewise.
+        **kwargs: Likewise.
+
+    Raises:
+        UserError: As for :class:`CocoDataset`.
+    """
+
+    def __init__(
+        self,
+        ann_file: str | None = None,
+        metric: str | list[str] = 'bbox',
+        backend_args: dict | None = None,
+        **kwargs,
+    ):
+        super().__init__(metric=metric, backend_args=backend_args, **kwargs)
+        if ann_file is not None:
+            file = AnnotationFile(ann_file, None, masks='segm' in self.metrics)
+            with get_local_path(ann_file, backend_args=backend_args) as path:
+                self._coco_api = file.index(path)
+
+
+def fault(name: str, text: str) -> UserError:
+    return UserError(f'annotation file {name} {text}: fix the file, or give another one as ann_file')
+
+
+class AnnotationFile:
+    """A COCO file whose content is checked, and whose forms that are in use are brought to one.
+
+    A polygon may be one flat list or a list of [x, y]; a missing ``iscrowd`` is 0. Annotations are numbered
+    from 1 unless their ids are different whole numbers without 0, which pycocotools takes for "no match".
+    Segmentations that nobody asks for are dropped unread.
+
+    Args:
+        name: File, as errors name it.
+        classes: Names of the classes, which the file must number in this order; None takes the file's.
+        masks: Whether segmentations are used.
+        training: Whether there must be boxes to learn from.
+    """
+
+    def __init__(self, name: str, classes: Sequence[str] | None, masks: bool, training: bool = False):
+        self.name = name
+        self.classes = classes
+        self.masks = masks
+        self.training = training
+        self.counts: Counter[str] = Counter()  # boxes by class
+
+    def index(self, path: str) -> COCO:
+        """Read and check the file at ``path`` and build pycocotools' index of it."""
         content = self._read(path)
         self._check_sections(content)
         sizes = self._check_images(content['images'])
         wanted, others = self._check_categories(content['categories'])
-        self._check_annotations(content.setdefault('annotations', []), sizes, wanted, others)
+        annotations = content.setdefault('annotations', [])
+        self._check_annotations(annotations, sizes, wanted, others)
+        ids = {annotation['id'] for annotation in annotations if type(annotation['id']) is int}
+        if len(ids - {0}) < len(annotations):
+            for number, annotation in enumerate(annotations, 1):
+                annotation['id'] = number
         index = COCO()
         index.dataset = content
         index.createIndex()
         index.img_ann_map, index.cat_img_map = index.imgToAnns, index.catToImgs
         return index
 
-    def filter_data(self) -> list[dict]:
-        kept = super().filter_data()
-        if not kept:
-            raise self._fault(f'leaves none of its {len(self.data_list)} images after {self.filter_cfg}')
-        if not self.test_mode and not any(image['instances'] for image in kept):
-            raise self._fault('has no box to learn from')
-        return kept
-
-    def _fault(self, fault: str) -> UserError:
-        return UserError(
-            f'annotation file {self.ann_file} {fault}: fix the file, or give another one as ann_file'
-        )
+    def _fault(self, text: str) -> UserError:
+        return fault(self.name, text)
 
     def _read(self, path: str) -> Any:
         try:
@@ -66,7 +141,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
                 return json.load(file)
         except FileNotFoundError as error:
             raise UserError(
-                f'annotation file {self.ann_file} does not exist: check data_root and ann_file'
+                f'annotation file {self.name} does not exist: check data_root and ann_file'
             ) from error
         except json.JSONDecodeError as error:
             place = f'line {error.lineno}, column {error.colno}'
@@ -77,14 +152,14 @@ class CocoDataset(mmdet.datasets.CocoDataset):
     def _check_sections(self, content: Any) -> None:
         if not isinstance(content, dict):
             raise self._fault(f'is not a COCO file: it holds a {type(content).__name__}, not an object')
-        optional = {'annotations'} if self.test_mode else set()
+        optional = set() if self.training else {'annotations'}
         absent = [name for name in _SECTIONS if name not in content and name not in optional]
         if absent:
             raise self._fault(f'is not a COCO file: it has no {" and no ".join(absent)}')
         for name in _SECTIONS:
             if not isinstance(content.get(name, []), list):
                 raise self._fault(f'is not a COCO file: its {name} are not a list')
-        if not self.test_mode and not content['annotations']:
+        if self.training and not content['annotations']:
             raise self._fault('has no annotations, so there is nothing to learn from')
 
     def _check_images(self, images: list) -> dict[Any, tuple[float, float]]:
@@ -108,33 +183,34 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             sizes[identity] = width, height
         return sizes
 
-    def _check_categories(self, categories: list) -> tuple[set, set]:
-        """Ids of the categories that the config names, and of the others."""
+    def _check_categories(self, categories: list) -> tuple[dict, set]:
+        """Names by id of the categories that the config names, and ids of the others."""
         try:
             names = {category['id']: category['name'] for category in categories}
         except (KeyError, TypeError):
             raise self._fault('has a category without id and name') from None
         if len(names) < len(categories) or len(set(names.values())) < len(names):
             raise self._fault('has two categories with the same id or name')
-        classes = self.metainfo['classes']
+        classes = names.values() if self.classes is None else self.classes
         if isinstance(classes, str):
             raise UserError(f'metainfo.classes must be a tuple of names, got the text {classes!r}')
-        labels = [name for name in names.values() if name in classes]
-        if not labels:
+        wanted = {identity: name for identity, name in names.items() if name in classes}
+        if not wanted:
             raise UserError(
-                f'annotation file {self.ann_file} has none of the classes of the config ({first(classes)}), '
+                f'annotation file {self.name} has none of the classes of the config ({first(classes)}), '
                 f'but {first(names.values())}: set metainfo.classes to names of the file'
             )
-        if labels != list(classes):
-            self._warn(
-                f'numbers its classes {first(labels)} in this order, and the config names {first(classes)}: '
-                'pictures and tables carry wrong names until metainfo.classes are those of the file'
+        found, named = list(wanted.values()), list(classes)
+        if found != named:
+            place = next(i for i, name in enumerate([*named, None]) if [*found, None][i] != name)
+            raise UserError(
+                f'annotation file {self.name} and metainfo.classes differ from class {place} on: the file '
+                f'has {first(found[place:]) or "none"}, the config {first(named[place:]) or "none"}: list '
+                'categories of the file in its order'
             )
-        wanted = {identity for identity, name in names.items() if name in classes}
         return wanted, names.keys() - wanted
 
-    def _check_annotations(self, annotations: list, sizes: dict, wanted: set, others: set) -> None:
-        masks = any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms)
+    def _check_annotations(self, annotations: list, sizes: dict, wanted: dict, others: set) -> None:
         skipped = []
         for annotation in annotations:
             try:
@@ -142,24 +218,33 @@ class CocoDataset(mmdet.datasets.CocoDataset):
                 image_width, image_height = sizes[annotation['image_id']]
                 seen = min(x + width, image_width) > max(x, 0) and min(y + height, image_height) > max(y, 0)
                 area = annotation['area'] > 0
-                sound = math.isfinite(x + y + width + height + annotation['area']) and 'id' in annotation
+                sound = math.isfinite(x + y + width + height + annotation['area'])
                 category = annotation['category_id']
                 if not sound or (category not in wanted and category not in others):
                     raise ValueError
+                for name in ('iscrowd', 'ignore'):
+                    annotation[name] = _FLAGS[annotation.get(name)]
+                hash(annotation['id'])
             except (KeyError, TypeError, ValueError):
-                raise self._fault(describe(annotation, sizes, wanted | others)) from None
-            if not is_drawable(annotation.get('segmentation') or [], image_width, image_height):
-                raise self._fault(
-                    f'has in annotation {annotation["id"]} a segmentation that is not of its image of '
-                    f'{image_width} x {image_height}: polygons are lists of finite x, y, ... at most one '
-                    'side of the image outside it, run lengths add up to its pixels'
-                )
-            if category not in wanted or annotation.get('ignore'):
+                raise self._fault(describe(annotation, sizes, [*wanted, *others])) from None
+            mask = annotation.pop('segmentation', None) or []
+            if self.masks and mask:
+                mask = annotation['segmentation'] = as_polygons(mask)
+                if not is_drawable(mask, image_width, image_height):
+                    raise self._fault(
+                        f'has in annotation {annotation["id"]} a segmentation that is not of its image of '
+                        f'{image_width} x {image_height}: polygons are lists of three or more finite points '
+                        'x, y, ... at most one side of the image outside it, run lengths have the size '
+                        '[height, width] and add up to its pixels'
+                    )
+            if category not in wanted or annotation['ignore']:
                 continue
             if not seen or not area or width < 1 or height < 1:
                 skipped.append(annotation['id'])
-            elif masks and not annotation.get('segmentation'):
-                raise self._fault(f'has no segmentation in annotation {annotation["id"]}, and with_mask=True')
+                continue
+            self.counts[wanted[category]] += not annotation['iscrowd']
+            if self.masks and not mask:
+                raise self._fault(f'has no segmentation in annotation {annotation["id"]}, and masks are used')
         if skipped:
             self._warn(
                 f'has {len(skipped)} boxes that are left out, outside their image or smaller than a pixel '
@@ -167,10 +252,10 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             )
 
     def _warn(self, text: str) -> None:
-        print_log(f'annotation file {self.ann_file} {text}', 'current', logging.WARNING)
+        print_log(f'annotation file {self.name} {text}', 'current', logging.WARNING)
 
 
-def describe(annotation: Any, sizes: dict, categories: set) -> str:
+def describe(annotation: Any, sizes: dict, categories: list) -> str:
     """What is wrong with an annotation, to follow the name of its file."""
     if not isinstance(annotation, dict):
         return f'has an annotation that is not an object: {annotation!r:.60}'
@@ -181,10 +266,37 @@ def describe(annotation: Any, sizes: dict, categories: set) -> str:
     for kind, known in (('image', sizes), ('category', categories)):
         if annotation[f'{kind}_id'] not in list(known):  # a list of ids compares values that have no hash too
             return f'has no {kind} {annotation[f"{kind}_id"]!r:.40}, which {name} names'
+    for key in ('iscrowd', 'ignore'):
+        if annotation.get(key) not in list(_FLAGS):
+            return f'has in {name} the {key} {annotation[key]!r:.40}, which must be 0 or 1'
     return (
         f'has in {name} the bbox {annotation["bbox"]!r:.80} and the area {annotation["area"]!r:.20}, '
         'where finite numbers [x, y, width, height] and a number are needed'
     )
+
+
+def as_polygons(segmentation: Any) -> Any:
+    """COCO's list of flat polygons from a flat polygon, or from polygons whose points are [x, y].
+
+    Anything else is returned as it is.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation
+    if all(isinstance(value, int | float) for value in segmentation):
+        return [segmentation]
+    if len(segmentation) > 2 and all(map(_is_point, segmentation)):
+        segmentation = [segmentation]
+    return [
+        [value for point in polygon for value in point]
+        if isinstance(polygon, list) and all(map(_is_point, polygon))
+        else polygon
+        for polygon in segmentation
+        if polygon != []
+    ]
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
 
 
 def is_drawable(segmentation: list | dict, width: float, height: float) -> bool:
@@ -197,6 +309,8 @@ def is_drawable(segmentation: list | dict, width: float, height: float) -> bool:
                 min(counts) >= 0 and sum(counts) == width * height
             )
         for polygon in segmentation:
+            if len(polygon) < 6 or len(polygon) % 2:
+                return False
             for values, side in ((polygon[::2], width), (polygon[1::2], height)):
                 inside = math.isfinite(sum(values)) and -side <= min(values) and max(values) <= 2 * side
                 if not inside:

@@ -69,7 +69,7 @@ def test_images_of_coco_in_evaluation_and_in_the_1x_runs(name):
     if name != parts.DINO:
         steps = config.train_dataloader.dataset.pipeline[1:-1]
         assert steps == [annotations, resize, dict(type='RandomFlip', prob=0.5)]
-    evaluator = dict(type='CocoMetric', ann_file='data/coco/annotations/instances_val2017.json')
+    evaluator = dict(type='grootv.CocoMetric', ann_file='data/coco/annotations/instances_val2017.json')
     assert config.val_evaluator == dict(evaluator, metric=['bbox', 'segm'] if masks else 'bbox')
     if masks:  # mmdet's DetTTAModel refuses them
         assert 'tta_model' not in config and 'tta_pipeline' not in config

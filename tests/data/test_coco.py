@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmengine.registry import DATASETS, init_default_scope
 from pycocotools import mask as mask_util
 
-from grootv.datasets.coco import CocoDataset, run_lengths
+from grootv.datasets.coco import CocoDataset, CocoMetric, run_lengths
 from grootv.errors import UserError
 
 CLASSES = ('cat', 'dog')
@@ -67,9 +67,10 @@ def warnings(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize('options', [TRAINING, TEST, dict(indices=1)])
 def test_a_sound_file_gives_what_mmdet_gives(path, options, warnings):
-    ours = load(path, content(), **options)
+    ours = load(path, content(), **options, **MASKS)
     theirs = load(path, kind=mmdet.datasets.CocoDataset, **options)
-    assert [ours[i] for i in range(len(ours))] == [theirs[i] for i in range(len(theirs))]
+    infos = [[data.get_data_info(i) for i in range(len(data))] for data in (ours, theirs)]
+    assert infos[0] == infos[1]
     assert (ours.metainfo, ours.cat2label) == (theirs.metainfo, theirs.cat2label)
     assert warnings == []
 
@@ -85,6 +86,7 @@ def test_a_config_of_any_scope_finds_it(path, scope):
 
 def test_what_is_not_read_may_be_missing(path):
     data = changed('annotations', segmentation=ABSENT)
+    data['annotations'][1]['iscrowd'] = 0
     assert len(load(path, data)) == 2
     # mmdet never reads an annotation of another class.
     assert len(load(path, data, **MASKS, metainfo=dict(classes=('dog',)))) == 2
@@ -128,10 +130,15 @@ IMAGE, BOX = 'images', 'annotations'
         (changed(BOX, area='105'), {}, 'has in annotation 1 the bbox [1.0, 2.0, 10.0, 10.5] and the area'),
         (changed(BOX, id=ABSENT), {}, 'has no id in annotation without id'),
         (changed(BOX, bbox=ABSENT), {}, 'has no bbox in annotation 1'),
-        (changed(BOX, segmentation=ABSENT), MASKS, 'has no segmentation in annotation 1, and with_mask=True'),
+        (changed(BOX, segmentation=ABSENT), MASKS, 'has no segmentation in annotation 1, and masks are used'),
+        (changed(BOX, segmentation=[[]]), MASKS, 'has no segmentation in annotation 1, and masks are used'),
+        (changed(BOX, iscrowd='yes'), {}, "has in annotation 1 the iscrowd 'yes', which must be 0 or 1"),
+        (changed(BOX, iscrowd=[0]), {}, 'has in annotation 1 the iscrowd [0], which must be 0 or 1'),
+        (changed(BOX, ignore=2), {}, 'has in annotation 1 the ignore 2, which must be 0 or 1'),
         (content(images=[], annotations=[]), TEST, 'leaves none of its 0 images'),
         (content(images=[dict(image, width=20) for image in content()[IMAGE]]), TRAINING, 'leaves none of'),
         (content(annotations=[dict(content()[BOX][0], area=0)]), TRAINING, 'has no box to learn from'),
+        (changed(BOX, iscrowd=1), TRAINING, 'has no box to learn from'),
     ],
 )
 def test_an_unusable_file_is_reported_in_a_sentence(path, data, options, fault):
@@ -156,6 +163,14 @@ COMPRESSED = mask_util.encode(PIXELS)['counts'].decode()
         ([[0, 0, 1e9, 0, 9, 9]], False),
         ([[0, 0, 9, -1e9, 9, 9]], False),
         ([[0, 0, '9', 0, 9, 9]], False),
+        ([0, 0, 9, 0, 9, 9, 0, 9], True),  # forms that are in use
+        ([[0, 0], [9, 0], [9, 9]], True),
+        ([[[0, 0], [9, 0], [9, 9]], [0, 0, 9, 0, 9, 9], []], True),
+        ([[0, 0], [9, 0]], False),
+        ([[0, 0, 9, 9]], False),  # pycocotools takes four numbers for a box
+        ([[0, 0, 9, 0, 9, 9, 0]], False),
+        ([[[0, 0], [9, 0], [9]]], False),
+        ('0 0 9 0 9 9', False),
         (dict(size=[48, 64], counts=[5, 4, 3063]), True),
         (dict(size=[48, 64], counts=[5, 4, -9, 3072]), False),
         (dict(size=[48, 64], counts=[5, 4, 3063, 2**31]), False),
@@ -171,11 +186,15 @@ COMPRESSED = mask_util.encode(PIXELS)['counts'].decode()
 def test_masks_that_would_take_all_memory_are_refused(path, segmentation, fits):
     data = changed(BOX, segmentation=segmentation, category_id=4)  # pycocotools may draw it all the same
     data['categories'].append(dict(id=4, name='of no class of the config'))
-    if fits:
-        assert len(load(path, data)) == 2
-    else:
-        with pytest.raises(UserError, match=r'has in annotation 1 a segmentation .* its image of 64 x 48'):
-            load(path, data)
+    data['annotations'][1]['iscrowd'] = 0
+    assert len(load(path, data)) == 2  # boxes alone are read
+    for read in (lambda: load(path, data, **MASKS), lambda: CocoMetric(str(path), metric=['bbox', 'segm'])):
+        if fits:
+            read()
+        else:
+            fault = r'has in annotation 1 a segmentation .* its image of 64 x 48'
+            with pytest.raises(UserError, match=fault):
+                read()
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
@@ -196,10 +215,51 @@ def test_classes_of_another_data_set_are_reported_with_those_of_the_file(path):
         load(path, content(), metainfo=dict(classes='cat'))
 
 
-def test_labels_under_another_name_are_warned_of_once(path, warnings):
-    load(path, content(), metainfo=dict(classes=('dog', 'cat')))
-    (warning,) = warnings
-    assert f'{path} numbers its classes cat, dog in this order, and the config names dog, cat:' in warning
+@pytest.mark.parametrize(
+    'names, place, found, named',
+    [
+        (('dog', 'cat'), 0, 'cat, dog', 'dog, cat'),
+        (('cat', 'bird', 'dog'), 1, 'dog', 'bird, dog'),
+        (('cat', 'dog', 'bird'), 2, 'none', 'bird'),
+        (('cat', 'cat', 'dog'), 1, 'dog', 'cat, dog'),
+    ],
+)
+def test_classes_in_another_order_than_in_the_file_are_refused(path, names, place, found, named):
+    for options in (TRAINING, TEST):  # mmdet numbers in the file's order, and names in the config's
+        with pytest.raises(UserError) as error:
+            load(path, content(), **options, metainfo=dict(classes=names))
+        order = f'from class {place} on: the file has {found}, the config {named}: list'
+        assert f'annotation file {path} and metainfo.classes differ {order}' in str(error.value)
+
+
+def perfect_scores(path: Path, data: dict) -> dict[str, float]:
+    """The metrics of predictions that equal the annotations of the content."""
+    init_default_scope('mmdet')
+    path.write_text(json.dumps(data))
+    metric = CocoMetric(str(path), metric=['bbox', 'segm'])
+    metric.dataset_meta = dict(classes=CLASSES)
+    mask = mask_util.merge(mask_util.frPyObjects(content()[BOX][0]['segmentation'], 48, 64))
+    box, score = np.array([[1, 2, 11, 12.5]]), np.array([0.9])
+    for image, label in ((7, 0), (8, 1)):
+        found = dict(bboxes=box, scores=score, labels=np.array([label]), masks=[mask], mask_scores=score)
+        truth = dict(img_id=image, width=64, height=48)
+        metric.results.append((truth, dict(img_id=image, **found)))
+    return metric.evaluate(2)
+
+
+@pytest.mark.parametrize('crowd', [ABSENT, None, 0, '0', False])
+@pytest.mark.parametrize('ids', [(0, 1), (1, 1), ('a', 'b')])
+def test_perfect_predictions_score_one_whatever_form_the_annotations_have(path, crowd, ids):
+    data = content()
+    for annotation, number, segmentation in zip(
+        data[BOX], ids, ([0, 0, 9, 0, 9, 9, 0, 9], [[0, 0], [9, 0], [9, 9], [0, 9]]), strict=True
+    ):
+        annotation.update(id=number, iscrowd=crowd, segmentation=segmentation)
+        if crowd is ABSENT:
+            del annotation['iscrowd']
+    assert all(box['ignore_flag'] == 0 for item in load(path, data) for box in item['instances'])
+    scores = perfect_scores(path, data)
+    assert scores['coco/bbox_mAP'] == scores['coco/segm_mAP'] == 1
 
 
 def test_boxes_without_area_are_left_out_and_counted_once(path, warnings):
@@ -209,10 +269,10 @@ def test_boxes_without_area_are_left_out_and_counted_once(path, warnings):
         area = 0 if number == 2 else 25
         data['annotations'].append(dict(data['annotations'][0], id=10 + number, bbox=bbox, area=area))
     data['annotations'].append(dict(data['annotations'][-1], id=20, ignore=1))  # mmdet skips it before
-    ours = load(path, data)
+    ours = load(path, data, **MASKS)
     theirs = load(path, kind=mmdet.datasets.CocoDataset)
-    assert [ours[i]['instances'] for i in range(2)] == [theirs[i]['instances'] for i in range(2)]
-    assert sum(len(ours[i]['instances']) for i in range(2)) == 2
+    instances = [ours.get_data_info(i)['instances'] for i in range(2)]
+    assert instances == [theirs[i]['instances'] for i in range(2)] and sum(map(len, instances)) == 2
     (warning,) = warnings
     assert 'has 5 boxes that are left out' in warning
     assert '(annotations 10, 11, 12 and 2 more)' in warning

@@ -7,7 +7,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 
-# The annotations serve the pictures of --show-dir; the evaluation reads its own.
+# The annotations serve the pictures of --show-dir; the evaluation reads ann_file of val_evaluator.
 test_pipeline = [
     dict(type='grootv.LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
@@ -46,7 +46,7 @@ val_dataloader = dict(
     ),
 )
 val_evaluator = dict(
-    type='CocoMetric',
+    type='grootv.CocoMetric',
     ann_file='data/coco/annotations/instances_val2017.json',
     metric=['bbox', 'segm'],
 )
