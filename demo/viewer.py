@@ -19,6 +19,7 @@ from torch import nn
 
 from grootv import cli
 from grootv.checkpoint import check_keys, load_checkpoint_file
+from grootv.datasets.images import eight_bits
 from grootv.errors import UserError
 from grootv.models.backbones import GrootV
 from grootv.visualization.blocks import BlockTree, recorded
@@ -113,10 +114,7 @@ def read_upload(path: str) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if not large and width * height <= MOST_PIXELS:
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith('I'):  # 16 bits, which convert would clip
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                upright = upright.convert('RGB')
+                upright = ImageOps.exif_transpose(eight_bits(image)).convert('RGB')
                 upright.thumbnail((LONGEST, LONGEST))
                 return upright
     except Exception as error:  # a decoder may raise any of them on a hostile file

@@ -1,11 +1,16 @@
 """Read images and label maps, or name the file that is wrong."""
 
+import io
 from pathlib import Path
 
+import mmcv
 import mmcv.transforms
 import numpy as np
+from mmengine import fileio
 from PIL import Image
 
+from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, reason, unreadable
+from grootv.datasets.summary import numbered
 from grootv.errors import UserError
 from grootv.registry import TRANSFORMS
 
@@ -14,7 +19,8 @@ from grootv.registry import TRANSFORMS
 class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     """MMCV's loader with the file's name in every failure, inside a data-loading process too.
 
-    An image that is loaded already stays: mmpretrain's inferencer reads it itself.
+    Grey images of 12 or 16 bits are scaled by the range of their type. An image that is loaded already stays:
+    mmpretrain's inferencer reads it itself.
 
     Args:
         imdecode_backend: Decoder. Pillow is the default because it refuses a truncated file, where
@@ -22,7 +28,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         **kwargs: As for :class:`mmcv.transforms.LoadImageFromFile`.
 
     Raises:
-        UserError: If the file is missing, truncated or not an image.
+        UserError: If the file is missing, truncated or not an image, its pixels are 32-bit integers or
+            floats, or its size is not that of the annotations.
     """
 
     def __init__(self, *, imdecode_backend: str = 'pillow', **kwargs):
@@ -31,13 +38,28 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     def transform(self, results: dict) -> dict | None:
         if 'img' in results and 'img_path' not in results:
             return results
+        path = results['img_path']
         try:
-            return super().transform(results)
+            image = self._read(path)
         except Exception as error:  # each decoder has its own exceptions
-            raise UserError(
-                f'image {results["img_path"]} cannot be read ({reason(error, results["img_path"])}): '
-                'replace the file, or remove it from the data'
-            ) from None
+            if self.ignore_empty:
+                return None
+            raise unreadable(path, error) from None
+        size = image.shape[:2]
+        check_size(path, size, (results.get('height'), results.get('width')))
+        return results | dict(img=image, img_shape=size, ori_shape=size)
+
+    def _read(self, path: str) -> np.ndarray:
+        content, pixels = fileio.get(path, backend_args=self.backend_args), None
+        if self.imdecode_backend == 'pillow' and self.color_type == 'color':
+            with Image.open(io.BytesIO(content)) as image:
+                if has_deep_pixels(image):
+                    pixels = np.asarray(eight_bits(image).convert('RGB'))[..., ::-1]
+        if pixels is None:
+            pixels = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+        if pixels is None:
+            raise ValueError('no image')  # OpenCV has no exceptions
+        return pixels.astype(np.float32) if self.to_float32 else pixels
 
 
 @TRANSFORMS.register_module()
@@ -63,12 +85,6 @@ class LoadSegAnnotations(mmcv.transforms.BaseTransform):
                 f'label map {path} of image {results["img_path"]} cannot be read ({reason(error, path)}): '
                 'replace the file, or remove the image from the data'
             ) from None
-
-
-def reason(error: Exception, path: str) -> str:
-    """Why a file cannot be read, in one line without its name."""
-    missing = isinstance(error, FileNotFoundError)
-    return 'it does not exist' if missing else ' '.join(str(error).split()).replace(path, 'it')
 
 
 @TRANSFORMS.register_module()
@@ -113,8 +129,8 @@ class CheckSegLabels(mmcv.transforms.BaseTransform):
         if found is not None:
             unlabelled = f'0 or {self.ignore_index}' if shift else str(self.ignore_index)
             raise UserError(
-                f'{name} holds the label {found}, and {self.num_classes} classes are numbered {shift} to '
-                f'{self.num_classes - 1 + shift} ({unlabelled} for none): fix the map, or set num_classes '
+                f'{name} holds the label {found}, and {numbered(self.num_classes, shift)} '
+                f'({unlabelled} for none): fix the map, or set num_classes '
                 'of grootv.CheckSegLabels and of the heads'
             )
         return results

@@ -1,5 +1,6 @@
 """Loading of images and label maps: what is read, and the sentence about a file that cannot be."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,53 @@ def test_every_scope_finds_the_loader_and_it_loads_like_mmcv(image):
     assert load(image, imdecode_backend='cv2')['img'].shape == (40, 30, 3)
     loaded = dict(img=np.zeros((4, 3, 3), np.uint8))
     assert LoadImageFromFile()(loaded) is loaded
+
+
+GREY = np.linspace(0, 65535, 24).astype(np.uint16).reshape(4, 6)
+
+
+@pytest.mark.parametrize(
+    'pixels, suffix',
+    [(GREY, 'png'), (GREY, 'tif'), (GREY.astype('>u2'), 'tif'), (GREY, 'pgm'), (GREY >> 8, 'jp2')],
+)
+@pytest.mark.parametrize('backend', ['pillow', 'cv2'])
+def test_sixteen_bits_are_scaled_by_their_range_whatever_reads_them(tmp_path, pixels, suffix, backend):
+    path = tmp_path / f'deep.{suffix}'
+    Image.fromarray(pixels).save(path)
+    found = load(path, imdecode_backend=backend)['img']
+    assert found.dtype == np.uint8 and (found == found[..., :1]).all()
+    np.testing.assert_allclose(found[..., 0], pixels.astype(np.float64) / 257, atol=1)
+
+
+def test_twelve_bits_of_a_tiff_are_scaled_by_their_range(tmp_path):
+    rows = (GREY >> 4).astype(np.uint16)
+    packed = bytearray()
+    for first, second in rows.reshape(-1, 2).tolist():
+        packed += bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
+    tags = [(256, 6), (257, 4), (258, 12), (259, 1), (262, 1), (273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, 4)]
+    tags.append((279, len(packed)))
+    entries = b''.join(struct.pack('<HHII', tag, 4, 1, value) for tag, value in tags)
+    path = tmp_path / 'twelve.tif'
+    path.write_bytes(b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + bytes(4) + bytes(packed))
+    np.testing.assert_array_equal(load(path)['img'][..., 1], rows >> 4)
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(tmp_path, kind):
+    path = tmp_path / 'deep.tif'
+    Image.fromarray(GREY.astype(kind)).save(path)
+    fault = rf'image {path} cannot be read \(its pixels are 32-bit (floats|integers) of unknown range, scale'
+    with pytest.raises(UserError, match=fault):
+        load(path)
+
+
+def test_an_image_of_another_size_than_its_annotations_is_refused(image):
+    right = dict(img_path=str(image), height=40, width=30)
+    assert LoadImageFromFile()(right)['img_shape'] == (40, 30)
+    with pytest.raises(
+        UserError, match='is 30 x 40 pixels upright, and the annotation file gives it 40 x 30:'
+    ):
+        LoadImageFromFile()(right | dict(height=30, width=40))
 
 
 def test_an_image_that_cannot_be_read_is_named_and_not_filled_with_grey(image):
@@ -83,9 +131,9 @@ LOADERS = ['LoadAnnotations', 'grootv.LoadSegAnnotations']
 CHOSEN = {old: IGNORED for old in range(148)} | {148: 0, 149: 1}  # two of 150 stored classes
 
 
-def check(sample: dict, loader: str = LOADERS[1]) -> np.ndarray:
+def check(sample: dict, loader: str = LOADERS[1], num_classes: int = 3) -> np.ndarray:
     init_default_scope('mmseg')
-    check = dict(type='grootv.CheckSegLabels', num_classes=3)
+    check = dict(type='grootv.CheckSegLabels', num_classes=num_classes)
     steps = [dict(type='grootv.LoadImageFromFile'), dict(type=loader), check]
     return Compose([TRANSFORMS.build(step) for step in steps])(sample)['gt_seg_map']
 
@@ -113,6 +161,7 @@ def test_labels_in_range_pass(sample, loader, stored, options, expected):
         (labels(1, 254), True, 'holds the label 254,'),
         (labels(0, 300, dtype=np.uint16), False, 'holds the label 300,'),  # its lowest eight bits are 44
         (labels(0, 257, dtype=np.uint16), False, 'holds the label 257,'),  # and here they are a class
+        (labels(0, 3), None, 'holds the label 3, and the one class has the number 0 (255 for none)'),
         (labels(0, shape=(4, 5)), False, 'is 5 x 4 pixels and its image {image} 6 x 4: both must have'),
         (labels(0, shape=(4, 6, 3)), False, 'has 3 channels, and one is needed'),
     ],
@@ -120,9 +169,9 @@ def test_labels_in_range_pass(sample, loader, stored, options, expected):
 def test_a_map_that_does_not_fit_is_named_with_the_label_as_stored(
     sample, loader, stored, reduce_zero_label, fault
 ):
-    facts = sample(stored, reduce_zero_label)
+    facts = sample(stored, bool(reduce_zero_label))
     with pytest.raises(UserError) as error:
-        check(facts, loader)
+        check(facts, loader, num_classes=1 if reduce_zero_label is None else 3)
     fault = fault.format(image=facts['img_path'])
     assert f'label map {facts["seg_map_path"]} {fault}' in str(error.value)
 

@@ -27,6 +27,7 @@ from rich.progress import track
 from torch import Tensor
 
 from grootv import checks, cli
+from grootv.datasets.images import eight_bits
 from grootv.errors import UserError
 from grootv.ops import METRICS, Tree, build_tree
 from grootv.visualization import statistics
@@ -53,11 +54,11 @@ def read_image(path: str | Path, kind: str = 'image') -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
+        return eight_bits(image) if kind == 'image' else image
     except FileNotFoundError:
         raise UserError(f'{kind} {path} does not exist: check the path') from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f'{kind} {path} cannot be read ({error}): give another one') from error
-    return image
 
 
 def read_labels(path: Path, picture: np.ndarray, grid: tuple[int, int]) -> Tensor:
