@@ -7,28 +7,32 @@ The classes of the language task are imported by its configs (``custom_imports``
 packages that the others do not, and the other way round.
 """
 
+from importlib import import_module
+
 from mmengine import registry as root
 
 
 class Registry(root.Registry):
-    """MMEngine's registry, which imports its locations only for what is not registered yet."""
+    """MMEngine's registry, which imports of its locations only what is asked for."""
 
     def get(self, key: str) -> type | None:
         scope, name = self.split_scope_key(key)
-        if scope in (None, self.scope) and name in self._module_dict:
-            return self._module_dict[name]
+        if scope in (None, self.scope):
+            for location in () if name in self._module_dict else self._locations:
+                getattr(import_module(location), name, None)  # a package may import a part of it by this
+            if name in self._module_dict:
+                return self._module_dict[name]
         return super().get(key)
 
 
 MODELS = Registry('model', parent=root.MODELS, locations=['grootv.models.backbones', 'grootv.models.heads'])
-TRANSFORMS = Registry('transform', parent=root.TRANSFORMS, locations=['grootv.datasets.transforms'])
+TRANSFORMS = Registry('transform', parent=root.TRANSFORMS, locations=['grootv.datasets'])
 HOOKS = Registry('hook', parent=root.HOOKS, locations=['grootv.engine'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, locations=['grootv.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['grootv.engine']
 )
 STRATEGIES = Registry('strategy', parent=root.STRATEGIES, locations=['grootv.engine.sharding'])
-# Imported only when a config asks for it: these need mmdet, or mmseg.
-DATASETS = Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets.coco'])
+DATASETS = Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets'])
 FUNCTIONS = Registry('function', parent=root.FUNCTIONS)
-METRICS = Registry('metric', parent=root.METRICS, locations=['grootv.datasets.coco'])
+METRICS = Registry('metric', parent=root.METRICS, locations=['grootv.datasets'])

@@ -8,6 +8,3 @@ default_hooks = dict(
 )
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 visualizer = dict(type='DetLocalVisualizer')
-
-# Refuses heads for another number of classes than the data have.
-custom_hooks = [dict(type='NumClassCheckHook')]

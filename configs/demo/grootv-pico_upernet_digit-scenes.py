@@ -49,7 +49,7 @@ tta_pipeline = [
 
 # The folders of ADE20K with other classes.
 dataset = dict(
-    type='BaseSegDataset',
+    type='grootv.SegDataset',
     data_root='data/digit_scenes',
     metainfo=dict(
         classes=classes,

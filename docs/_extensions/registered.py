@@ -26,7 +26,9 @@ def classes() -> dict[str, list[type]]:
     for name, value in vars(registry).items():
         if isinstance(value, registry.root.Registry):
             for location in value._locations:
-                importlib.import_module(location)
+                package = importlib.import_module(location)
+                for part in getattr(package, '__all__', ()):  # some import theirs when they are asked
+                    getattr(package, part)
             found[name] = sorted(
                 (
                     kind

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
+from grootv.datasets.summary import Summary, by_suffix, difference, files_below
 from grootv.errors import UserError, first
 from grootv.registry import DATASETS, METRICS
 
@@ -49,6 +51,11 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         self.box_counts = file.counts
         return index
 
+    def load_data_list(self) -> list[dict]:
+        items = super().load_data_list()
+        self._paths = [os.path.normpath(item['img_path']) for item in items]
+        return items
+
     def filter_data(self) -> list[dict]:
         kept = super().filter_data()
         if not kept:
@@ -59,6 +66,24 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         if not self.test_mode and not any(box['ignore_flag'] == 0 for box in boxes):
             raise fault(self.ann_file, 'has no box to learn from')
         return kept
+
+    def summary(self) -> Summary:
+        """Boxes by class that count, images without one, and files of the folder that the file does not name.
+
+        Raises:
+            UserError: If the folder lacks images that the file names.
+        """
+        counts = {name: self.box_counts[name] for name in self.metainfo['classes']}
+        folder, listed = self.data_prefix['img'], set(self._paths)
+        present = files_below(folder)
+        absent = [path for path in sorted(listed - present) if '://' not in path and not os.path.exists(path)]
+        if absent:
+            raise fault(self.ann_file, f'names {len(absent)} images that do not exist ({first(absent)})')
+        left_out: dict[str, list[str]] = by_suffix(present - listed)
+        if len(listed) > len(self):
+            kept = {os.path.normpath(self.get_data_info(index)['img_path']) for index in range(len(self))}
+            left_out['without boxes'] = sorted(listed - kept)
+        return Summary('boxes', counts, left_out)
 
 
 @METRICS.register_module()
@@ -202,11 +227,10 @@ class AnnotationFile:
             )
         found, named = list(wanted.values()), list(classes)
         if found != named:
-            place = next(i for i, name in enumerate([*named, None]) if [*found, None][i] != name)
+            place, theirs, ours = difference(found, named)
             raise UserError(
                 f'annotation file {self.name} and metainfo.classes differ from class {place} on: the file '
-                f'has {first(found[place:]) or "none"}, the config {first(named[place:]) or "none"}: list '
-                'categories of the file in its order'
+                f'has {theirs}, the config {ours}: list categories of the file in its order'
             )
         return wanted, names.keys() - wanted
 

@@ -51,6 +51,7 @@ def write_config(folder: Path, data: Path, base: str = 'demo/grootv-pico_digits.
     """A classifier: two epochs of three iterations."""
     settings = f"""
 dataset.update(metainfo=dict(classes=tuple('{CLASSES}')))
+train_dataloader.update(drop_last=False)
 model = dict(backbone=backbone, head=dict(num_classes=10, in_channels=64))
 data_preprocessor = dict(num_classes=10)
 param_scheduler = [

@@ -47,7 +47,7 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='ADE20KDataset',
+        type='grootv.ADE20KDataset',
         data_root='data/ade',
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         pipeline=train_pipeline,
@@ -60,7 +60,7 @@ val_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='ADE20KDataset',
+        type='grootv.ADE20KDataset',
         data_root='data/ade',
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         pipeline=test_pipeline,

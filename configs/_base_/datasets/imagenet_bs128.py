@@ -62,9 +62,10 @@ train_dataloader = dict(
     num_workers=5,
     persistent_workers=False,
     pin_memory=True,
+    drop_last=True,  # BatchNorm in the head takes no batch of one
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline),
+    dataset=dict(type='grootv.ImageNet', data_root='data/imagenet', split='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=128,
@@ -73,7 +74,7 @@ val_dataloader = dict(
     pin_memory=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ImageNet', data_root='data/imagenet', split='val', pipeline=test_pipeline),
+    dataset=dict(type='grootv.ImageNet', data_root='data/imagenet', split='val', pipeline=test_pipeline),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 

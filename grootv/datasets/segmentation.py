@@ -1,0 +1,144 @@
+"""Images and label maps of equal names. Importing this module needs mmseg."""
+
+import os
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import mmengine
+import mmseg.datasets
+import numpy as np
+from mmengine import fileio
+from PIL import Image
+
+from grootv.datasets.images import IMAGE_SUFFIXES
+from grootv.datasets.summary import Summary, others_below, spread
+from grootv.datasets.transforms import LoadSegAnnotations
+from grootv.errors import UserError, first
+from grootv.registry import DATASETS
+
+KEYS = ('img_path', 'seg_map_path')
+
+
+@DATASETS.register_module()
+class SegDataset(mmseg.datasets.BaseSegDataset):
+    """mmseg's data set for images and label maps of any format that Pillow reads.
+
+    Args:
+        img_suffix: End of the images' names that the label maps do not share; None stands for the suffix of
+            any format.
+        seg_map_suffix: Likewise for the label maps.
+        **kwargs: As for :class:`mmseg.datasets.BaseSegDataset`.
+
+    Raises:
+        UserError: If an image has no label map, or two files have the same name without the suffix.
+    """
+
+    def __init__(self, img_suffix: str | None = None, seg_map_suffix: str | None = None, **kwargs):
+        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        images = self._files('img_path', self.img_suffix)
+        maps = self._files('seg_map_path', self.seg_map_suffix)
+        names = sorted(images)
+        if self.ann_file:
+            names = [line.strip() for line in mmengine.list_from_file(self.ann_file) if line.strip()]
+        for kind, files in (('image', images), ('label map', maps)):
+            lacking = [name for name in names if files is not None and name not in files]
+            if lacking:
+                folder = self.data_prefix['img_path' if kind == 'image' else 'seg_map_path']
+                raise UserError(
+                    f'data folder {folder} has no {kind} for {first(lacking)}: add the files, or set '
+                    f'{"img_suffix" if kind == "image" else "seg_map_suffix"} to the end of their names'
+                )
+        if not names:
+            raise UserError(
+                f'data folder {self.data_prefix["img_path"]} has no image: check data_root, data_prefix and '
+                'img_suffix'
+            )
+        common = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
+        return [
+            dict(img_path=images[name], **({} if maps is None else dict(seg_map_path=maps[name])), **common)
+            | dict(seg_fields=[])
+            for name in names
+        ]
+
+    def _files(self, kind: str, suffix: str | None) -> dict[str, str] | None:
+        """Paths of a folder's images or label maps by their names without suffix; None without a folder."""
+        folder = self.data_prefix.get(kind)
+        if folder is None:
+            return None
+        suffixes = IMAGE_SUFFIXES if suffix is None else (suffix,)
+        found: dict[str, str] = {}
+        for file in sorted(
+            fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=self.backend_args)
+        ):
+            end = next((end for end in suffixes if file.lower().endswith(end.lower())), None)
+            if end is None:
+                continue
+            name, path = file[: -len(end)], os.path.join(folder, file)
+            if name in found:
+                raise UserError(
+                    f'data folder {folder} has two files for {name}, {Path(found[name]).name} and '
+                    f'{Path(path).name}: remove one, or set img_suffix and seg_map_suffix'
+                )
+            found[name] = path
+        return found
+
+    def summary(self) -> Summary:
+        """Share of the pixels by class, and files that are no image or no label map of one.
+
+        Of many label maps a thousand are read, evenly spread.
+        """
+        items = [self.get_data_info(index) for index in range(len(self))]
+        left_out = {}
+        for key in KEYS:
+            folder = self.data_prefix.get(key)
+            if folder and not self.ann_file:
+                left_out |= others_below(
+                    folder, [item[name] for item in items for name in KEYS if name in item]
+                )
+        maps = [item for item in items if 'seg_map_path' in item]
+        maps = [maps[index] for index in spread(len(maps))]
+        classes = self.metainfo.get('classes') or ()
+        if not maps or not classes:
+            return Summary('% of pixels', {}, left_out)
+        loader = LoadSegAnnotations()
+        labels = (loader(dict(item, seg_fields=[]))['gt_seg_map'] for item in maps)
+        pixels = sum(np.bincount(each.ravel(), minlength=256) for each in labels)
+        shares = dict(zip(classes, (100 * pixels / pixels.sum()).tolist(), strict=False))
+        found = ''
+        if not all(shares.values()):
+            none, lowest = ('0 and 255 count', 1) if self.reduce_zero_label else ('255 counts', 0)
+            found = (
+                f'the label maps hold {numbers(item["seg_map_path"] for item in maps)}, {none} as none, and '
+                f'the first class is {lowest}'
+            )
+        return Summary('% of pixels', shares, left_out, found)
+
+
+def numbers(paths: Iterable[str]) -> str:
+    """The numbers in the first label maps, as the files hold them."""
+    found: set[int] = set()
+    for path in islice(paths, 100):
+        with Image.open(path) as image:
+            found.update(np.unique(np.asarray(image)).tolist())
+    ordered = sorted(found)
+    return 'the numbers ' + ', '.join(
+        map(str, ordered if len(ordered) < 9 else [*ordered[:6], '...', ordered[-1]])
+    )
+
+
+@DATASETS.register_module()
+class ADE20KDataset(SegDataset):
+    """ADE20K's 150 classes, where 0 in a label map is none.
+
+    Args:
+        reduce_zero_label: Whether 0 is none and the first class is 1.
+        **kwargs: As for :class:`SegDataset`.
+    """
+
+    METAINFO = mmseg.datasets.ADE20KDataset.METAINFO
+
+    def __init__(self, reduce_zero_label: bool = True, **kwargs):
+        super().__init__(reduce_zero_label=reduce_zero_label, **kwargs)

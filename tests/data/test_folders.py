@@ -1,0 +1,138 @@
+"""Data sets that are folders: which files they read, and what they tell before a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image, features
+
+from grootv.datasets.images import IMAGE_SUFFIXES
+from grootv.errors import UserError
+
+
+def write(*paths: Path, value: int = 0) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 6), value, np.uint8)).save(path)
+
+
+def images(root: Path, **options):
+    init_default_scope('mmpretrain')
+    defaults = dict(data_root=str(root), split='train', pipeline=[], metainfo=dict(classes=('cat', 'dog')))
+    return DATASETS.build(dict(type='grootv.ImageNet', **defaults | options))
+
+
+def scenes(root: Path, **options):
+    init_default_scope('mmseg')
+    places = dict(data_root=str(root), data_prefix=dict(img_path='images', seg_map_path='labels'))
+    defaults = dict(places, pipeline=[], metainfo=dict(classes=('sky', 'field'), palette=[[0] * 3] * 2))
+    return DATASETS.build(dict(type='grootv.SegDataset', **defaults | options))
+
+
+def test_images_of_every_format_of_pillow_are_read_and_other_files_counted(tmp_path):
+    formats = ['jpg', 'png', 'webp', 'tif', 'tiff', 'gif', 'bmp', 'pgm', 'JPEG']
+    formats += [name for name, feature in (('avif', 'avif'), ('jp2', 'jpg_2000')) if features.check(feature)]
+    assert {f'.{name}'.lower() for name in formats} <= set(IMAGE_SUFFIXES)
+    write(
+        *(tmp_path / f'train/cat/{i}.{name}' for i, name in enumerate(formats)), tmp_path / 'train/dog/0.png'
+    )
+    for name in ('notes.txt', 'cat/list', 'cat/.hidden', 'dog/Thumbs.db'):
+        (tmp_path / 'train' / name).write_text('')
+    summary = images(tmp_path).summary()
+    assert summary.counts == dict(cat=len(formats), dog=1)
+    left_out = {suffix: [Path(file).name for file in files] for suffix, files in summary.left_out.items()}
+    assert left_out == {'.txt': ['notes.txt'], 'no suffix': ['list'], '.db': ['Thumbs.db']}
+
+
+@pytest.mark.parametrize('names', [('dog', 'cat'), ('Dog', 'Cat')])
+def test_names_in_another_order_than_the_folders_are_refused(tmp_path, names):
+    write(tmp_path / 'train/cat/0.png', tmp_path / 'train/dog/0.png')
+    fault = rf'differ from class 0 on: the folders are cat, dog, the names {", ".join(names)}: give'
+    with pytest.raises(UserError, match=fault):
+        images(tmp_path, metainfo=dict(classes=names))
+    assert images(tmp_path, metainfo=dict(classes=('house cat', 'wolf'))).CLASSES == ('house cat', 'wolf')
+
+
+@pytest.mark.parametrize('label', [2, -1])
+def test_a_listed_class_without_a_name_is_refused(tmp_path, label):
+    write(tmp_path / 'train/a.png')
+    (tmp_path / 'list.txt').write_text(f'a.png {label}\n')
+    fault = rf'list\.txt gives \S+a\.png the class {label}, and 2 classes are numbered 0 to 1'
+    with pytest.raises(UserError, match=fault):
+        images(tmp_path, ann_file='list.txt')
+
+
+def test_images_and_label_maps_of_any_format_are_paired_by_name(tmp_path):
+    write(tmp_path / 'images/a.jpg', tmp_path / 'images/deep/b.webp', tmp_path / 'labels/deep/b.tif')
+    write(tmp_path / 'labels/a.png', tmp_path / 'labels/c.png', value=1)
+    (tmp_path / 'images/readme.md').write_text('')
+    dataset = scenes(tmp_path)
+    found = [
+        [Path(dataset.get_data_info(i)[key]).name for key in ('img_path', 'seg_map_path')] for i in (0, 1)
+    ]
+    assert found == [['a.jpg', 'a.png'], ['b.webp', 'b.tif']]
+    summary = dataset.summary()
+    assert summary.counts == dict(sky=50, field=50) and summary.found == ''
+    assert {suffix: len(files) for suffix, files in summary.left_out.items()} == {'.md': 1, '.png': 1}
+    (tmp_path / 'list.txt').write_text('deep/b\n\n')
+    assert len(scenes(tmp_path, ann_file='list.txt')) == 1
+
+
+def test_ends_of_names_that_the_label_maps_do_not_share_are_options(tmp_path):
+    write(tmp_path / 'images/a_photo.png', tmp_path / 'images/a_depth.png', tmp_path / 'labels/a_ids.png')
+    dataset = scenes(tmp_path, img_suffix='_photo.png', seg_map_suffix='_ids.png')
+    assert [Path(path).name for path in dataset.get_data_info(0).values() if isinstance(path, str)] == [
+        'a_photo.png',
+        'a_ids.png',
+    ]
+
+
+@pytest.mark.parametrize(
+    'files, fault',
+    [
+        (['images/a.jpg', 'images/b.jpg', 'labels/a.png'], r'labels has no label map for b: add the files'),
+        (['images/a.jpg', 'images/a.png', 'labels/a.png'], r'images has two files for a, a\.jpg and a\.png'),
+        (['labels/a.png'], r'images has no image: check data_root, data_prefix and img_suffix'),
+    ],
+)
+def test_images_without_a_label_map_of_their_own_are_refused(tmp_path, files, fault):
+    (tmp_path / 'images').mkdir()
+    write(*(tmp_path / file for file in files))
+    with pytest.raises(UserError, match=fault):
+        scenes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'values, reduce_zero_label, counts, found',
+    [
+        (
+            (0, 255),
+            False,
+            dict(sky=50, field=0),
+            'hold the numbers 0, 255, 255 counts as none, and the first',
+        ),
+        (
+            (0, 1),
+            True,
+            dict(sky=50, field=0),
+            'hold the numbers 0, 1, 0 and 255 count as none, and the first',
+        ),
+        (
+            (1, 2),
+            False,
+            dict(sky=0, field=50),
+            'hold the numbers 1, 2, 255 counts as none, and the first class is 0',
+        ),
+        ((1, 2), True, dict(sky=50, field=50), ''),
+        ((255, 255), False, dict(sky=0, field=0), 'hold the numbers 255, 255 counts as none'),
+    ],
+)
+def test_classes_without_a_pixel_are_told_with_the_numbers_in_the_maps(
+    tmp_path, values, reduce_zero_label, counts, found
+):
+    for index, value in enumerate(values):
+        write(tmp_path / f'images/{index}.png')
+        write(tmp_path / f'labels/{index}.png', value=value)
+    summary = scenes(tmp_path, reduce_zero_label=reduce_zero_label).summary()
+    assert summary.counts == pytest.approx(counts) and found in summary.found
