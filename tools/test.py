@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 
 from grootv import checks, cli, distributed
 from grootv.checkpoint import install_safe_loader
-from grootv.engine import CheckpointKeysHook
+from grootv.engine import CheckpointKeysHook, DataReportHook
 from grootv.errors import UserError
 
 _ITEMS = {'.json': 'metrics', '.pkl': 'pred', '.pickle': 'pred'}
@@ -140,6 +140,7 @@ def main() -> None:
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(CheckpointKeysHook())
+    runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())
     if item == 'pred':
         runner.test_evaluator.metrics.append(dumper(cfg.get('default_scope'), args.out))

@@ -13,7 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from grootv import checks, cli, distributed
 from grootv.checkpoint import drop_pretrained, install_safe_loader
-from grootv.engine import CheckpointKeysHook
+from grootv.engine import CheckpointKeysHook, DataReportHook
 from grootv.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -115,6 +115,7 @@ def main() -> None:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     checks.check_pretrained_fit(runner.model)
     runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
+    runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())
     with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):
         runner.train()

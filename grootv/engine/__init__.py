@@ -1,12 +1,13 @@
 """Training parts that OpenMMLab does not have. Importing this package registers them."""
 
-from .hooks import CheckpointHook, CheckpointKeysHook, EpochSeedHook
+from .hooks import CheckpointHook, CheckpointKeysHook, DataReportHook, EpochSeedHook
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 
 __all__ = [
     'BFloat16OptimWrapper',
     'CheckpointHook',
     'CheckpointKeysHook',
+    'DataReportHook',
     'EpochSeedHook',
     'LayerDecayOptimWrapperConstructor',
 ]

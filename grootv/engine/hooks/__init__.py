@@ -1,5 +1,6 @@
 from .checkpoint import CheckpointHook
 from .checkpoint_keys import CheckpointKeysHook
+from .data_report import DataReportHook
 from .epoch_seed import EpochSeedHook
 
-__all__ = ['CheckpointHook', 'CheckpointKeysHook', 'EpochSeedHook']
+__all__ = ['CheckpointHook', 'CheckpointKeysHook', 'DataReportHook', 'EpochSeedHook']

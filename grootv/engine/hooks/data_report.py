@@ -1,0 +1,196 @@
+"""What the data of a run hold, in one table, and what in them does not fit the config."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from mmengine.runner.base_loop import BaseLoop
+from PIL import ExifTags, Image
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from grootv.checkpoint import warn
+from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, unreadable
+from grootv.datasets.summary import Summary, difference, spread
+from grootv.errors import UserError, first
+from grootv.registry import HOOKS
+
+_MOST_ROWS = 30  # classes of a table
+
+
+@HOOKS.register_module()
+class DataReportHook(Hook):
+    """Look at the data when they are loaded and the run has not begun.
+
+    A table shows items, counts by class, and files that are left out. A data set tells by its ``summary()``,
+    as those of ``grootv.datasets`` do; of any other the items are counted.
+
+    Raises:
+        UserError: If the loader gives no batch, or a last one of one image to BatchNorm; if the classes of
+            the data are not those of the model, the other loader or a metric; if nothing can be learned.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        loops = dict(training=runner._train_loop, validation=runner._val_loop, test=runner._test_loop)
+        built = {side: loop for side, loop in loops.items() if isinstance(loop, BaseLoop)}
+        datasets = {side: list(parts(loop.dataloader.dataset)) for side, loop in built.items()}
+        summaries = {side: [summary_of(part) for part in found] for side, found in datasets.items()}
+        print_log('\n'.join(['data', *table(datasets, summaries)]), 'current')
+        classes = {
+            side: tuple(part.metainfo.get('classes') or ())
+            for side, found in datasets.items()
+            for part in found[:1]
+            if hasattr(part, 'metainfo')
+        }
+        check_equal(classes)
+        for side, names in classes.items():
+            if names:
+                check_model(runner.model, side, names)
+                for metric in getattr(getattr(built[side], 'evaluator', None), 'metrics', ()):
+                    check_top(metric, side, names)
+        for side, found in summaries.items():
+            for part, summary in zip(datasets[side], found, strict=True):
+                check_counts(side, summary)
+                check_images(part)
+        if 'training' in built:
+            check_batches(built['training'].dataloader, runner.model)
+
+
+def parts(dataset: Any) -> Iterator[Any]:
+    """The data sets inside the wrappers of OpenMMLab and PyTorch."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner == [None]:
+        yield dataset
+    else:
+        for each in inner:
+            yield from parts(each)
+
+
+def summary_of(dataset: Any) -> Summary:
+    return dataset.summary() if hasattr(dataset, 'summary') else Summary('items')
+
+
+def table(datasets: Mapping[str, list], summaries: Mapping[str, list[Summary]]) -> list[str]:
+    """Lines of a table with a column for each loader."""
+    columns: dict[str, dict[str, str]] = {}
+    for side, found in summaries.items():
+        rows = columns[side] = {'items': str(sum(map(len, datasets[side])))}
+        counts: dict[str, float] = {}
+        for summary in found:
+            for name, count in summary.counts.items():
+                counts[name] = counts.get(name, 0) + count
+        unit = found[0].unit
+        if len(counts) > _MOST_ROWS:
+            least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+            rows[f'{len(counts)} classes, fewest {unit}'] = f'{shown(counts[least])} ({least})'
+            rows[f'{len(counts)} classes, most {unit}'] = f'{shown(counts[most])} ({most})'
+        else:
+            rows |= {f'{unit} of {name}': f'{shown(count)}' for name, count in counts.items()}
+        for summary in found:
+            for suffix, files in summary.left_out.items():
+                rows[f'left out, {suffix}'] = f'{len(files)} ({first(files[:1])})'
+    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+    cells = [['', *columns], *([name, *(rows.get(name, '') for rows in columns.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def shown(count: float) -> str:
+    return str(count) if isinstance(count, int) else f'{count:.3g}'
+
+
+def check_equal(classes: Mapping[str, tuple[str, ...]]) -> None:
+    """The loaders must number the classes alike."""
+    named = {side: names for side, names in classes.items() if names}
+    (side, names), *others = [*named.items()] or [('', ())]
+    for other, found in others:
+        if names != found:
+            place, ours, theirs = difference(names, found)
+            raise UserError(
+                f'the {side} and the {other} data differ from class {place} on, {ours} and {theirs}: give '
+                'both the same metainfo.classes and folders'
+            )
+
+
+def check_model(model: Any, side: str, names: tuple[str, ...]) -> None:
+    """Heads must have as many classes as the data; those that tell objects from background have none."""
+    for key, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        inside = 'backbone' in key.split('.') or key.endswith('rpn_head')
+        if isinstance(count, int) and count > 0 and not inside and count != len(names):
+            raise UserError(
+                f'num_classes of {key} ({type(module).__name__}) is {count}, and the {side} data have '
+                f'{len(names)} classes, {first(names)}: set it to {len(names)}, or fix metainfo.classes'
+            )
+
+
+def check_top(metric: Any, side: str, names: tuple[str, ...]) -> None:
+    most = max(getattr(metric, 'topk', None) or (0,))
+    if most > len(names):
+        raise UserError(
+            f'{type(metric).__name__} looks for the right class among the best {most}, and the {side} data '
+            f'have {len(names)} classes: set topk of the evaluators, for example '
+            '--cfg-options val_evaluator.topk="[1]" test_evaluator.topk="[1]"'
+        )
+
+
+def check_counts(side: str, summary: Summary) -> None:
+    absent = [name for name, count in summary.counts.items() if not count]
+    if not absent:
+        return
+    text = f'the {side} data have no {summary.unit.removeprefix("% of ")} of {first(absent)}'
+    text += f': {summary.found}' if summary.found else ''
+    learns_nothing = len(summary.counts) - len(absent) <= 1 < len(summary.counts) and summary.unit != 'boxes'
+    if learns_nothing and side == 'training':
+        raise UserError(f'{text}: fix the labels, reduce_zero_label or metainfo.classes')
+    warn(text)
+
+
+def check_images(dataset: Any) -> None:
+    """Look at the headers of a thousand images, evenly spread."""
+    infos = (
+        (dataset.get_data_info(i) for i in spread(len(dataset))) if hasattr(dataset, 'get_data_info') else ()
+    )
+    dark, bright = [], False
+    for info in infos:
+        path = info.get('img_path')
+        if not isinstance(path, str) or '://' in path:
+            continue
+        try:
+            with Image.open(path) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                size = image.size if turned else image.size[::-1]
+                if has_deep_pixels(image) and not bright:
+                    bright = int(np.asarray(eight_bits(image)).max()) > 15
+                    dark.append(path)
+        except Exception as error:  # each decoder has its own exceptions
+            raise unreadable(path, error) from None
+        check_size(path, size, (info.get('height'), info.get('width')))
+    if dark and not bright:
+        warn(
+            f'images of 16 bits, {first(dark)}, hold no number above 4095: scaled by the range of their type '
+            'they are almost black, multiply the pixels by 16'
+        )
+
+
+def check_batches(loader: DataLoader, model: Any) -> None:
+    sampler, size = loader.sampler, loader.batch_size
+    if len(loader) == 0:
+        raise UserError(
+            f'the training data have {len(loader.dataset)} items, fewer than a batch of {size}, and '
+            'drop_last=True leaves none: lower train_dataloader.batch_size'
+        )
+    if size is None or isinstance(sampler, InfiniteSampler) or loader.drop_last:
+        return
+    normalised = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if normalised and size > 1 and len(sampler) % size == 1:
+        raise UserError(
+            f'{len(sampler)} items a process leave a last batch of 1 at batch_size {size}, which BatchNorm '
+            'cannot normalise: set --cfg-options train_dataloader.drop_last=True, or another batch_size'
+        )
