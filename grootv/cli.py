@@ -202,7 +202,13 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def apply_runner_arguments(cfg: Config, args: argparse.Namespace) -> None:
-    """Write the work folder and the launcher into the config."""
+    """Write the work folder and the launcher into the config.
+
+    The visualizer gets the run's own name: its logs would otherwise go on in the folder of an earlier run of
+    the same process.
+    """
+    if cfg.get('visualizer'):
+        cfg.visualizer.pop('name', None)
     if args.local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher

@@ -9,7 +9,9 @@ default_hooks = dict(
 )
 log_processor = dict(by_epoch=False)
 
-visualizer = dict(_delete_=True, type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(
+    _delete_=True, type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+)
 
 # Several GPUs share the statistics of the heads' BatchNorm layers.
 sync_bn = 'torch'
