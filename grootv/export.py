@@ -23,6 +23,7 @@ from grootv.ops import convolution
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+TRACED_SIDE = 96  # pixels; the last map of a network has three rows and columns then
 ONNX_OPERATORS = ('build_tree', 'tree_scan', 'selective_tree_scan', 'gated_read_out')
 
 
@@ -70,18 +71,27 @@ def random_images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randn((batch, 3, height, width), generator=torch.Generator().manual_seed(seed))
 
 
+def tracing_images(images: Tensor) -> Tensor:
+    """Images to trace a network with in place of others: two or more, with sides of ``TRACED_SIDE`` or more.
+
+    PyTorch takes every size of 1 that it meets for a constant, be it the batch or a side of the last map.
+    """
+    batch, channels, *sides = images.shape
+    return images.new_zeros(max(batch, 2), channels, *(max(side, TRACED_SIDE) for side in sides))
+
+
 def export_program(network: nn.Module, height: int, width: int) -> ExportedProgram:
     """Trace a network with torch.export; batch, height and width are left open.
 
     Args:
         network: Image (B, 3, H, W) -> logits, or a tuple of maps.
-        height: Of the image to trace with.
+        height: Of an image that the network takes; small ones are traced larger, see :func:`tracing_images`.
         width: Of the same.
     """
     with torch.no_grad():
         return torch.export.export(
             network,
-            (random_images(2, height, width),),
+            (tracing_images(random_images(2, height, width)),),
             dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
         )
 
@@ -97,7 +107,7 @@ def export_onnx(network: nn.Module, image: Tensor, metadata: dict[str, str], pat
 
     Args:
         network: Image (B, 3, H, W) -> logits, or a tuple of maps.
-        image: An example.
+        image: Images that the network takes; small ones are traced larger, see :func:`tracing_images`.
         metadata: Texts by key, for the model's metadata.
         path: File to write.
     """
@@ -107,7 +117,7 @@ def export_onnx(network: nn.Module, image: Tensor, metadata: dict[str, str], pat
         warnings.simplefilter('ignore', FutureWarning)  # of torch about itself
         program = torch.onnx.export(
             network,
-            (image,),
+            (tracing_images(image),),
             dynamo=True,
             verbose=False,
             input_names=['image'],

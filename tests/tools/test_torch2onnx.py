@@ -17,7 +17,7 @@ from torch import nn
 from grootv import ops
 from grootv.checkpoint import build_model
 from grootv.errors import UserError
-from grootv.export import deployable, random_images, translation_table
+from grootv.export import deployable, export_onnx, random_images, translation_table
 from tests.tools.tiny_run import ROOT, load_tool, run_tool
 
 torch2onnx = load_tool('deployment/torch2onnx.py')
@@ -69,6 +69,23 @@ def test_outputs_are_those_of_pytorch_at_every_size(export, task):
         for array, tensor in zip(found, expected, strict=True):
             np.testing.assert_allclose(array, tensor, rtol=1e-4, atol=1e-5)
         assert 'trees equal' in torch2onnx.verify(path, network, images)
+
+
+@pytest.mark.parametrize('side', [1, 32])
+@pytest.mark.parametrize('task', CONFIGS)
+def test_nothing_of_a_small_size_is_traced(export, task, side, tmp_path, capsys):
+    config, network, _ = export(task)
+    path = tmp_path / 'model.onnx'
+    arguments = ('--out', path, '--input-size', side, side, '--verify')
+    assert run_tool('deployment/torch2onnx.py', config, *arguments) == 0
+    assert f'2 x 3 x {side + 65} x {side + 38}: outputs differ by ' in capsys.readouterr().out
+    export_onnx(network, random_images(1, side, side), {}, path)
+    for size in ((2, 96, 64), (3, 33, 71), (1, 161, 40)):
+        images = random_images(*size)
+        expected = network(images)
+        expected = [expected] if task == 'classification' else expected
+        for array, tensor in zip(session(path).run(None, {'image': images.numpy()}), expected, strict=True):
+            np.testing.assert_allclose(array, tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_the_file_has_no_notes_and_names_the_normalisation(export):

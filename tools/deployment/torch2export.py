@@ -20,7 +20,7 @@ from grootv import cli
 from grootv.errors import UserError
 from grootv.export import compare, compile_package, deployable, export_program, random_images
 
-SMALLEST = 33  # pixels; below, the last map has one row or column, which torch.export takes for constant
+SMALLEST = 33  # pixels; below, the last map has one row or column, which a program of torch.export refuses
 TOLERANCE = 1e-3  # of compiled code, which rounds differently; an exported graph does not
 
 # Run by another Python, which imports torch and grootv.ops alone.
@@ -69,7 +69,7 @@ def main() -> None:
     if path.suffix != '.pt2':
         raise UserError(f'--out {path}: end it in .pt2')
     height, width = args.input_size
-    if min(height, width) < SMALLEST:  # or the traced graph would take such images alone
+    if min(height, width) < SMALLEST:
         raise UserError(f'--input-size must be {SMALLEST} or more each, got {height} {width}')
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
     program = export_program(network, height, width)
@@ -81,7 +81,8 @@ def main() -> None:
     limits = [str(limit) for limit in program.range_constraints.values()]
     print(f'{path}: {path.stat().st_size / 2**20:.1f} MB; sizes {", ".join(limits)}', flush=True)
     if args.verify:
-        batches = [random_images(2, height, width), random_images(3, height + 13, width + 6, seed=1)]
+        sizes = ((1, 2 * height + 1, width + 69), (2, height, width), (3, height + 13, width + 6))
+        batches = [random_images(*size, seed) for seed, size in enumerate(sizes)]
         for images, found in zip(batches, run_apart(path, args.aoti, batches), strict=True):
             with torch.no_grad():
                 expected = network(images)
