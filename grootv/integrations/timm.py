@@ -171,7 +171,7 @@ class TimmGrootV(nn.Module):
         width = getattr(head.conv, 'out_channels', self.num_features)
         self.num_classes = num_classes
         self.head_hidden_size = width * self.global_pool.feat_mult()
-        like = self.backbone.stem.conv1.weight
+        like = next(self.backbone.parameters())
         head.fc = linear(self.head_hidden_size, num_classes).to(like) if num_classes else nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

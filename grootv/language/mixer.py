@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.mamba.modeling_mamba import MambaCache, MambaMixer
 
+from grootv.modules import is_plain
 from grootv.ops import token_chain, token_scan, token_tree
 
 
@@ -63,13 +64,16 @@ class TreeMambaMixer(MambaMixer):
         x = x if kept is None else x * kept
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low_rank, B, C = self.x_proj(x).split(sizes, dim=-1)
-        # The bias is added by the scan, in float32: a sum in half precision would lose it.
-        delta = F.linear(low_rank, self.dt_proj.weight)
+        if is_plain(self.dt_proj, nn.Linear):
+            # The bias is added by the scan, in float32: a sum in half precision would lose it.
+            delta, bias = F.linear(low_rank, self.dt_proj.weight), self.dt_proj.bias
+        else:
+            delta, bias = self.dt_proj(low_rank), None
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
         if stepping and cache_params is not None:
-            y, state = self._advance(x, delta, A, B, C, cache_params.ssm_states[self.layer_idx])
+            y, state = self._advance(x, delta, bias, A, B, C, cache_params.ssm_states[self.layer_idx])
         else:
-            y, state = self._scan(x, delta, A, B, C, attention_mask)
+            y, state = self._scan(x, delta, bias, A, B, C, attention_mask)
         if cache_params is not None:
             cache_params.ssm_states[self.layer_idx].copy_(state)
         return self.out_proj((y + x * self.D) * self.act(z))
@@ -84,36 +88,46 @@ class TreeMambaMixer(MambaMixer):
             window = cache.update_conv_state(self.layer_idx, latest, place)
         if not stepping:
             return self.act(self.conv1d(x)[..., :length]).transpose(1, 2).contiguous()
+        if not is_plain(self.conv1d, nn.Conv1d):  # which pads the window on both sides
+            return self.act(self.conv1d(window)[..., kernel - 1 : kernel]).transpose(1, 2)
         x = (window * self.conv1d.weight.squeeze(1)).sum(-1)
         x = x if self.conv1d.bias is None else x + self.conv1d.bias
         return self.act(x).unsqueeze(1)
 
     def _scan(
-        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, mask: Tensor | None
+        self,
+        x: Tensor,
+        delta: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        bias = self.dt_proj.bias
         y, state = token_scan(x, delta, A, B, C, token_chain(x.shape[0], x.shape[1], x.device), bias)
         if self.scale == 0:
             return y, state
         with torch.no_grad():
-            signal = self._step(delta) * x
+            signal = step_size(delta, bias) * x
             context = context_bounds(mask, x)
             tree = token_tree(signal.float(), B.float(), context, self.reach, self.causal)
         tree_y, tree_state = token_scan(x, delta, A, B, C, tree, bias)
         return y + self.scale * tree_y, state + self.scale * tree_state
 
     def _advance(
-        self, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+        self, x: Tensor, delta: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, C: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One token (B, 1, ...) after the context, where chain and tree are one recurrence."""
-        step = self._step(delta).transpose(1, 2)
+        step = step_size(delta, bias).transpose(1, 2)
         signal = step * B.to(step.dtype) * x.to(step.dtype).transpose(1, 2)
         state = torch.exp(A * step) * state + (1 + self.scale) * signal
         return (state.to(x.dtype) @ C.transpose(1, 2)).transpose(1, 2), state
 
-    def _step(self, delta: Tensor) -> Tensor:
-        wide = torch.promote_types(delta.dtype, torch.float32)
-        return F.softplus(delta.to(wide) + self.dt_proj.bias.to(wide))
+
+def step_size(delta: Tensor, bias: Tensor | None) -> Tensor:
+    """The step of every token and channel from delta before its bias and softplus, in float32 at least."""
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    return F.softplus(delta.to(wide) if bias is None else delta.to(wide) + bias.to(wide))
 
 
 def context_bounds(mask: Tensor | None, tokens: Tensor) -> Tensor:

@@ -123,6 +123,29 @@ def test_half_precision_stays_near_and_the_tree_grows_from_float32(dtype, grown)
         assert x.dtype == B.dtype == torch.float32 and not x.requires_grad
 
 
+def test_hooks_of_every_layer_are_called_and_change_nothing_else():
+    model, called = use_tree_scan(mamba()), []
+    layers = {module for module in model.modules() if not list(module.children())}
+
+    def run():
+        """The prompt, then a token after it, each with the layers that were hooked."""
+        ids, given = tokens(2, 7), {}
+        for position in (0, 7):
+            called.clear()
+            output = model(ids, use_cache=True, cache_position=torch.tensor([position]), **given)
+            yield output.logits, set(called)
+            ids, given = tokens(2, 1), dict(cache_params=output.cache_params)
+
+    torch.manual_seed(0)
+    expected = [logits for logits, _ in run()]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: called.append(module))
+    torch.manual_seed(0)
+    for (logits, hooked), before in zip(run(), expected, strict=True):
+        torch.testing.assert_close(logits, before, rtol=1e-4, atol=1e-4)
+        assert hooked == layers
+
+
 def test_unsupported_calls_raise():
     model = use_tree_scan(mamba())
     cache = model(tokens(1, 5)).cache_params

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from grootv.modules import call, is_plain
 from grootv.ops import Tree, build_tree, convolution, gated_read_out, selective_tree_scan
 
 
@@ -62,10 +63,13 @@ class TreeSSM(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map to scan, which the tree is built from, and the gate z; both (B, H, W, D)."""
-        # One projection and a split would leave two strided halves that later steps must copy.
-        to_scan, to_gate = self.in_proj.weight.chunk(2)
-        convolved = convolve(self.conv, F.linear(x, to_scan))
-        return F.silu(convolved, inplace=not convolved.requires_grad), F.linear(x, to_gate)
+        if is_plain(self.in_proj, nn.Linear) and self.in_proj.bias is None:
+            # One projection and a split would leave two strided halves that later steps must copy.
+            to_scan, z = (F.linear(x, weight) for weight in self.in_proj.weight.chunk(2))
+        else:
+            to_scan, z = (half.contiguous() for half in self.in_proj(x).chunk(2, -1))
+        convolved = convolve(self.conv, to_scan)
+        return F.silu(convolved, inplace=not convolved.requires_grad), z
 
     def build_tree(self, x: Tensor) -> Tree:
         """The minimum spanning tree of a projected map (B, H, W, D)."""
@@ -82,31 +86,54 @@ class TreeSSM(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
             delta, A, B, C = self.scan_inputs(x)
-            return selective_tree_scan(x, delta, A, B, tree, self.dt_proj.bias), C, x
+            return selective_tree_scan(x, delta, A, B, tree, self.delta_bias()), C, x
 
     def project_out(self, h: Tensor, C: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Read the states out through the gate and project them back, (B, L, channels)."""
         inner, outer = self.state_norm, self.out_norm
-        norms = (inner.weight, inner.bias), (outer.weight, outer.bias)
+        fused = inner.eps == outer.eps if is_affine(inner) and is_affine(outer) else False
         with torch.autocast(x.device.type, enabled=False):
-            y = gated_read_out(h, C, x, self.D, z, *norms, outer.eps)
+            if fused:
+                norms = (inner.weight, inner.bias), (outer.weight, outer.bias)
+                y = gated_read_out(h, C, x, self.D, z, *norms, outer.eps)
+            else:
+                y = call(outer, C * call(inner, h) + self.D.to(x.dtype) * x)
+                y = (y * F.silu(z.to(y.dtype))).to(z.dtype)
         return self.out_proj(y)
 
     def scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Parameters of the state-space model at the vertices x (B, L, D).
 
         Returns:
-            The step delta (B, L, D) before its bias and softplus; A (D, 1); B and C (B, L, 1).
+            The step delta (B, L, D) before :meth:`delta_bias` and softplus; A (D, 1); B and C (B, L, 1).
         """
-        # A model cast to half precision as a whole has half parameters; its scan still runs in float32.
-        low, B, C = F.linear(x, self.x_proj.weight.to(x.dtype)).split([self.dt_proj.in_features, 1, 1], -1)
-        delta = F.linear(low, self.dt_proj.weight.to(x.dtype))
-        return delta, -self.A_log.to(x.dtype).exp(), B, C
+        projected = project_wide(self.x_proj, x)
+        low, B, C = projected.split([projected.shape[-1] - 2, 1, 1], -1)
+        return project_wide(self.dt_proj, low), -self.A_log.to(x.dtype).exp(), B, C
+
+    def delta_bias(self) -> Tensor | None:
+        """What the scan adds to delta: the bias of ``dt_proj``, unless ``dt_proj`` has added it itself."""
+        return self.dt_proj.bias if is_plain(self.dt_proj, nn.Linear) else None
 
     def decay(self, x: Tensor) -> Tensor:
         """Factor of the edge from every vertex to its parent, (B, L, D)."""
         delta, A, _, _ = self.scan_inputs(x)
-        return torch.exp(F.softplus(delta + self.dt_proj.bias.to(x.dtype)) * A.squeeze(1))
+        bias = self.delta_bias()
+        step = F.softplus(delta if bias is None else delta + bias.to(x.dtype))
+        return torch.exp(step * A.squeeze(1))
+
+
+def project_wide(layer: nn.Module, x: Tensor) -> Tensor:
+    """Project in the dtype of the input; without the bias if the layer is a plain linear one.
+
+    A model cast to half precision as a whole has half parameters; its scan still runs in float32.
+    """
+    return F.linear(x, layer.weight.to(x.dtype)) if is_plain(layer, nn.Linear) else call(layer, x)
+
+
+def is_affine(norm: nn.Module) -> bool:
+    """Whether a layer is a plain LayerNorm with weight and bias."""
+    return is_plain(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
 
 
 def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
@@ -154,7 +181,8 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     The permuted view of a contiguous map is what PyTorch calls a channels-last tensor, so nothing
     is copied.
     """
-    if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+    compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    if compiling and is_plain(conv, nn.Conv2d):
         return convolve_opaquely(conv, x)
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
