@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from ._library import available, ops
@@ -56,6 +57,49 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
 def register_fake(name: str) -> Callable:
     """Decorate the fake kernel of an operator; without the compiled library there is nothing to register."""
     return torch.library.register_fake(f'{ops.name}::{name}') if available else lambda kernel: kernel
+
+
+class _ReverseMode(torch.library.Library):
+    """Adds to every kernel of autograd that it refuses tangents, which it would drop without a word."""
+
+    def impl(self, op_name, fn, dispatch_key='', **options):
+        def kernel(keyset, *args, **kwargs):
+            refuse_tangents(op_name, *args)
+            return fn(keyset, *args, **kwargs)
+
+        super().impl(op_name, kernel, dispatch_key, **options)
+
+
+_REVERSE_MODE = _ReverseMode(ops.name, 'FRAGMENT') if available else None
+
+
+def refuse_tangents(function: str, *args) -> None:
+    """Raise an error if a tensor carries a tangent of forward-mode differentiation."""
+    if forward_ad._current_level < 0:  # nobody differentiates forward; asking every tensor takes 6 us
+        return
+    tensors = (each for each in args if isinstance(each, Tensor))
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            f'grootv.ops.{function}: forward-mode derivatives are not implemented; use reverse mode, or '
+            'grootv.ops.reference'
+        )
+
+
+def register_autograd(name: str, backward: Callable, setup: Callable | None = None) -> None:
+    """Register the gradient of an operator in reverse mode; forward mode is refused."""
+    qualified = f'{ops.name}::{name}'
+    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_REVERSE_MODE)
+
+
+def register_constant(name: str) -> None:
+    """Register an operator with a floating result that passes no gradient on, in either mode."""
+    if not available:
+        return
+
+    def refuse(ctx, *grads):
+        raise NotImplementedError(f'grootv.ops.{name} is not differentiable: detach its input')
+
+    register_autograd(name, refuse)
 
 
 def register_flops(name: str, shapes: Shapes, multiply_adds: Callable[..., int], times: int = 1) -> None:
@@ -139,8 +183,8 @@ def register_differentiable(
 
     register_fake(name)(fake)
     register_fake(backward)(fake_backward)
-    torch.library.register_autograd(f'{ops.name}::{name}', differentiate, setup_context=save)
-    torch.library.register_autograd(f'{ops.name}::{backward}', refuse)
+    register_autograd(name, differentiate, save)
+    register_autograd(backward, refuse)
     for device in ('cpu', 'cuda'):
         torch.library.register_autocast(f'{ops.name}::{name}', device, torch.float32)
     register_flops(name, shapes, multiply_adds)

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from ._library import ops
-from ._register import check_shapes, empty, register_differentiable, register_fake
+from ._register import (
+    check_shapes,
+    empty,
+    refuse_tangents,
+    register_constant,
+    register_differentiable,
+    register_fake,
+)
 from .tree import Tree
 
 
@@ -17,6 +24,11 @@ def token_edges(length: int, reach: int, device: torch.device | str = 'cpu') -> 
     Returns:
         Pairs (earlier, later), shape ((L - 1) * reach, 2) int32.
     """
+    if length < 1 or reach < 1 or length * reach >= 2**31:
+        raise ValueError(
+            'token_edges: length and reach must be 1 or more, and their product below 2^31, '
+            f'got {length} and {reach}'
+        )
     later = torch.arange(length - 1, 0, -1, dtype=torch.int32, device=device).unsqueeze(1)
     earlier = later - torch.arange(1, reach + 1, dtype=torch.int32, device=device)
     return torch.stack([earlier.clamp_min(0), later.expand_as(earlier)], dim=-1).view(-1, 2)
@@ -40,9 +52,11 @@ def token_edge_weight(x: Tensor, B: Tensor, context: Tensor, reach: int = 3) -> 
         differentiable.
 
     Raises:
-        RuntimeError: If shapes, dtypes or devices do not fit, or ``reach`` is below 1.
+        RuntimeError: If shapes, dtypes or devices do not fit, ``reach`` is below 1, or a context is not
+            within its sequence (on a CUDA device the part that is counts).
     """
-    return ops.token_edge_weight(x.detach(), B.detach(), context.int(), reach)
+    refuse_tangents('token_edge_weight', x, B)
+    return ops.token_edge_weight(x.detach(), B.detach(), context, reach)
 
 
 def token_tree(x: Tensor, B: Tensor, context: Tensor, reach: int = 3, causal: bool = False) -> Tree:
@@ -91,6 +105,10 @@ def _causal_parents(weight: Tensor, context: Tensor) -> Tensor:
 
 def token_chain(batch: int, length: int, device: torch.device | str = 'cpu') -> Tree:
     """Return the tree in which the parent of every token is the next one: a recurrence over the sequence."""
+    if batch < 0 or not 1 <= length <= 2**30:
+        raise ValueError(
+            f'token_chain: batch must be 0 or more and length 1 to 2^30, got {batch} and {length}'
+        )
     token = torch.arange(length, dtype=torch.int32, device=device)
     tree = Tree(token.flip(0), (token + 1).clamp_max(length - 1))
     return Tree(*(tensor.expand(batch, -1).contiguous() for tensor in tree))
@@ -150,6 +168,7 @@ def _(x, B, context, reach):
     return empty(x, (x.shape[0], (x.shape[1] - 1) * reach), torch.float32)
 
 
+register_constant('token_edge_weight')
 PER_STATE = ('B L N', 'one value per token and state')
 register_differentiable(
     'token_scan',

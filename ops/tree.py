@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from ._library import ops
-from ._register import check_shapes, empty, register_fake, register_flops
+from ._register import (
+    check_shapes,
+    empty,
+    refuse_tangents,
+    register_constant,
+    register_fake,
+    register_flops,
+)
 from .grid_graph import num_edges
 
 METRICS = ('cosine', 'euclidean', 'manhattan')
@@ -62,6 +69,7 @@ def grid_edge_weight(features: Tensor, metric: str = 'cosine') -> Tensor:
         ValueError: If the metric is unknown.
     """
     check_metric('grid_edge_weight', metric)
+    refuse_tangents('grid_edge_weight', features)
     return ops.grid_edge_weight(features.detach(), metric)
 
 
@@ -182,6 +190,9 @@ def _edge_pairs(edges: Tensor) -> Tensor:
 
 
 MAPS = {'features': ('B H W C', 'a feature map')}
+
+
+register_constant('grid_edge_weight')
 
 
 def _empty_tree(like: Tensor, vertices: int) -> tuple[Tensor, Tensor]:

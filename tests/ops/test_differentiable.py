@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from grootv import ops
 from grootv.ops import reference
@@ -215,3 +216,60 @@ def test_other_devices_are_refused(backend, form):
         moved.tensors[i] = moved.tensors[i].to('meta')
         with pytest.raises(RuntimeError, match=f'{call.name}: all tensors must be on one device, but '):
             moved(backend.ops)
+
+
+@pytest.mark.parametrize('form', OPERATORS)
+def test_forward_mode_is_refused(backend, form):
+    call = cases.make(form, 2, 3, 4, 5).to(backend.device)
+    given = tuple(call.given())
+    run = lambda *tensors: call.fill(tensors)(backend.ops)[0]  # noqa: E731
+
+    def dual(grad):
+        with forward_ad.dual_level():
+            return run(*(forward_ad.make_dual(x.detach().requires_grad_(grad), x) for x in given))
+
+    tries = [
+        lambda: torch.func.jvp(run, given, given),
+        lambda: torch.func.jvp(lambda x: run(*given[:-1], x), given[-1:], given[-1:]),
+        lambda: torch.func.jacfwd(run)(*given),
+        lambda: torch.func.linearize(run, *given),
+        lambda: torch.func.jvp(lambda *x: torch.func.vmap(run)(*(t[None] for t in x)), given, given),
+        lambda: dual(False),
+        lambda: dual(True),
+    ]
+    sentence = f'grootv.ops.{call.name}: forward-mode derivatives are not implemented; use reverse mode, or'
+    for attempt in tries:
+        with pytest.raises(NotImplementedError, match=sentence):
+            attempt()
+    tangents = torch.func.jvp(lambda *x: call.fill(x)(reference)[0], given, given)[1]
+    assert tangents.norm() > 0
+    run(*given)  # as before
+
+
+@pytest.mark.parametrize('name', ['grid_edge_weight', 'token_edge_weight'])
+def test_edge_weights_refuse_derivatives_of_both_modes(backend, name):
+    x = torch.randn(2, 3, 4, 5)
+    extra = ('cosine',)
+    if name == 'token_edge_weight':
+        x, extra = x[0], (x[0], torch.tensor([[0, 4]] * 3), 3)
+    x, *extra = cases.to_device([x, *extra], backend.device)
+    for library in (backend.ops, backend.library):
+        function = lambda x, library=library: getattr(library, name)(x, *extra)  # noqa: E731
+        with pytest.raises(NotImplementedError, match=f'grootv.ops.{name}: forward-mode derivatives'):
+            torch.func.jvp(function, (x,), (x,))
+    assert not getattr(backend.ops, name)(x.requires_grad_(), *extra).requires_grad
+    with pytest.raises(NotImplementedError, match=f'grootv.ops.{name} is not differentiable: detach its'):
+        getattr(backend.library, name)(x, *extra).sum().backward()
+
+
+@pytest.mark.filterwarnings('ignore:There is a performance drop')
+@pytest.mark.parametrize('form', OPERATORS)
+def test_transforms_of_torch_func_are_right_or_refused(backend, form):
+    call = cases.make(form, 2, 3, 4, 5).to(backend.device)
+    given = call.given()
+    run = lambda *tensors: call.fill(tensors)(backend.ops)[0]  # noqa: E731
+    found = torch.func.vmap(run)(*(torch.stack([x, x / 2]) for x in given))
+    cases.assert_same([*found], [run(*given), run(*(x / 2 for x in given))])
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(RuntimeError, match='functorch transforms'):
+            transform(lambda *x: run(*x).sum())(*given)
