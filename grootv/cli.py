@@ -261,6 +261,13 @@ def explain(error: BaseException) -> str | None:
             return f'the config gives {option[1]} an option {option[2]!r} that it does not have'
     if type(error).__name__ == 'OutOfMemoryError':
         return 'the GPU has too little memory: lower train_dataloader.batch_size, or use --amp'
+    memory = re.match(r'(\w+): out of memory(?:: (cannot allocate \d+ bytes))?$', text)
+    if isinstance(error, RuntimeError) and memory:
+        size = f' ({memory[2]})' if memory[2] else ''
+        return (
+            f'memory ran out in grootv.ops.{memory[1]}{size}: lower train_dataloader.batch_size, or the size '
+            'of the images'
+        )
     if isinstance(error, ValueError) and text.startswith('Expected more than 1 value per channel'):
         return (
             'a BatchNorm layer got a single value for every channel: raise train_dataloader.batch_size '

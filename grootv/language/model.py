@@ -78,6 +78,8 @@ class MambaModel(transformers_mamba.MambaModel):
             return mask
         longest = stop - start
         length = longest if context_length is None else torch.as_tensor(context_length, device=tokens.device)
+        if length.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f'MambaModel: context_length must be int32 or int64, got {length.dtype}')
         if length.shape != longest.shape:
             raise ValueError(
                 f'MambaModel: context_length needs one value per item, shape {tuple(longest.shape)}, '

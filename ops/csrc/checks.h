@@ -2,7 +2,10 @@
 #pragma once
 
 #include <initializer_list>
+#include <iomanip>
 #include <limits>
+#include <new>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -85,15 +88,83 @@ inline void check_tensor(const char* function, const char* name, const char* rul
     check_same_device(function, name, tensor, first);
 }
 
+// Memory for a tensor that PyTorch did not get.
+struct OutOfMemory : std::bad_alloc {
+    explicit OutOfMemory(double bytes) : bytes(bytes) {}
+    double bytes;  // may be more than an integer holds
+};
+
+inline int element_size(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Double:
+        case ScalarType::Long: return 8;
+        case ScalarType::Half:
+        case ScalarType::BFloat16: return 2;
+        case ScalarType::Byte:
+        case ScalarType::Bool: return 1;
+        default: return 4;
+    }
+}
+
+// Calls make(), which allocates a tensor; its error is lost in PyTorch's C interface.
+template <class Sizes, class Make>
+Tensor allocate(const Sizes& sizes, ScalarType dtype, const Make& make) {
+    try {
+        return make();
+    } catch (const std::runtime_error&) {
+        double bytes = element_size(dtype);
+        for (int64_t size : sizes) bytes *= static_cast<double>(size);
+        throw OutOfMemory(bytes);
+    }
+}
+
+inline Tensor make_empty(const Tensor& like, std::initializer_list<int64_t> sizes,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+    return allocate(sizes, dtype.value_or(like.scalar_type()),
+                    [&] { return torch::stable::new_empty(like, sizes, dtype); });
+}
+
+inline Tensor make_zeros(const Tensor& like, std::initializer_list<int64_t> sizes,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+    return allocate(sizes, dtype.value_or(like.scalar_type()),
+                    [&] { return torch::stable::new_zeros(like, sizes, dtype); });
+}
+
 // The tensor itself if it is contiguous already: a call through the dispatcher costs as much as a small tree.
 inline Tensor as_contiguous(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    if (tensor.is_contiguous()) return tensor;
+    return allocate(tensor.sizes(), tensor.scalar_type(), [&] { return torch::stable::contiguous(tensor); });
+}
+
+inline Tensor as_contiguous(const Tensor& tensor, ScalarType dtype) {
+    if (tensor.scalar_type() == dtype) return as_contiguous(tensor);
+    return as_contiguous(allocate(tensor.sizes(), dtype, [&] { return torch::stable::to(tensor, dtype); }));
 }
 
 inline Tensor as_contiguous_float32(const Tensor& tensor) {
-    bool done = tensor.scalar_type() == ScalarType::Float;
-    return as_contiguous(done ? tensor : torch::stable::to(tensor, ScalarType::Float));
+    return as_contiguous(tensor, ScalarType::Float);
 }
+
+// A kernel that reports memory that ran out under the name of its operator.
+template <class Operator, auto kernel>
+struct Reporting;
+
+template <class Operator, class Result, class... Types, Result (*kernel)(Types...)>
+struct Reporting<Operator, kernel> {
+    static Result call(Types... arguments) {
+        std::string size;
+        try {
+            return kernel(arguments...);
+        } catch (const OutOfMemory& error) {
+            std::ostringstream text;
+            text << std::fixed << std::setprecision(0) << ": cannot allocate " << error.bytes << " bytes";
+            size = text.str();
+        } catch (const std::bad_alloc&) {
+        } catch (const std::length_error&) {  // of a vector
+        }
+        throw std::runtime_error(std::string(Operator::name()) + ": out of memory" + size);
+    }
+};
 
 // Vertices and edges are counted in int32; a grid of L vertices has fewer than 2 L edges.
 inline void check_grid(const char* function, int64_t height, int64_t width) {
@@ -108,8 +179,22 @@ inline void check_num_vertices(const char* function, int64_t num_vertices) {
           num_vertices);
 }
 
+// Vertices are counted in int32.
+inline void check_num_vertices(const char* function, const char* name, int64_t vertices) {
+    check(vertices <= 1 << 30, function, ": ", name, " must have at most 2^30 vertices, got ", vertices);
+}
+
 inline void check_root(const char* function, int64_t root, int64_t vertices) {
     check(root >= 0 && root < vertices, function, ": root must be a vertex, 0 to ", vertices - 1, ", got ", root);
 }
 
 }  // namespace grootv
+
+// Registers the kernel of the same name as its operator.
+#define GROOTV_IMPL(m, operator_name)                                                                    \
+    do {                                                                                                 \
+        struct Operator {                                                                                \
+            static const char* name() { return #operator_name; }                                         \
+        };                                                                                               \
+        m.impl(#operator_name, TORCH_BOX((&grootv::Reporting<Operator, &grootv::operator_name>::call))); \
+    } while (false)

@@ -23,15 +23,26 @@ struct TokenEdges {
         check(length <= std::numeric_limits<int32_t>::max() / reach, function,
               ": a sequence must have less than 2^31 edges, got ", length, " tokens of ", reach);
         check_tensor(function, "B", "one row per token", B, x.scalar_type(), {batch, length, states}, x);
-        check_tensor(function, "context", "two bounds per sequence", context, ScalarType::Int, {batch, 2}, x);
+        const ScalarType bound = context.scalar_type();
+        check(bound == ScalarType::Int || bound == ScalarType::Long, function, ": context must be int32 or int64, got ",
+              dtype_name(bound));
+        check_shape(function, "context", "two bounds per sequence", context, {batch, 2});
+        check_same_device(function, "context", context, x);
         count = (length - 1) * reach;
+    }
+
+    // What is wrong with the data itself.
+    void check_context(int64_t item, int64_t first, int64_t stop) const {
+        check(first >= 0 && first <= length && stop >= 0 && stop <= length,
+              "token_edge_weight: context must be within the sequence, 0 to ", length, ", got first ", first,
+              " and stop ", stop, " of item ", item);
     }
 
     int64_t reach, batch, length, channels, states, count;
 };
 
 // Whether the edge from token `later` to the token `span` before it exists, in a context [first, stop).
-GROOTV_INLINE bool is_token_edge(int64_t later, int64_t span, int32_t first, int32_t stop) {
+GROOTV_INLINE bool is_token_edge(int64_t later, int64_t span, int64_t first, int64_t stop) {
     return span == 1 || (later >= span && later - span >= first && later < stop);
 }
 

@@ -18,8 +18,8 @@ struct TreePointers {
 // The tensors of a batch of trees, to be filled.
 struct EmptyTree {
     EmptyTree(const Tensor& like, int64_t batch, int64_t vertices)
-        : order(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
-          parent(torch::stable::new_empty(like, {batch, vertices}, ScalarType::Int)),
+        : order(make_empty(like, {batch, vertices}, ScalarType::Int)),
+          parent(make_empty(like, {batch, vertices}, ScalarType::Int)),
           first{order.mutable_data_ptr<int32_t>(), parent.mutable_data_ptr<int32_t>()},
           vertices(vertices) {}
 

@@ -59,6 +59,7 @@ struct ScanSizes {
 
     void check_tree(const Tensor& order, const Tensor& parent, const Tensor& signal) const {
         const char* rule = "one entry per vertex of each item";
+        check_num_vertices(function, "order", vertices);
         check_tensor(function, "order", rule, order, ScalarType::Int, {batch, vertices}, signal);
         check_tensor(function, "parent", rule, parent, ScalarType::Int, {batch, vertices}, signal);
     }

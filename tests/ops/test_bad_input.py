@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from grootv import ops
+from grootv.cli import explain
+from grootv.ops.grid_graph import grid_edges
 from tests.ops import cases
 
 TREE = cases.spanning_tree(2, 3, 3)
@@ -146,3 +148,93 @@ def test_bad_input(backend, name):
         with pytest.raises((RuntimeError, ValueError)) as error:
             getattr(backend.ops, name)(**cases.to_device(GOOD[name] | change, backend.device))
         assert str(error.value).startswith(f'{name}: ') and sentence in str(error.value)
+
+
+MANY = 2**40
+ROW = torch.ones(1, 3, 1).expand(1, 3, MANY)
+CHANNELS = torch.ones(1).expand(MANY)
+PATH = ops.Tree(ints([0, 1, 2]), ints([0, 0, 1]))
+WEIGHTS = torch.ones(1, 1).expand(MANY, 1)
+TOO_LARGE = {  # arguments that take little memory, and the bytes that the operator asks for
+    'tree_scan': (dict(input=ROW, decay=ROW, tree=PATH), 12),
+    'selective_tree_scan': (dict(x=ROW, delta=ROW, A=CHANNELS, B=torch.ones(1, 3), tree=PATH), 12),
+    'gated_read_out': (
+        dict(
+            h=ROW, C=torch.ones(1, 3), x=ROW, D=CHANNELS, z=ROW, h_norm=[CHANNELS] * 2, y_norm=[CHANNELS] * 2
+        ),
+        12,
+    ),
+    'token_scan': (
+        dict(
+            x=ROW,
+            delta=ROW,
+            A=WEIGHTS,
+            B=torch.ones(1, 3, 1),
+            C=torch.ones(1, 3, 1),
+            tree=ops.token_chain(1, 3),
+        ),
+        12,
+    ),
+    'token_edge_weight': (dict(x=ROW, B=torch.ones(1, 3, 1), context=torch.tensor([[0, 3]])), 12),
+    'grid_edge_weight': (dict(features=torch.ones(1, 1, 2, 1).half().expand(MANY, 1, 2, 1)), 8),
+    'build_tree': (dict(features=torch.ones(1, 1, 2, 1).expand(MANY, 1, 2, 1)), 8),
+    'minimum_spanning_tree': (dict(edge_weight=WEIGHTS, height=1, width=2), 4),
+    'minimum_spanning_tree_from_edges': (
+        dict(edges=TRIANGLE[:1], edge_weight=WEIGHTS, num_vertices=2),
+        4,
+    ),
+    'breadth_first_order': (dict(tree_edges=ints([0]).expand(MANY, 1), height=1, width=2), 4),
+    'breadth_first_order_from_edges': (
+        dict(edges=TRIANGLE[:1], tree_edges=ints([0]).expand(MANY, 1), num_vertices=2),
+        4,
+    ),
+}
+
+
+@pytest.mark.devices('cpu')
+@pytest.mark.parametrize('name', TOO_LARGE)
+def test_memory_that_runs_out_is_reported_with_its_size(backend, name):
+    arguments, size = TOO_LARGE[name]
+    with pytest.raises(RuntimeError) as error:
+        getattr(ops, name)(**arguments)
+    assert str(error.value) == f'{name}: out of memory: cannot allocate {size * MANY} bytes'
+    expected = f'memory ran out in grootv.ops.{name} (cannot allocate {size * MANY} bytes): lower train_data'
+    assert str(explain(error.value)).startswith(expected)
+    assert explain(RuntimeError(f'{name}: out of memory')).startswith(
+        f'memory ran out in grootv.ops.{name}: '
+    )
+
+
+@pytest.mark.parametrize('value', [2**31, 2**32 + 1, -(2**32), 2**62])
+def test_numbers_beyond_int32_do_not_wrap(backend, value):
+    for name, argument in [
+        ('build_tree', 'root'),
+        ('breadth_first_order', 'root'),
+        ('breadth_first_order', 'height'),
+        ('breadth_first_order_from_edges', 'root'),
+        ('breadth_first_order_from_edges', 'num_vertices'),
+        ('minimum_spanning_tree', 'width'),
+        ('minimum_spanning_tree_from_edges', 'num_vertices'),
+        ('token_edge_weight', 'reach'),
+    ]:
+        with pytest.raises(RuntimeError, match=rf'^{name}: .*got .*{value}'):
+            getattr(backend.ops, name)(**cases.to_device(GOOD[name], backend.device) | {argument: value})
+
+
+@pytest.mark.devices('cpu')
+def test_scans_count_vertices_in_int32(backend):
+    many = torch.ones(1, 1, 1).expand(1, MANY, 1)
+    tree = ops.Tree(*[ints([0]).expand(1, MANY)] * 2)
+    with pytest.raises(RuntimeError, match=rf'tree_scan: order must have at most 2\^30 vertices, got {MANY}'):
+        ops.tree_scan(many, many, tree)
+
+
+def test_lists_of_a_bad_length_are_refused():
+    for function, sizes in [
+        (ops.token_chain, ((2, 0), (2, -1), (2, 2**32), (-1, 2))),
+        (ops.token_edges, ((0, 2), (-1, 2), (2, 0), (2**32, 1), (2, 2**30))),
+        (grid_edges, ((0, 2), (2, -1), (2**32, 1), (2**16, 2**15))),
+    ]:
+        for size in sizes:
+            with pytest.raises(ValueError, match=rf'^{function.__name__}: .*, got {size[0]} .*{size[1]}'):
+                function(*size)

@@ -186,3 +186,28 @@ def test_a_single_token_by_another_name_gives_nan(backend):
     call = cases.token_scan(tree, 5, 3).to(backend.device)
     for results in call.with_gradients(backend.ops):
         assert all(result.isnan().all() for result in results)
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('bounds', [(0, 6), (-1, 3), (0, 2**32), (2**32, 2**32 + 5), (-(2**32), 5)])
+def test_a_context_outside_its_sequence_is_refused(backend, bounds, causal):
+    x, context = torch.randn(2, 5, 3), torch.tensor([[0, 5], bounds])
+    if backend.raises:
+        sentence = 'token_edge_weight: context must be within the sequence, 0 to 5, '
+        with pytest.raises(
+            RuntimeError, match=f'{sentence}got first {bounds[0]} and stop {bounds[1]} of item 1'
+        ):
+            backend.ops.token_tree(x, x, context, causal=causal)
+    elif bounds[0] <= 0 < bounds[1]:  # a device is not waited for: what is inside the sequence counts
+        found, expected = (
+            backend.ops.token_tree(*cases.to_device([x, x, given], backend.device), causal=causal)
+            for given in (context, torch.tensor([[0, 5], [0, min(bounds[1], 5)]]))
+        )
+        cases.assert_same(found, expected)
+
+
+def test_a_context_is_of_integers(backend):
+    x = torch.randn(1, 5, 3)
+    for context in (torch.tensor([[0.0, 5]]), torch.tensor([[False, True]])):
+        with pytest.raises(RuntimeError, match='token_edge_weight: context must be int32 or int64, got '):
+            backend.ops.token_tree(*cases.to_device([x, x, context], backend.device))

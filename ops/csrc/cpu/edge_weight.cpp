@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
@@ -90,10 +89,10 @@ void grid_edge_weight_cpu(const float* features, int32_t height, int32_t width, 
         dot_to_weight(down, norm, norm + width, vertical, weight);
         dot_to_weight(right, norm, norm + 1, vertices - 1, right);
     } else {
-        std::memcpy(weight, down, vertical * sizeof(float));
+        std::copy_n(down, vertical, weight);
     }
     for (int32_t row = 0; row < height; ++row)
-        std::memcpy(horizontal + int64_t{row} * (width - 1), right + int64_t{row} * width, (width - 1) * sizeof(float));
+        std::copy_n(right + int64_t{row} * width, width - 1, horizontal + int64_t{row} * (width - 1));
 }
 
 namespace {
@@ -102,7 +101,7 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
     const char* function = "grid_edge_weight";
     FeatureMap map(function, features, metric_name);
     Tensor vectors = as_contiguous_float32(features);
-    Tensor weight = torch::stable::new_empty(vectors, {map.batch, map.edges});
+    Tensor weight = make_empty(vectors, {map.batch, map.edges});
 
     const float* from = vectors.const_data_ptr<float>();
     float* to = weight.mutable_data_ptr<float>();
@@ -117,5 +116,5 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("grid_edge_weight", TORCH_BOX(&grootv::grid_edge_weight));
+    GROOTV_IMPL(m, grid_edge_weight);
 }

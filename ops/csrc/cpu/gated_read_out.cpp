@@ -163,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const Tensor& h_weight, const Tensor& h_bias, const Tensor& y_weight, const Tensor& y_bias, double eps) {
     ReadOutArguments in("gated_read_out_backward", h, C, x, D, z, h_weight, h_bias, y_weight, y_bias, eps);
     Tensor g = in.check_grad(grad), grad_h = empty_map(in.h), grad_x = empty_map(in.x), grad_z = empty_map(in.z);
-    Tensor grad_C = torch::stable::new_empty(C, {in.batch, in.vertices});
-    auto new_vector = [&] { return torch::stable::new_empty(D, {in.channels}); };
+    Tensor grad_C = make_empty(C, {in.batch, in.vertices});
+    auto new_vector = [&] { return make_empty(D, {in.channels}); };
     constexpr int PARAMETERS = 5;
     Tensor vectors[PARAMETERS] = {new_vector(), new_vector(), new_vector(), new_vector(), new_vector()};
     in.dispatch([&]<class acc_t, class scalar_t>(acc_t, scalar_t) {
@@ -193,6 +193,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("gated_read_out", TORCH_BOX(&grootv::gated_read_out));
-    m.impl("gated_read_out_backward", TORCH_BOX(&grootv::gated_read_out_backward));
+    GROOTV_IMPL(m, gated_read_out);
+    GROOTV_IMPL(m, gated_read_out_backward);
 }

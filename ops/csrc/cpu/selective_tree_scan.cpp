@@ -169,7 +169,7 @@ struct ContiguousArguments {
           delta(as_contiguous(delta)),
           A(as_contiguous(A)),
           B(as_contiguous(B)),
-          delta_bias(delta_bias ? as_contiguous(*delta_bias) : torch::stable::new_zeros(A, {A.size(0)})) {}
+          delta_bias(delta_bias ? as_contiguous(*delta_bias) : make_zeros(A, {A.size(0)})) {}
 
     template <class scalar_t, bool SOFTPLUS>
     SelectiveScanInputs<scalar_t, SOFTPLUS> inputs(const ChannelTile& tile) const {
@@ -224,8 +224,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     ContiguousArguments arguments(x, delta, A, B, delta_bias);
     const int64_t batch = scan.batch, vertices = scan.vertices, channels = scan.channels;
     Tensor g = as_contiguous(grad), grad_x = empty_map(arguments.x), grad_delta = empty_map(arguments.x);
-    Tensor grad_A = torch::stable::new_empty(A, {channels}), grad_delta_bias = torch::stable::new_empty(A, {channels});
-    Tensor grad_B = torch::stable::new_empty(B, {batch, vertices});
+    Tensor grad_A = make_empty(A, {channels}), grad_delta_bias = make_empty(A, {channels});
+    Tensor grad_B = make_empty(B, {batch, vertices});
     dispatch(x, delta_softplus, [&]<class scalar_t, bool SOFTPLUS>(scalar_t, std::bool_constant<SOFTPLUS>) {
         using acc_t = acc_type<scalar_t>;
         const int64_t groups = (channels + SUM_CHANNELS - 1) / SUM_CHANNELS;
@@ -273,6 +273,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("selective_tree_scan", TORCH_BOX(&grootv::selective_tree_scan));
-    m.impl("selective_tree_scan_backward", TORCH_BOX(&grootv::selective_tree_scan_backward));
+    GROOTV_IMPL(m, selective_tree_scan);
+    GROOTV_IMPL(m, selective_tree_scan_backward);
 }

@@ -225,7 +225,7 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     GridWeights grid(function, edge_weight, height, width);
     const int64_t batch = grid.batch, vertices = grid.vertices, edges = grid.edges;
     Tensor weight = as_contiguous(edge_weight);
-    Tensor tree = torch::stable::new_empty(weight, {batch, vertices - 1}, ScalarType::Int);
+    Tensor tree = make_empty(weight, {batch, vertices - 1}, ScalarType::Int);
 
     const float* from = weight.const_data_ptr<float>();
     int32_t* to = tree.mutable_data_ptr<int32_t>();
@@ -256,7 +256,7 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     GraphWeights graph_weights(function, edges, edge_weight, num_vertices);
     const int64_t batch = graph_weights.batch, graphs = graph_weights.graphs, count = graph_weights.count;
     Tensor pairs = as_contiguous(edges), weight = as_contiguous(edge_weight);
-    Tensor tree = torch::stable::new_empty(weight, {batch, num_vertices - 1}, ScalarType::Int);
+    Tensor tree = make_empty(weight, {batch, num_vertices - 1}, ScalarType::Int);
 
     const int32_t* ends = pairs.const_data_ptr<int32_t>();
     const float* from = weight.const_data_ptr<float>();
@@ -293,6 +293,6 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("minimum_spanning_tree", TORCH_BOX(&grootv::minimum_spanning_tree));
-    m.impl("minimum_spanning_tree_from_edges", TORCH_BOX(&grootv::minimum_spanning_tree_from_edges));
+    GROOTV_IMPL(m, minimum_spanning_tree);
+    GROOTV_IMPL(m, minimum_spanning_tree_from_edges);
 }

@@ -200,7 +200,7 @@ public:
           A_(as_contiguous(A)),
           B_(as_contiguous(B)),
           C_(as_contiguous(C)),
-          delta_bias_(delta_bias ? as_contiguous(*delta_bias) : torch::stable::new_zeros(A, {scan.channels})) {}
+          delta_bias_(delta_bias ? as_contiguous(*delta_bias) : make_zeros(A, {scan.channels})) {}
 
     // B and C of a sequence.
     void read_sequence(Workspace& workspace, int64_t item, TokenInputs<acc_t>& in) const {
@@ -245,8 +245,8 @@ std::tuple<Tensor, Tensor> token_scan(const Tensor& x, const Tensor& delta, cons
     TokenScanArguments scan("token_scan", x, delta, A, B, C, delta_bias, order, parent);
     TokenWalks walks(scan, order, parent);
     const int64_t length = scan.length, channels = scan.channels, states = scan.states;
-    Tensor output = torch::stable::new_empty(x, {scan.batch, length, channels});
-    Tensor state = torch::stable::new_empty(A, {scan.batch, channels, states});
+    Tensor output = make_empty(x, {scan.batch, length, channels});
+    Tensor state = make_empty(A, {scan.batch, channels, states});
     dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
         using acc_t = acc_type<scalar_t>;
         TokenReader<scalar_t> reader(scan, x, delta, A, B, C, delta_bias, delta_softplus);
@@ -283,12 +283,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     TokenWalks walks(scan, order, parent);
     const int64_t batch = scan.batch, length = scan.length, channels = scan.channels, states = scan.states;
     Tensor g = as_contiguous(grad), g_state = as_contiguous(grad_state);
-    Tensor grad_x = torch::stable::new_empty(x, {batch, length, channels});
-    Tensor grad_delta = torch::stable::new_empty(x, {batch, length, channels});
-    Tensor grad_B = torch::stable::new_empty(x, {batch, length, states});
-    Tensor grad_C = torch::stable::new_empty(x, {batch, length, states});
-    Tensor grad_A = torch::stable::new_empty(A, {channels, states});
-    Tensor grad_delta_bias = torch::stable::new_empty(A, {channels});
+    Tensor grad_x = make_empty(x, {batch, length, channels});
+    Tensor grad_delta = make_empty(x, {batch, length, channels});
+    Tensor grad_B = make_empty(x, {batch, length, states});
+    Tensor grad_C = make_empty(x, {batch, length, states});
+    Tensor grad_A = make_empty(A, {channels, states});
+    Tensor grad_delta_bias = make_empty(A, {channels});
     dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
         using acc_t = acc_type<scalar_t>;
         TokenReader<scalar_t> reader(scan, x, delta, A, B, C, delta_bias, delta_softplus);
@@ -350,6 +350,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("token_scan", TORCH_BOX(&grootv::token_scan));
-    m.impl("token_scan_backward", TORCH_BOX(&grootv::token_scan_backward));
+    GROOTV_IMPL(m, token_scan);
+    GROOTV_IMPL(m, token_scan_backward);
 }

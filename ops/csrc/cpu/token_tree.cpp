@@ -39,7 +39,7 @@ GROOTV_VECTORIZE void norms(const float* vectors, int64_t count, int64_t channel
 }
 
 // weight: that of the edges of the tokens begin ... end - 1 to earlier ones, the last token first.
-GROOTV_VECTORIZE void weigh(TokenFeatures x, TokenFeatures B, const int32_t* context, int64_t begin, int64_t end,
+GROOTV_VECTORIZE void weigh(TokenFeatures x, TokenFeatures B, const int64_t* context, int64_t begin, int64_t end,
                             int64_t reach, float* weight) {
     for (int64_t later = end - 1; later >= begin; --later)
         for (int64_t span = 1; span <= reach; ++span)
@@ -52,10 +52,13 @@ Tensor token_edge_weight(const Tensor& x, const Tensor& B, const Tensor& context
     const char* function = "token_edge_weight";
     TokenEdges edges(x, B, context, reach);
     const int64_t batch = edges.batch, length = edges.length, chunks = (length + TASK_TOKENS - 1) / TASK_TOKENS;
-    Tensor x32 = as_contiguous_float32(x), B32 = as_contiguous_float32(B), bounds = as_contiguous(context);
-    Tensor weight = torch::stable::new_empty(x32, {batch, edges.count});
+    Tensor x32 = as_contiguous_float32(x), B32 = as_contiguous_float32(B);
+    Tensor bounds = as_contiguous(context, ScalarType::Long);
+    Tensor weight = make_empty(x32, {batch, edges.count});
     const auto *x_ptr = x32.const_data_ptr<float>(), *B_ptr = B32.const_data_ptr<float>();
-    const auto* context_ptr = bounds.const_data_ptr<int32_t>();
+    const auto* context_ptr = bounds.const_data_ptr<int64_t>();
+    for (int64_t item = 0; item < batch; ++item)
+        edges.check_context(item, context_ptr[2 * item], context_ptr[2 * item + 1]);
     auto* to = weight.mutable_data_ptr<float>();
 
     std::vector<float> x_norm(batch * length), B_norm(batch * length);
@@ -80,5 +83,5 @@ Tensor token_edge_weight(const Tensor& x, const Tensor& B, const Tensor& context
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("token_edge_weight", TORCH_BOX(&grootv::token_edge_weight));
+    GROOTV_IMPL(m, token_edge_weight);
 }

@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor> build_tree(const Tensor& features, const std::string&
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("breadth_first_order", TORCH_BOX(&grootv::breadth_first_order));
-    m.impl("breadth_first_order_from_edges", TORCH_BOX(&grootv::breadth_first_order_from_edges));
-    m.impl("build_tree", TORCH_BOX(&grootv::build_tree));
+    GROOTV_IMPL(m, breadth_first_order);
+    GROOTV_IMPL(m, breadth_first_order_from_edges);
+    GROOTV_IMPL(m, build_tree);
 }

@@ -139,6 +139,6 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
-    m.impl("tree_scan", TORCH_BOX(&grootv::tree_scan));
-    m.impl("tree_scan_backward", TORCH_BOX(&grootv::tree_scan_backward));
+    GROOTV_IMPL(m, tree_scan);
+    GROOTV_IMPL(m, tree_scan_backward);
 }

@@ -96,7 +96,7 @@ inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size
 
 // A result of the shape (B, L, C) and dtype of `like`.
 inline Tensor empty_map(const Tensor& like) {
-    Tensor map = torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)});
+    Tensor map = make_empty(like, {like.size(0), like.size(1), like.size(2)});
     advise_huge_pages(map.mutable_data_ptr(), map.numel() * map.element_size());
     return map;
 }

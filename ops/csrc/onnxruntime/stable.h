@@ -120,11 +120,12 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
     return grootv::onnxruntime::Call::current().next_output(sizes, dtype.value_or(like.scalar_type()));
 }
 
-inline Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes) {
+inline Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes,
+                        std::optional<ScalarType> dtype = std::nullopt) {
     int64_t count = 1;
     for (int64_t size : sizes) count *= size;
     std::shared_ptr<float[]> zeros(new float[count]{});
-    return Tensor(zeros.get(), like.scalar_type(), sizes, zeros);
+    return Tensor(zeros.get(), dtype.value_or(like.scalar_type()), sizes, zeros);
 }
 
 // Never called: every tensor is contiguous and has the type that its operator declares.

@@ -15,7 +15,7 @@ public:
     template <class Element>
     Element* take(int64_t count) {
         const int64_t bytes = count * static_cast<int64_t>(sizeof(Element));
-        taken_.push_back(torch::stable::new_empty(like_, {bytes}, ScalarType::Byte));
+        taken_.push_back(make_empty(like_, {bytes}, ScalarType::Byte));
         return static_cast<Element*>(taken_.back().mutable_data_ptr());
     }
 

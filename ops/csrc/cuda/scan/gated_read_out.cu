@@ -183,7 +183,7 @@ int64_t blocks_for_rows(int64_t rows) {
 }
 
 Tensor new_like(const Tensor& like) {
-    return torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)});
+    return make_empty(like, {like.size(0), like.size(1), like.size(2)});
 }
 
 Tensor gated_read_out(const Tensor& h, const Tensor& C, const Tensor& x, const Tensor& D, const Tensor& z,
@@ -209,9 +209,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     ReadOutArguments in("gated_read_out_backward", h, C, x, D, z, h_weight, h_bias, y_weight, y_bias, eps);
     check_batch(in.function, in.batch, in.vertices);
     Tensor g = in.check_grad(grad), grad_h = new_like(in.h), grad_x = new_like(in.x), grad_z = new_like(in.z);
-    Tensor grad_C = torch::stable::new_zeros(C, {in.batch, in.vertices});
+    Tensor grad_C = make_zeros(C, {in.batch, in.vertices});
     const int64_t blocks = (in.rows() + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    auto new_parts = [&] { return torch::stable::new_empty(D, {blocks, in.channels}); };
+    auto new_parts = [&] { return make_empty(D, {blocks, in.channels}); };
     Tensor parts[PARAMETERS] = {new_parts(), new_parts(), new_parts(), new_parts(), new_parts()};
     if (grad_h.numel() > 0) {
         const Device device(in.function, h);
@@ -243,6 +243,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("gated_read_out", TORCH_BOX(&grootv::gated_read_out));
-    m.impl("gated_read_out_backward", TORCH_BOX(&grootv::gated_read_out_backward));
+    GROOTV_IMPL(m, gated_read_out);
+    GROOTV_IMPL(m, gated_read_out_backward);
 }

@@ -34,12 +34,8 @@ public:
         constexpr uintptr_t ALIGNMENT = 16;
         return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % ALIGNMENT == 0 ? rows : torch::stable::clone(rows);
     }
-    Tensor new_rows(const Tensor& like) const {
-        return torch::stable::new_empty(like, {sizes.batch, sizes.vertices, channels_});
-    }
-    Tensor new_parts(const Tensor& like, int64_t count) const {
-        return torch::stable::new_empty(like, {count, channels_});
-    }
+    Tensor new_rows(const Tensor& like) const { return make_empty(like, {sizes.batch, sizes.vertices, channels_}); }
+    Tensor new_parts(const Tensor& like, int64_t count) const { return make_empty(like, {count, channels_}); }
     Tensor unpadded(Tensor rows) const {
         return channels_ == sizes.channels
                    ? rows

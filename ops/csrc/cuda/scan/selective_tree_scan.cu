@@ -171,16 +171,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     Scan scan(sizes, x, order, parent);
     PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor g = scan.padded(grad), grad_x = scan.new_rows(x), grad_delta = scan.new_rows(x);
-    Tensor grad_B = torch::stable::new_empty(B, {sizes.batch, sizes.vertices});
+    Tensor grad_B = make_empty(B, {sizes.batch, sizes.vertices});
     // Empty sums are 0.
-    Tensor B_parts = torch::stable::new_empty(A, {0, sizes.batch, sizes.vertices});
+    Tensor B_parts = make_empty(A, {0, sizes.batch, sizes.vertices});
     Tensor A_parts = scan.new_parts(A, 0), bias_parts = A_parts;
     if (!scan.empty()) {
         dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
             using acc_t = acc_type<scalar_t>;
             const auto inputs = arguments.inputs<scalar_t>();
             scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), [&](int64_t tiles, int64_t blocks) {
-                B_parts = torch::stable::new_empty(A, {tiles, sizes.batch, sizes.vertices});
+                B_parts = make_empty(A, {tiles, sizes.batch, sizes.vertices});
                 A_parts = scan.new_parts(A, blocks);
                 bias_parts = scan.new_parts(A, blocks);
                 return SelectiveScanGradients<scalar_t>{grad_x.mutable_data_ptr<scalar_t>(),
@@ -203,6 +203,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("selective_tree_scan", TORCH_BOX(&grootv::selective_tree_scan));
-    m.impl("selective_tree_scan_backward", TORCH_BOX(&grootv::selective_tree_scan_backward));
+    GROOTV_IMPL(m, selective_tree_scan);
+    GROOTV_IMPL(m, selective_tree_scan_backward);
 }

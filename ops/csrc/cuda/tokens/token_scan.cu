@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor> token_scan(const Tensor& x, const Tensor& delta, cons
                                       const Tensor& parent, bool delta_softplus) {
     TokenScanArguments sizes("token_scan", x, delta, A, B, C, delta_bias, order, parent);
     TokenScan scan(sizes, x, delta, A, B, C, delta_bias, order, parent, delta_softplus);
-    Tensor y = torch::stable::new_empty(x, {sizes.batch, sizes.length, sizes.channels});
-    Tensor state = torch::stable::new_empty(A, {sizes.batch, sizes.channels, sizes.states});
+    Tensor y = make_empty(x, {sizes.batch, sizes.length, sizes.channels});
+    Tensor state = make_empty(A, {sizes.batch, sizes.channels, sizes.states});
     if (scan.empty()) {
         torch::stable::fill_(y, 0);
         return {y, state};
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> token_scan(const Tensor& x, const Tensor& delta, cons
         using acc_t = acc_type<scalar_t>;
         const auto in = scan.template inputs<scalar_t>();
         const int64_t parts = in.state_tiles() > 1 ? in.state_tiles() : 0;
-        Tensor y_parts = torch::stable::new_empty(A, {parts, sizes.batch, sizes.length, sizes.channels});
+        Tensor y_parts = make_empty(A, {parts, sizes.batch, sizes.length, sizes.channels});
         scan.launch(token_scan_kernel<scalar_t, acc_t>, in, sizeof(StagedTokens<acc_t>), y.mutable_data_ptr<scalar_t>(),
                     parts > 0 ? y_parts.mutable_data_ptr<acc_t>() : nullptr, state.mutable_data_ptr<acc_t>());
         if (parts > 0) y = sum_parts(y_parts, sizes.dtype);
@@ -101,12 +101,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     const int64_t channel_tiles = (channels + TILE_CHANNELS - 1) / TILE_CHANNELS;
     const int64_t row_blocks = (batch * length + BLOCK_ROWS - 1) / BLOCK_ROWS;
     Tensor g = as_contiguous(grad), g_state = as_contiguous(grad_state);
-    Tensor grad_x = torch::stable::new_empty(x, {batch, length, channels});
-    Tensor grad_delta = torch::stable::new_empty(x, {batch, length, channels});
-    Tensor A_part = torch::stable::new_empty(A, {batch, channels, states});
-    Tensor B_part = torch::stable::new_empty(A, {channel_tiles, batch, length, states});
-    Tensor C_part = torch::stable::new_empty(A, {channel_tiles, batch, length, states});
-    Tensor bias_part = torch::stable::new_empty(A, {row_blocks, channels});
+    Tensor grad_x = make_empty(x, {batch, length, channels});
+    Tensor grad_delta = make_empty(x, {batch, length, channels});
+    Tensor A_part = make_empty(A, {batch, channels, states});
+    Tensor B_part = make_empty(A, {channel_tiles, batch, length, states});
+    Tensor C_part = make_empty(A, {channel_tiles, batch, length, states});
+    Tensor bias_part = make_empty(A, {row_blocks, channels});
     if (scan.empty()) {
         for (Tensor* gradient : {&grad_x, &grad_delta, &bias_part}) torch::stable::fill_(*gradient, 0);
     } else {
@@ -140,6 +140,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("token_scan", TORCH_BOX(&grootv::token_scan));
-    m.impl("token_scan_backward", TORCH_BOX(&grootv::token_scan_backward));
+    GROOTV_IMPL(m, token_scan);
+    GROOTV_IMPL(m, token_scan_backward);
 }

@@ -33,7 +33,7 @@ struct TokenFeatures {
 };
 
 template <bool ALIGNED, class scalar_t>
-__global__ void token_edge_weight_kernel(TokenFeatures<scalar_t> x, TokenFeatures<scalar_t> B, const int32_t* context,
+__global__ void token_edge_weight_kernel(TokenFeatures<scalar_t> x, TokenFeatures<scalar_t> B, const int64_t* context,
                                          int64_t edges, int64_t length, int64_t reach, float* weight) {
     // Threads beyond the last edge take part in its shuffles.
     const int64_t place = GridGroup::rank() / SUM_THREADS, edge = place < edges ? place : edges - 1;
@@ -52,8 +52,9 @@ Tensor token_edge_weight(const Tensor& x, const Tensor& B, const Tensor& context
     TokenEdges sizes(x, B, context, reach);
     check_batch(function, sizes.batch, sizes.length);
     Device device(function, x);
-    Tensor x_rows = as_contiguous(x), B_rows = as_contiguous(B), bounds = as_contiguous(context);
-    Tensor weight = torch::stable::new_empty(x_rows, {sizes.batch, sizes.count}, ScalarType::Float);
+    Tensor x_rows = as_contiguous(x), B_rows = as_contiguous(B);
+    Tensor bounds = as_contiguous(context, ScalarType::Long);
+    Tensor weight = make_empty(x_rows, {sizes.batch, sizes.count}, ScalarType::Float);
     const int64_t edges = sizes.batch * sizes.count;
     if (edges == 0) return weight;
     dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
@@ -63,7 +64,7 @@ Tensor token_edge_weight(const Tensor& x, const Tensor& B, const Tensor& context
             is_aligned(x_features.first, x_features.channels) && is_aligned(B_features.first, B_features.channels);
         auto* kernel = aligned ? token_edge_weight_kernel<true, scalar_t> : token_edge_weight_kernel<false, scalar_t>;
         const int64_t blocks = (edges * SUM_THREADS + ELEMENT_THREADS - 1) / ELEMENT_THREADS;
-        device.launch(kernel, blocks, ELEMENT_THREADS, 0, x_features, B_features, bounds.const_data_ptr<int32_t>(),
+        device.launch(kernel, blocks, ELEMENT_THREADS, 0, x_features, B_features, bounds.const_data_ptr<int64_t>(),
                       edges, sizes.length, sizes.reach, weight.mutable_data_ptr<float>());
     });
     return weight;
@@ -73,5 +74,5 @@ Tensor token_edge_weight(const Tensor& x, const Tensor& B, const Tensor& context
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("token_edge_weight", TORCH_BOX(&grootv::token_edge_weight));
+    GROOTV_IMPL(m, token_edge_weight);
 }

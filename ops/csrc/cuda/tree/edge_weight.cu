@@ -83,7 +83,7 @@ Tensor grid_edge_weight(const Tensor& features, const std::string& metric_name) 
     check_batch(function, map.batch, map.vertices);
     Device device(function, features);
     Tensor contiguous = as_contiguous(features);
-    Tensor weight = torch::stable::new_empty(contiguous, {map.batch, map.edges}, ScalarType::Float);
+    Tensor weight = make_empty(contiguous, {map.batch, map.edges}, ScalarType::Float);
     grid_edge_weight_cuda(device, contiguous, map, weight.mutable_data_ptr<float>());
     return weight;
 }
@@ -104,5 +104,5 @@ void grid_edge_weight_cuda(const Device& device, const Tensor& features, const F
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("grid_edge_weight", TORCH_BOX(&grootv::grid_edge_weight));
+    GROOTV_IMPL(m, grid_edge_weight);
 }

@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
     if (GridGroup::rank() == 0) *ranked = links;
     const Ranking<Arcs> ranking{arcs, links, tour.parent_arc, root};
     for_each<GridGroup>(count, [=](int64_t i) {
-        if (arcs.exists(i) && ranking.goes_down(i))
-            tour.parent_arc[arcs.target(i)] = static_cast<int32_t>(arcs.twin(i));
+        if (arcs.exists(i) && ranking.goes_down(i))  // several lead to a vertex where the edges are not a tree
+            atomicMax(tour.parent_arc + arcs.target(i), static_cast<int32_t>(arcs.twin(i)));
     });
     GridGroup::sync();
     for_each<GridGroup>(count, [=](int64_t i) {

@@ -284,7 +284,7 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     check_batch(function, grid.batch, grid.vertices);
     Device device(function, edge_weight);
     Tensor weight = as_contiguous(edge_weight);
-    Tensor tree = torch::stable::new_empty(weight, {grid.batch, grid.vertices - 1}, ScalarType::Int);
+    Tensor tree = make_empty(weight, {grid.batch, grid.vertices - 1}, ScalarType::Int);
     const int64_t vertices = grid.batch * grid.vertices, edges = grid.batch * grid.edges;
     if (edges == 0) return tree;
     Workspace workspace(weight);
@@ -303,13 +303,13 @@ Tensor minimum_spanning_tree_from_edges(const Tensor& edges, const Tensor& edge_
     check_batch(function, sizes.batch, num_vertices);
     Device device(function, edge_weight);
     Tensor pairs = as_contiguous(edges), weight = as_contiguous(edge_weight);
-    Tensor tree = torch::stable::new_empty(weight, {sizes.batch, num_vertices - 1}, ScalarType::Int);
+    Tensor tree = make_empty(weight, {sizes.batch, num_vertices - 1}, ScalarType::Int);
     const int64_t count = sizes.batch * sizes.count;
     if (count == 0) return tree;
     torch::stable::fill_(tree, -1);
     Workspace workspace(weight);
     auto* chosen = workspace.take<uint8_t>(count);
-    Tensor status = torch::stable::new_zeros(weight, {static_cast<int64_t>(GraphStatus{}.size())}, ScalarType::Int);
+    Tensor status = make_zeros(weight, {static_cast<int64_t>(GraphStatus{}.size())}, ScalarType::Int);
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
     EdgeLists graphs{weight.const_data_ptr<float>(),
                      pairs.const_data_ptr<int32_t>(),
@@ -343,6 +343,6 @@ void grid_spanning_tree_cuda(const Device& device, Workspace& workspace, const f
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("minimum_spanning_tree", TORCH_BOX(&grootv::minimum_spanning_tree));
-    m.impl("minimum_spanning_tree_from_edges", TORCH_BOX(&grootv::minimum_spanning_tree_from_edges));
+    GROOTV_IMPL(m, minimum_spanning_tree);
+    GROOTV_IMPL(m, minimum_spanning_tree_from_edges);
 }

@@ -154,9 +154,9 @@ std::tuple<Tensor, Tensor> breadth_first_order(const Tensor& tree_edges, int64_t
     if (grid.batch == 0) return tree.tensors();
     Workspace workspace(chosen);
     const int64_t size = grid.batch * grid.vertices;
-    Tensor flags = torch::stable::new_zeros(chosen, {2 * size}, ScalarType::Byte);
-    Tensor seen = torch::stable::new_zeros(chosen, {grid.batch * grid.edges}, ScalarType::Int);
-    Tensor status = torch::stable::new_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
+    Tensor flags = make_zeros(chosen, {2 * size}, ScalarType::Byte);
+    Tensor seen = make_zeros(chosen, {grid.batch * grid.edges}, ScalarType::Int);
+    Tensor status = make_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
     auto *down = flags.mutable_data_ptr<uint8_t>(), *right = down + size;
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
     device.launch(grid_flags_kernel, blocks_for(size), ELEMENT_THREADS, 0, chosen.const_data_ptr<int32_t>(), grid.batch,
@@ -186,10 +186,10 @@ std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, c
     const int64_t count = sizes.batch * 2 * (num_vertices - 1);
     auto* ends = workspace.take<uint64_t>(count);
     auto *arc = workspace.take<int32_t>(count), *place = workspace.take<int32_t>(count);
-    Tensor first = torch::stable::new_empty(chosen, {sizes.batch * num_vertices}, ScalarType::Int);
+    Tensor first = make_empty(chosen, {sizes.batch * num_vertices}, ScalarType::Int);
     torch::stable::fill_(first, -1);
     torch::stable::fill_(tree.order, -1);
-    Tensor status = torch::stable::new_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
+    Tensor status = make_zeros(chosen, {static_cast<int64_t>(Status{}.size())}, ScalarType::Int);
     auto* status_ptr = status.mutable_data_ptr<int32_t>();
     device.launch(arc_ends_kernel, blocks_for(count), ELEMENT_THREADS, 0, pairs.const_data_ptr<int32_t>(),
                   sizes.graphs == 1 ? 0 : 2 * sizes.count, sizes.count, chosen.const_data_ptr<int32_t>(), sizes.batch,
@@ -235,7 +235,7 @@ std::tuple<Tensor, Tensor> build_tree(const Tensor& features, const std::string&
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
-    m.impl("breadth_first_order", TORCH_BOX(&grootv::breadth_first_order));
-    m.impl("breadth_first_order_from_edges", TORCH_BOX(&grootv::breadth_first_order_from_edges));
-    m.impl("build_tree", TORCH_BOX(&grootv::build_tree));
+    GROOTV_IMPL(m, breadth_first_order);
+    GROOTV_IMPL(m, breadth_first_order_from_edges);
+    GROOTV_IMPL(m, build_tree);
 }
