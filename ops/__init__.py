@@ -15,7 +15,8 @@ Errors name the function, the argument, the rule and what was found. A CUDA devi
 along an invalid tree give NaN there.
 
 The scans and the read-out are differentiable once, in reverse mode (forward mode is refused), and keep
-nothing but their arguments for the backward pass. Results and gradients have the same bits for any number of threads.
+nothing but their arguments for the backward pass. Results and gradients have the same bits for any number of
+threads.
 
 :func:`onnxruntime_library` is where ONNX Runtime finds tree and scan.
 :mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.

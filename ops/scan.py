@@ -1,5 +1,7 @@
 """State-space scans along a tree in linear time, and from their states to the output of the model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,8 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
 
     Args:
         input: Signal, shape (B, L, C), vertices in row-major order.
-        decay: Factor of the edge from a vertex to its parent, shape (B, L, C), dtype of ``input``. The
-            root's entry is never read.
+        decay: Factor of the edge from a vertex to its parent, shape (B, L, C), dtype of ``input``; a size of
+            1 stands for any other. The root's entry is never read.
         tree: Order and parents from :func:`grootv.ops.breadth_first_order` or
             :func:`grootv.ops.build_tree`.
         direction: ``'both'`` or ``'up'``.
@@ -36,7 +38,15 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
     """
     if direction not in DIRECTIONS:
         raise ValueError(f'tree_scan: direction must be one of {", ".join(DIRECTIONS)}, got {direction!r}')
-    return ops.tree_scan(input, decay, tree.order, tree.parent, direction)
+    return ops.tree_scan(input, _expand(decay, input.shape), tree.order, tree.parent, direction)
+
+
+def _expand(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Repeat a tensor along its sizes of 1; what does not fit then is left to the operator, which says so."""
+    if tuple(tensor.shape) == tuple(shape) or tensor.dim() != len(shape):
+        return tensor
+    fits = all(size in (1, wanted) for size, wanted in zip(tensor.shape, shape, strict=True))
+    return tensor.expand(*shape) if fits else tensor
 
 
 def selective_tree_scan(
@@ -57,7 +67,8 @@ def selective_tree_scan(
 
     Args:
         x: Signal before its weights, shape (B, L, C), vertices in row-major order.
-        delta: Step of every vertex and channel before bias and softplus, shape (B, L, C), dtype of ``x``.
+        delta: Step of every vertex and channel before bias and softplus, shape (B, L, C), dtype of ``x``; a
+            size of 1 stands for any other, here and in ``A``, ``B`` and ``delta_bias``.
         A: Rate of every channel, negative for decays below 1, shape (C,) or (C, 1); converted to float32,
             to float64 if ``x`` is.
         B: Weight of every vertex, shape (B, L) or (B, L, 1), dtype of ``x``.
@@ -76,8 +87,9 @@ def selective_tree_scan(
         A = A.squeeze(1)
     if B.dim() == 3 and B.shape[2] == 1:
         B = B.squeeze(2)
-    bias = None if delta_bias is None else delta_bias.to(wide)
-    return ops.selective_tree_scan(x, delta, A.to(wide), B, bias, tree.order, tree.parent, delta_softplus)
+    bias = None if delta_bias is None else _expand(delta_bias.to(wide), x.shape[-1:])
+    delta, A, B = _expand(delta, x.shape), _expand(A.to(wide), x.shape[-1:]), _expand(B, x.shape[:-1])
+    return ops.selective_tree_scan(x, delta, A, B, bias, tree.order, tree.parent, delta_softplus)
 
 
 def gated_read_out(

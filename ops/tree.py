@@ -41,6 +41,12 @@ class Tree(NamedTuple):
     order: Tensor
     parent: Tensor
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> 'Tree':
+        """Return the tree on a device, as ``Tensor.to``; its vertices stay int32."""
+        if isinstance(device, torch.dtype):
+            raise TypeError(f'Tree.to: vertices stay int32, give a device, got {device}')
+        return Tree(*(tensor.to(device=device, non_blocking=non_blocking) for tensor in self))
+
     def levels(self) -> Tensor:
         """Count the edges from every vertex to the root, shape (B, L) int32; O(L log L)."""
         above = self.parent.long().clamp_min(0)  # what a CUDA device leaves of an invalid tree may hold -1

@@ -273,3 +273,35 @@ def test_transforms_of_torch_func_are_right_or_refused(backend, form):
     for transform in (torch.func.grad, torch.func.jacrev):
         with pytest.raises(RuntimeError, match='functorch transforms'):
             transform(lambda *x: run(*x).sum())(*given)
+
+
+SINGLE = [(2, 12, 1), (1, 12, 5), (1, 1, 5), (2, 1, 1), (1, 1, 1)]
+
+
+@pytest.mark.parametrize('shape', SINGLE)
+@pytest.mark.parametrize('direction', ['both', 'up'])
+def test_a_size_of_1_of_a_decay_stands_for_any_other(backend, shape, direction):
+    call = cases.tree_scan(cases.spanning_tree(2, 3, 4), 5, torch.float64, direction=direction)
+    call = call.fill([call.tensors[0], torch.rand(shape, dtype=torch.float64)]).to(backend.device)
+    weight = torch.randn(2, 12, 5, dtype=torch.float64)
+    whole = call.fill([call.tensors[0], call.tensors[1].expand(2, 12, 5).contiguous()])
+    found, expected = call.with_gradients(backend.ops, [weight]), whole.with_gradients(backend.ops, [weight])
+    cases.assert_same(found[0], expected[0])
+    cases.assert_same(found[1][0], expected[1][0])
+    assert found[1][1].shape == shape
+    torch.testing.assert_close(found[1][1], expected[1][1].sum_to_size(shape))
+
+
+@pytest.mark.parametrize('shape', SINGLE)
+def test_sizes_of_1_of_a_selective_scan_stand_for_any_other(backend, shape):
+    call = cases.selective_tree_scan(cases.spanning_tree(2, 3, 4), 5, torch.float64)
+    x, delta, A, B, bias = call.tensors
+    small = [x, delta[: shape[0], : shape[1], : shape[2]], A[: shape[2]], B[: shape[0], : shape[1]], bias[:1]]
+    call = call.fill(small).to(backend.device)
+    whole = call.fill(
+        t.expand_as(like).contiguous() for t, like in zip(call.given(), (x, delta, A, B, bias), strict=True)
+    )
+    found, expected = (each.with_gradients(backend.ops) for each in (call, whole))
+    cases.assert_same(found[0], expected[0])
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs.sum_to_size(ours.shape))

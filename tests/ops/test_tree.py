@@ -200,3 +200,13 @@ def test_features_and_tokens_receive_no_gradient(backend):
     assert not backend.ops.grid_edge_weight(maps).requires_grad
     assert not backend.ops.build_tree(maps).order.requires_grad
     assert not backend.ops.token_edge_weight(tokens, tokens, context).requires_grad
+
+
+def test_a_tree_moves_to_a_device_and_keeps_its_dtype():
+    tree = cases.spanning_tree(1, 2, 3)
+    moved = tree.to('meta')
+    assert type(moved) is ops.Tree and {x.device.type for x in moved} == {'meta'}
+    assert {x.dtype for x in moved} == {torch.int32}
+    assert all(a is b for a, b in zip(tree.to(torch.device('cpu')), tree, strict=True))
+    with pytest.raises(TypeError, match=r'Tree\.to: vertices stay int32, give a device, got torch\.float16'):
+        tree.to(torch.float16)
