@@ -1,5 +1,6 @@
 """Export to ONNX: parity with PyTorch at several sizes, and a run with ONNX Runtime alone."""
 
+import json
 import os
 import re
 import subprocess
@@ -98,11 +99,42 @@ def test_the_file_has_no_notes_and_names_the_normalisation(export):
     assert session(path).get_modelmeta().custom_metadata_map == metadata
 
 
+def test_names_of_the_classes_are_in_the_metadata(export, tmp_path):
+    config, _, path = export('classification')
+    known = session(path).get_modelmeta().custom_metadata_map['classes']
+    assert json.loads(known) == list('0123456789')
+    cfg = Config.fromfile(config)
+    trained, names = tmp_path / 'trained.pth', ['null', 'één', *'23456789']
+    torch.save(dict(state_dict={}, meta=dict(dataset_meta=dict(classes=names))), trained)
+    assert torch2onnx.class_names(cfg, str(trained)) == names
+    torch.save(dict(state_dict={}, meta={}), trained)
+    assert torch2onnx.class_names(cfg, str(trained)) == torch2onnx.class_names(cfg) == tuple('0123456789')
+    (tmp_path / 'names.txt').write_text('cat\ndog\n')
+    wrapped = dict(type='RepeatDataset', dataset=dict(metainfo=dict(classes=str(tmp_path / 'names.txt'))))
+    cfg.test_dataloader = dict(dataset=wrapped)
+    assert torch2onnx.class_names(cfg) == ['cat', 'dog']
+    cfg.test_dataloader = dict(dataset=dict(type='mmpretrain.CIFAR10'))
+    assert torch2onnx.class_names(cfg)[0] == 'airplane'
+
+
+def test_names_for_another_number_of_classes_are_left_out(tmp_path, capsys):
+    path = tmp_path / 'model.onnx'
+    options = ('--cfg-options', 'model.head.num_classes=3')
+    assert (
+        run_tool(
+            'deployment/torch2onnx.py', ROOT / 'configs' / CONFIGS['classification'], '--out', path, *options
+        )
+        == 0
+    )
+    assert 'no names in the metadata: 10 are known of 3 classes' in capsys.readouterr().out
+    assert 'classes' not in session(path).get_modelmeta().custom_metadata_map
+
+
 def test_the_documented_run_needs_no_torch(export, tmp_path):
     _, network, path = export('classification')
     page = (ROOT / 'docs/deployment.md').read_text()
     (code,) = re.findall(r'```python\n(import importlib.*?)```', page, re.DOTALL)
-    code = f'import sys\nsys.modules["torch"] = None\n{code}\nnp.save("logits.npy", logits)'
+    code = f'import sys\nsys.modules["torch"] = None\n{code}\nnp.save("logits.npy", logits)\nprint(name)'
     (tmp_path / 'model.onnx').symlink_to(path)
     image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
     np.save(tmp_path / 'image.npy', image)
@@ -111,6 +143,7 @@ def test_the_documented_run_needs_no_torch(export, tmp_path):
     mean, std = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])
     expected = network(((torch.from_numpy(image) - mean) / std).permute(2, 0, 1)[None])
     np.testing.assert_allclose(np.load(tmp_path / 'logits.npy'), expected, rtol=1e-4, atol=1e-5)
+    assert result.stdout == f'{expected.argmax()}\n'
 
 
 def test_verification_finds_other_trees_and_other_weights(export, tmp_path):

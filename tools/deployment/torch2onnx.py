@@ -7,7 +7,8 @@ classifier, or the maps of a backbone. Trees and scans are operators of the doma
 """
 
 import argparse
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grootv import cli, ops
+from grootv.checkpoint import load_checkpoint_file
 from grootv.errors import UserError
-from grootv.export import compare, deployable, difference, export_onnx, random_images
+from grootv.export import Logits, compare, deployable, difference, export_onnx, random_images
+from grootv.registry import DATASETS
 
 TOLERANCE = 1e-3  # of the greatest value: rounding stays far below, one wrong edge of a tree far above
 
@@ -28,6 +31,23 @@ def normalisation(cfg: Config) -> dict[str, str]:
     rgb = steps.get('to_rgb') or steps.get('bgr_to_rgb')
     found = {name: ' '.join(map(str, steps[name])) for name in ('mean', 'std') if steps.get(name)}
     return {**found, 'channels': 'RGB' if rgb else 'BGR'}
+
+
+def class_names(cfg: Config, checkpoint: str | None = None, trust: bool = False) -> Sequence[str]:
+    """Names of classes by label: those the checkpoint was trained with, or else of the config's data."""
+    meta = load_checkpoint_file(checkpoint, trust).get('meta') if checkpoint else None
+    trained = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    if trained and trained.get('classes'):
+        return trained['classes']
+    for loader in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
+        data = (cfg.get(loader) or {}).get('dataset') or {}
+        while 'dataset' in data:  # of a wrapper
+            data = data['dataset']
+        own = getattr(DATASETS.get(data['type']), 'METAINFO', {}) if 'type' in data else {}
+        names = (data.get('metainfo') or {}).get('classes') or data.get('classes') or own.get('classes')
+        if names:
+            return Path(names).read_text().splitlines() if isinstance(names, str) else names
+    return ()
 
 
 class GivenTrees(TorchDispatchMode):
@@ -109,7 +129,14 @@ def main() -> None:
         ops.onnxruntime_library()  # raises before anything takes time
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    export_onnx(network, random_images(2, height, width), normalisation(cfg), path)
+    metadata = normalisation(cfg)
+    if isinstance(network, Logits):
+        names, classes = class_names(cfg, args.checkpoint, args.trust_checkpoint), cfg.model.head.num_classes
+        if len(names) == classes:
+            metadata['classes'] = json.dumps(list(names), ensure_ascii=False)
+        else:
+            print(f'no names in the metadata: {len(names)} are known of {classes} classes', flush=True)
+    export_onnx(network, random_images(2, height, width), metadata, path)
     print(f'{path}: {path.stat().st_size / 2**20:.1f} MB', flush=True)
     if args.verify:
         sizes = ((1, height, width), (3, 33, 71), (2, height + 65, width + 38))
