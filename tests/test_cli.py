@@ -179,10 +179,46 @@ def test_options_replace_settings_of_the_config(config):
 
 
 @pytest.mark.parametrize(
+    'text, value',
+    [
+        ('/a/with blank, comma', '/a/with blank, comma'),
+        ("/it's/(old", "/it's/(old"),
+        ('[a]/b[1]', '[a]/b[1]'),
+        ('"1,2"', '1,2'),
+        ("'/a, b'", '/a, b'),
+        ('plain, file.json', 'plain, file.json'),  # exists
+        ('20_24', '20_24'),  # exists
+        ('8', 8),  # exists too
+        ('s3://b/a,b', 's3://b/a,b'),
+        ("['/a, b',/c d, 1]", ['/a, b', '/c d', 1]),
+        ('1,2', [1, 2]),
+        ('1,', [1]),
+        ('(1,)', (1,)),
+        ('[(1, 2), [a b, None], True]', [(1, 2), ['a b', None], True]),
+        ('[1],[2]', [[1], [2]]),
+        ('f(a,b)', 'f(a,b)'),
+        ('1e-3', 1e-3),
+        ('80_000', 80_000),
+        ('false', False),
+        ('[]', []),
+        ('', ''),
+        ('two words', 'two words'),
+    ],
+)
+def test_value_of_an_option(tmp_path, monkeypatch, text, value):
+    monkeypatch.chdir(tmp_path)
+    for name in ('plain, file.json', '20_24', '8'):
+        Path(name).touch()
+    found = cli.parse_value(text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
     'text, sentence',
     [
+        ('a={b:1}', '--cfg-options a: set the keys of a dict one by one'),
         *((text, 'takes KEY=VALUE with a dotted KEY') for text in ('lr', '=3', 'a..b=3', '.a=3')),
-        ('a=[(1,2]', '--cfg-options: '),
+        ('a=[(1,2]', '--cfg-options a: close the brackets'),
         ('optim_wraper.lr=1', 'has no optim_wraper, did you mean optim_wrapper?'),
         ('param_scheduler.7.end=1', 'has no place in'),
         ('optim_wrapper.lr.x=1', 'has no place in'),
