@@ -113,7 +113,52 @@ def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any
             f'checkpoint {name} holds a {type(checkpoint).__name__}, not a dict of weights: '
             'save model.state_dict(), or convert the file with a script of tools/model_converters'
         )
+    check_parts(checkpoint, name)
     return checkpoint if trust else without_configs(checkpoint)
+
+
+# Types of the parts that MMEngine writes.
+_PARTS = dict(state_dict=Mapping, ema_state_dict=Mapping, meta=Mapping, message_hub=Mapping)
+_PARTS |= dict(optimizer=Mapping, param_schedulers=(Mapping, list))
+
+
+def check_parts(checkpoint: dict[Any, Any], name: str) -> None:
+    """Check that the parts of a checkpoint are what their names say.
+
+    Raises:
+        UserError: Names the first that is not.
+    """
+    again = 'get the file again, or save it again as {"state_dict": model.state_dict()}'
+    for part, kind in _PARTS.items() if 'state_dict' in checkpoint else ():
+        if part in checkpoint and not isinstance(checkpoint[part], kind):
+            found = type(checkpoint[part]).__name__
+            raise UserError(f'checkpoint {name} has a {found} as its {part}: {again}')
+    states = [checkpoint.get('state_dict', checkpoint), checkpoint.get('ema_state_dict', {})]
+    for key, value in (item for state in states for item in state.items()):
+        if not isinstance(key, str):
+            raise UserError(f'checkpoint {name} has a weight named {key!r}, which is no text: {again}')
+        weight = isinstance(value, Tensor) or key.endswith('_extra_state')
+        if not weight and ('state_dict' in checkpoint):
+            raise UserError(f'checkpoint {name} has a {type(value).__name__} as its weight {key}: {again}')
+
+
+def check_resumable(checkpoint: Mapping[str, Any], name: str) -> None:
+    """Check that a checkpoint has what a run needs to continue.
+
+    Raises:
+        UserError: Names what is missing.
+    """
+    found = checkpoint.get('meta')
+    meta = found if isinstance(found, Mapping) else {}
+    progress = [meta.get('epoch'), meta.get('iter')]
+    absent = [part for part in ('optimizer', 'message_hub') if part not in checkpoint]
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in progress):
+        absent.append('number of epochs and iterations')
+    if absent:
+        raise UserError(
+            f'checkpoint {name} has no {absent[0]}, so that --resume would start the schedule again: resume '
+            f'from epoch_N.pth or iter_N.pth, or start from its weights with --cfg-options load_from={name}'
+        )
 
 
 def without_configs(checkpoint: dict[str, Any]) -> dict[str, Any]:

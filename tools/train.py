@@ -13,7 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from grootv import checks, cli, distributed
 from grootv.checkpoint import drop_pretrained, install_safe_loader
-from grootv.engine import CheckpointKeysHook, DataReportHook
+from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook
 from grootv.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -29,6 +29,11 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         metavar='CHECKPOINT',
         help='continue from this checkpoint, or from the latest one in the work folder',
+    )
+    parser.add_argument(
+        '--resume-schedule',
+        choices=['checkpoint', 'config'],
+        help='which schedule and settings of the optimizer a resumed run has, where the two differ',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without evaluation')
     parser.add_argument(
@@ -117,6 +122,8 @@ def main() -> None:
     runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
     runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())
+    if cfg.get('resume'):
+        runner.register_hook(ResumeHook(args.resume_schedule))
     with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):
         runner.train()
 

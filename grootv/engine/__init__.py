@@ -1,6 +1,6 @@
 """Training parts that OpenMMLab does not have. Importing this package registers them."""
 
-from .hooks import CheckpointHook, CheckpointKeysHook, DataReportHook, EpochSeedHook
+from .hooks import CheckpointHook, CheckpointKeysHook, DataReportHook, EpochSeedHook, ResumeHook
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 
 __all__ = [
@@ -10,4 +10,5 @@ __all__ = [
     'DataReportHook',
     'EpochSeedHook',
     'LayerDecayOptimWrapperConstructor',
+    'ResumeHook',
 ]

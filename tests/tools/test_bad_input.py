@@ -102,6 +102,14 @@ def test_code_in_a_checkpoint_runs_only_if_trusted(config, tmp_path, failure, na
     assert (tmp_path / 'exploded').exists()
 
 
+def test_best_checkpoint_is_not_resumed(tiny_run, tmp_path, failure):
+    run = tiny_run('classification')
+    (best,) = run.work_dir.glob('best_*.pth')
+    sentence = failure('train.py', run.config, '--work-dir', tmp_path, '--resume', best)
+    assert f'checkpoint {best} has no optimizer, so that --resume would start the schedule again' in sentence
+    assert sentence.endswith(f'start from its weights with --cfg-options load_from={best}')
+
+
 def test_pretrained_weights_that_do_not_fit_are_refused(tiny_run, tmp_path, failure):
     run = tiny_run('classification')
     width = ('model.backbone.arch.embed_dims=16', 'model.head.in_channels=128')

@@ -129,7 +129,9 @@ def test_latest_checkpoint_is_found_by_its_note_even_in_a_moved_folder(tmp_path,
     assert load_tool('train.py').latest_checkpoint(str(tmp_path)) == str(expected)
 
 
-def test_pretrained_weights_start_the_backbone_and_a_resumed_run_needs_none(tiny_run, config, tmp_path):
+def test_pretrained_weights_start_the_backbone_and_a_resumed_run_needs_none(
+    tiny_run, config, tmp_path, failure
+):
     source = tmp_path / 'source.pth'
     source.write_bytes(tiny_run('classification').checkpoint.read_bytes())
     options = starting_from(source)
@@ -142,7 +144,12 @@ def test_pretrained_weights_start_the_backbone_and_a_resumed_run_needs_none(tiny
 
     source.unlink()
     longer = (*options, 'train_cfg.max_epochs=3')
-    assert run_tool('train.py', config, *args, '--no-validate', '--resume', options=longer) == 0
+    args += ('--resume',)
+    sentence = failure('train.py', config, *args, '--no-validate', options=(*longer, *still))
+    assert 'param_scheduler.1.T_max 3 instead of 6' in sentence
+    args += ('--resume-schedule', 'config')
+    assert run_tool('train.py', config, *args, '--no-validate', options=longer) == 0
+    args = args[:2]
     assert run_tool('test.py', config, args[1] / 'epoch_3.pth', *args, options=options) == 0
 
 

@@ -2,5 +2,12 @@ from .checkpoint import CheckpointHook
 from .checkpoint_keys import CheckpointKeysHook
 from .data_report import DataReportHook
 from .epoch_seed import EpochSeedHook
+from .resume import ResumeHook
 
-__all__ = ['CheckpointHook', 'CheckpointKeysHook', 'DataReportHook', 'EpochSeedHook']
+__all__ = [
+    'CheckpointHook',
+    'CheckpointKeysHook',
+    'DataReportHook',
+    'EpochSeedHook',
+    'ResumeHook',
+]
