@@ -1,3 +1,4 @@
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from grootv.checkpoint import load_checkpoint_file
-from grootv.engine import CheckpointKeysHook
+from grootv.engine import CheckpointKeysHook, ResumeHook
 from grootv.engine.hooks.checkpoint import AtomicLocalBackend, CheckpointHook
+from tests.tools.tiny_run import load_tool
 
 
 class Model(BaseModel):
@@ -23,31 +25,41 @@ class Model(BaseModel):
 
 
 class Scores(Evaluator):
-    """Gives one score an epoch."""
+    """Gives one score an iteration, which it knows by the weight."""
 
-    def __init__(self, values: tuple[float, ...]):
+    def __init__(self, values: tuple[float, ...], model: Model):
         super().__init__([])
-        self.values = iter(values)
+        self.values, self.model = values, model
 
     def evaluate(self, size):
-        return {'acc': next(self.values)}
+        return {'acc': self.values[round((1 - self.model.weight.item()) / 0.1) - 1]}
 
 
-def train(work_dir: Path, hook: CheckpointHook, *values: float) -> None:
+def train(
+    work_dir: Path, hook: CheckpointHook, *values: float, loop: dict | None = None, resume: str | None = None
+) -> Runner:
+    """A run whose epochs have one iteration each, or one by iterations."""
     data = dict(dataset=[torch.zeros(1)] * 2, sampler=dict(type='DefaultSampler'), batch_size=2)
-    Runner(
-        model=Model(),
+    sampler = 'InfiniteSampler' if loop and not loop['by_epoch'] else 'DefaultSampler'
+    runner = Runner(
+        model=(model := Model()),
         work_dir=str(work_dir),
-        train_dataloader=data,
-        train_cfg=dict(by_epoch=True, max_epochs=len(values)),
+        train_dataloader=dict(data, sampler=dict(type=sampler)),
+        train_cfg=loop or dict(by_epoch=True, max_epochs=len(values)),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         val_dataloader=data,
         val_cfg=dict(),
-        val_evaluator=Scores(values),
+        val_evaluator=Scores(values, model),
         default_hooks=dict(checkpoint=hook),
-        experiment_name=str(work_dir),
+        load_from=resume,
+        resume=resume is not None,
+        experiment_name=uuid.uuid4().hex,
         log_level='ERROR',
-    ).train()
+    )
+    if resume:
+        runner.register_hook(ResumeHook())
+    runner.train()
+    return runner
 
 
 def names(folder: Path) -> set[str]:
@@ -82,6 +94,57 @@ def test_nothing_is_deleted_before_its_successor_is_written(tmp_path, monkeypatc
     assert names(tmp_path) == {'epoch_2.pth', 'best_acc_epoch_2.pth'}
     assert seen['epoch_2.pth'] == {'epoch_1.pth', 'best_acc_epoch_1.pth'}
     assert seen['best_acc_epoch_2.pth'] == {'epoch_2.pth', 'best_acc_epoch_1.pth'}
+
+
+EPOCHS, ITERATIONS = dict(by_epoch=True, max_epochs=4), dict(by_epoch=False, max_iters=4)
+
+
+@pytest.mark.parametrize(
+    'loop, scores',
+    [
+        (dict(EPOCHS, val_interval=1), (0.3, 0.1, 0.5, 0.2)),
+        (dict(EPOCHS, val_interval=1), (0.1, 0.2, 0.3, 0.4)),
+        (dict(EPOCHS, val_interval=3), (0.1, 0.2, 0.3, 0.4)),
+        (dict(ITERATIONS, val_interval=1), (0.1, 0.3, 0.2, 0.5)),
+        (dict(ITERATIONS, val_interval=2), (0.4, 0.3, 0.2, 0.1)),
+    ],
+)
+def test_a_run_killed_at_any_file_ends_with_the_files_of_one_never_stopped(
+    tmp_path, monkeypatch, loop, scores
+):
+    latest_checkpoint = load_tool('train.py').latest_checkpoint
+
+    def run(folder: Path, **kwargs) -> Runner:
+        hook = CheckpointHook(1, loop['by_epoch'], max_keep_ckpts=2, save_best='acc', rule='greater')
+        return train(folder, hook, *scores, loop=loop, **kwargs)
+
+    steps = 0
+    kill_at = None
+
+    def counted(function):
+        def wrapper(*args):
+            nonlocal steps
+            steps += 1
+            if steps == kill_at:
+                raise KeyboardInterrupt
+            return function(*args)
+
+        return wrapper
+
+    for name in ('put', 'remove'):
+        monkeypatch.setattr(AtomicLocalBackend, name, counted(getattr(AtomicLocalBackend, name)))
+    whole = run(tmp_path / 'whole')
+    expected, count = names(tmp_path / 'whole'), steps
+    assert len([name for name in expected if 'best' in name]) == 1 and count > 6
+    for kill_at in range(1, count + 1):
+        steps, folder = 0, tmp_path / str(kill_at)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+        resume = latest_checkpoint(str(folder))
+        assert resume or kill_at < 3
+        found = run(folder, resume=resume)
+        assert names(folder) == expected, f'stopped at {kill_at} of {count}'
+        assert found.message_hub.get_info('best_score') == whole.message_hub.get_info('best_score')
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Continue a run with the schedule that its user means."""
+"""Continue a run with the schedule that its user means, and with the validation that it missed."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.optim import BaseOptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from grootv.checkpoint import check_resumable
@@ -20,24 +20,27 @@ _PROGRESS = {'last_step', 'base_values', 'verbose', 'best', 'num_bad_epochs', 'c
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Compare the schedule of a checkpoint that is resumed with that of the config.
+    """Compare the schedule of a checkpoint that is resumed with that of the config, and validate it first.
 
     MMEngine restores the schedulers and the settings of the optimizer from the checkpoint, whatever the
-    config says.
+    config says. It writes a checkpoint before the validation of the same epoch or iteration, which is lost
+    if the run is stopped then; here it is made up for, unless the checkpoint was written after it.
 
     Args:
         schedule: 'checkpoint' does the same; 'config' continues as if the config had been in force from the
             start; None refuses a checkpoint that differs from the config.
     """
 
-    priority = 'LOWEST'
+    priority = 'LOWEST'  # CheckpointHook is ready when the validation begins
 
     def __init__(self, schedule: str | None = None):
         self.schedule = schedule
+        self._validated = True
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         path: Any = runner._load_from
         check_resumable(checkpoint, path)
+        self._validated = bool(checkpoint['meta'].get('validated'))
         wrappers, schedulers = _by_name(runner.optim_wrapper), _by_name(runner.param_schedulers)
         optimizers = _by_name(checkpoint['optimizer'], several=list(wrappers) != [''])
         saved_schedulers = _by_name(checkpoint.get('param_schedulers'))
@@ -68,6 +71,22 @@ class ResumeHook(Hook):
                 f'--resume-schedule checkpoint: {path} has other schedulers than the config ({text}): '
                 'give the param_scheduler that it was trained with, or --resume-schedule config'
             )
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.val_loop is not None and not self._validated and validation_is_due(runner.train_loop):
+            runner.val_loop.run()
+
+
+def validation_is_due(loop: Any) -> bool:
+    """Whether MMEngine validates where a training is."""
+    if isinstance(loop, IterBasedTrainLoop):
+        progress, last = loop.iter, loop.max_iters
+    elif isinstance(loop, EpochBasedTrainLoop) and loop.iter == loop.epoch * len(loop.dataloader):
+        progress, last = loop.epoch, loop.max_epochs
+    else:
+        return False
+    loop._decide_current_val_interval()
+    return progress >= max(1, loop.val_begin) and (progress % loop.val_interval == 0 or progress == last)
 
 
 def _by_name(value: Any, several: bool = True) -> dict[str, Any]:
