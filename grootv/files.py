@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and configs whose data formats are data."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def read_config(path: str | Path) -> Config:
 def write_atomically(target: str | Path) -> Iterator[Path]:
     """Yield a path for a file or a folder, and rename it to ``target`` once the body has succeeded.
 
-    If the body fails, what it wrote is removed and ``target`` stays as it was.
+    If the body fails, what it wrote is removed and ``target`` stays as it was. What a process that was killed
+    has left is removed by the next one that writes the same target.
 
     Args:
         target: File to create or replace, or folder to create. Missing parent folders are made.
@@ -39,12 +41,41 @@ def write_atomically(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, glob.escape(target.name))
     draft = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
     try:
         yield draft
         draft.replace(target)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        else:
-            draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def remove_leftovers(folder: Path, name: str = '*') -> None:
+    """Remove what processes that were killed in :func:`write_atomically` have left.
+
+    Args:
+        folder: Of the targets.
+        name: Pattern of their names.
+    """
+    for draft in folder.glob(f'.{name}.*.tmp'):
+        process = draft.name.split('.')[-2]
+        if process.isdecimal() and not _runs(int(process)):
+            _remove(draft)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this machine has the number; a dead one may have had our own."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

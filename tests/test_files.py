@@ -1,10 +1,12 @@
 import os
+import subprocess
+import sys
 
 import mmengine
 import pytest
 import yaml
 
-from grootv.files import read_config, write_atomically
+from grootv.files import read_config, remove_leftovers, write_atomically
 
 
 @pytest.mark.parametrize('name', ['config.yaml', 'config.yml', 'config.json'])
@@ -40,3 +42,20 @@ def test_target_appears_whole_and_stays_as_it_was_after_a_failure(tmp_path, kind
             assert os.listdir(target.parent) == [draft.name] and draft.name.startswith('.')
         assert os.listdir(target.parent) == [kind]
         assert (target if kind == 'file' else target / 'part').read_text() == 'content'
+
+
+@pytest.mark.parametrize('name', ['target', 'a[1]*.pth'])
+def test_what_killed_processes_left_is_removed_and_the_draft_of_a_living_one_stays(tmp_path, name):
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    alive, other = tmp_path / f'.{name}.1.tmp', tmp_path / f'.other.{dead.pid}.tmp'
+    alive.touch()
+    for path in (other, tmp_path / f'.{name}.{os.getpid()}.tmp', tmp_path / f'.{name}.{dead.pid}.tmp'):
+        path.mkdir()
+        (path / 'part').touch()
+    with write_atomically(tmp_path / name) as draft:
+        draft.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {name, alive.name, other.name}
+    (tmp_path / '.user.tmp').touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {name, alive.name, '.user.tmp'}

@@ -158,6 +158,13 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ['epoch_1.pth']
 
 
+def test_rests_of_a_killed_run_are_removed_when_the_next_begins(tmp_path):
+    rest = tmp_path / f'.epoch_7.pth.{2**22 + 1}.tmp'  # above any process number of Linux
+    rest.touch()
+    train(tmp_path, CheckpointHook(interval=1), 0.1)
+    assert not rest.exists()
+
+
 def test_average_of_a_checkpoint_is_resumed_but_not_fine_tuned():
     model = nn.Linear(1, 1)
     runner = SimpleNamespace(model=model, visualizer=SimpleNamespace(dataset_meta=None))

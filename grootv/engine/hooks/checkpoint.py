@@ -7,7 +7,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
 
-from grootv.files import write_atomically
+from grootv.files import remove_leftovers, write_atomically
 from grootv.registry import HOOKS
 
 
@@ -45,6 +45,8 @@ class CheckpointHook(_CheckpointHook):
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
+        if local and runner.rank == 0:
+            remove_leftovers(Path(self.out_dir))
         self._remove_superseded(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
