@@ -82,6 +82,11 @@ def rank() -> int:
     return group.get_rank() if group.is_available() and group.is_initialized() else 0
 
 
+def launched_rank(launcher: str) -> int:
+    """This process's rank as :func:`prepare` has found it, where the group may not exist yet."""
+    return int(os.environ[_RANK_VARIABLES[launcher]['RANK']]) if launcher in _RANK_VARIABLES else 0
+
+
 def _first_host() -> str:
     nodes = os.environ.get('SLURM_NODELIST')
     if nodes is None:

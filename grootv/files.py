@@ -1,8 +1,12 @@
 """Files and folders that appear whole or not at all, and configs whose data formats are data."""
 
+import errno
+import fcntl
 import glob
 import os
 import shutil
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +15,8 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 from mmengine.fileio import YamlHandler, register_handler
+
+from grootv.errors import UserError
 
 
 @register_handler(['yaml', 'yml'])
@@ -48,6 +54,41 @@ def write_atomically(target: str | Path) -> Iterator[Path]:
         draft.replace(target)
     finally:
         _remove(draft)
+
+
+@contextmanager
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Reserve a folder for this process while the body runs, however it ends.
+
+    Where the file system knows no locks, a warning says so.
+
+    Args:
+        folder: Made if it does not exist. The lock is on its file ``train.lock``, which stays.
+
+    Raises:
+        UserError: If another process has reserved it.
+    """
+    path = Path(folder) / 'train.lock'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a+') as file:
+        try:
+            # Unlike flock's, this lock is not inherited by processes that load data and may outlive a run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise UserError(
+                    f'work folder {folder} is in use by {file.read() or "another run"}: '
+                    'wait for its end, or choose another --work-dir'
+                ) from None
+            warnings.warn(
+                f'{path} cannot be locked ({error.strerror}): start no other run there', stacklevel=3
+            )
+        else:
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}')
+            file.flush()
+        yield
 
 
 def remove_leftovers(folder: Path, name: str = '*') -> None:

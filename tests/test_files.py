@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -6,7 +8,8 @@ import mmengine
 import pytest
 import yaml
 
-from grootv.files import read_config, remove_leftovers, write_atomically
+from grootv.errors import UserError
+from grootv.files import lock_folder, read_config, remove_leftovers, write_atomically
 
 
 @pytest.mark.parametrize('name', ['config.yaml', 'config.yml', 'config.json'])
@@ -59,3 +62,31 @@ def test_what_killed_processes_left_is_removed_and_the_draft_of_a_living_one_sta
     (tmp_path / '.user.tmp').touch()
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {name, alive.name, '.user.tmp'}
+
+
+def test_folder_is_reserved_until_its_process_ends_or_is_killed(tmp_path):
+    code = f'import sys\nfrom grootv.files import lock_folder\nwith lock_folder({str(tmp_path)!r}):\n'
+    code += '    print("locked", flush=True)\n    sys.stdin.read()\n'
+    owner = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b'locked\n'
+    try:
+        with (
+            pytest.raises(UserError, match=f'in use by process {owner.pid} on .*: wait'),
+            lock_folder(tmp_path),
+        ):
+            pass
+    finally:
+        owner.kill()
+        owner.wait()
+    for _ in range(2):
+        with lock_folder(tmp_path):
+            assert f'process {os.getpid()} on' in (tmp_path / 'train.lock').read_text()
+
+
+def test_file_system_without_locks_only_warns(tmp_path, monkeypatch):
+    def lockf(file, operation):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr(fcntl, 'lockf', lockf)
+    with pytest.warns(UserWarning, match='train.lock cannot be locked'), lock_folder(tmp_path):
+        pass

@@ -4,6 +4,7 @@ python tools/train.py configs/classification/grootv-tiny_8xb128_in1k.py
 """
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from grootv import checks, cli, distributed
 from grootv.checkpoint import drop_pretrained, install_safe_loader
 from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook
 from grootv.errors import UserError
+from grootv.files import lock_folder
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -117,13 +119,20 @@ def main() -> None:
     else:
         checks.check_pretrained_files(cfg, CONFIGS)
     distributed.prepare(cfg)
+    first = distributed.launched_rank(cfg.launcher) == 0
+    with lock_folder(cfg.work_dir) if first else nullcontext():
+        train(cfg, args.resume_schedule)
+
+
+def train(cfg: Config, resume_schedule: str | None) -> None:
+    """Run the training of a config that has been checked."""
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     checks.check_pretrained_fit(runner.model)
     runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
     runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())
     if cfg.get('resume'):
-        runner.register_hook(ResumeHook(args.resume_schedule))
+        runner.register_hook(ResumeHook(resume_schedule))
     with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):
         runner.train()
 

@@ -102,6 +102,17 @@ def test_code_in_a_checkpoint_runs_only_if_trusted(config, tmp_path, failure, na
     assert (tmp_path / 'exploded').exists()
 
 
+def test_work_folder_of_another_run_is_refused(config, tmp_path, failure):
+    code = 'import sys\nfrom grootv.files import lock_folder\nwith lock_folder(sys.argv[1]):\n    print()\n'
+    code += '    sys.stdout.flush()\n    sys.stdin.read()'
+    command = [sys.executable, '-c', code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        sentence = failure('train.py', config, '--work-dir', tmp_path)
+    assert f'work folder {tmp_path} is in use by process {other.pid} on' in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ['train.lock']
+
+
 def test_best_checkpoint_is_not_resumed(tiny_run, tmp_path, failure):
     run = tiny_run('classification')
     (best,) = run.work_dir.glob('best_*.pth')
