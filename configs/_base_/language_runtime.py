@@ -14,7 +14,6 @@ default_hooks = dict(
         interval=2000,  # a multiple of the accumulated iterations: none is lost when a run is resumed
         max_keep_ckpts=3,
         save_best='perplexity',
-        rule='less',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     epoch_seed=dict(type='grootv.EpochSeedHook'),

@@ -12,6 +12,7 @@ from torch import nn
 from grootv.checkpoint import load_checkpoint_file
 from grootv.engine import CheckpointKeysHook, ResumeHook
 from grootv.engine.hooks.checkpoint import AtomicLocalBackend, CheckpointHook
+from grootv.errors import UserError
 from tests.tools.tiny_run import load_tool
 
 
@@ -145,6 +146,30 @@ def test_a_run_killed_at_any_file_ends_with_the_files_of_one_never_stopped(
         found = run(folder, resume=resume)
         assert names(folder) == expected, f'stopped at {kill_at} of {count}'
         assert found.message_hub.get_info('best_score') == whole.message_hub.get_info('best_score')
+
+
+def test_metric_that_the_validation_does_not_give_is_named(tmp_path):
+    with pytest.raises(UserError, match=r'save_best=mIoU names no metric of .*, which gives acc: set it'):
+        train(tmp_path, CheckpointHook(interval=1, save_best='mIoU'), 0.1)
+    assert names(tmp_path) == {'epoch_1.pth'}
+
+
+@pytest.mark.parametrize('metric, rule', [('coco/bbox_mAP', 'greater'), ('perplexity', 'less')])
+def test_rule_of_a_metric_follows_from_its_name(metric, rule):
+    assert CheckpointHook(save_best=metric).rules == [rule]
+
+
+def test_score_of_another_metric_is_forgotten(tmp_path):
+    train(tmp_path, CheckpointHook(interval=1, save_best='acc', rule='less'), 0.1)
+    rename = CheckpointHook(interval=1, save_best='top', rule='greater')
+    resume = str(tmp_path / 'epoch_1.pth')
+    with pytest.raises(UserError, match='which gives acc'):
+        train(tmp_path, rename, 0.1, 0.2, resume=resume)
+    assert rename.best_ckpt_path is None and names(tmp_path) == {
+        'epoch_1.pth',
+        'epoch_2.pth',
+        'best_acc_epoch_1.pth',
+    }
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):

@@ -45,6 +45,27 @@ def test_curves_show_the_log_where_a_resumed_start_replaces_what_it_repeats(tmp_
     assert Image.open(tmp_path / 'curves.png').width > 500
 
 
+@pytest.mark.parametrize(
+    'record, main',
+    [
+        ({'coco/cat_precision': 0.1, 'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_50': 0.3}, 'coco/bbox_mAP'),
+        ({'single-label/precision_classwise': 0.1, 'accuracy/top1': 0.2}, 'accuracy/top1'),
+        ({'aAcc': 0.1, 'mIoU': 0.2, 'mAcc': 0.3}, 'mIoU'),
+        ({'perplexity': 9.0}, 'perplexity'),
+        ({'other': 1.0, 'second': 2.0}, 'other'),
+    ],
+)
+def test_curves_show_every_loss_and_the_main_metric(tmp_path, record, main):
+    plot = load_tool(CURVES)
+    step = dict(train(1, 3.0), **{'decode.loss_ce': 2.0, 'aux.loss_ce': 1.0})
+    write_log(tmp_path / '20300101', step, dict(record, step=1))
+    records = plot.read_run(tmp_path)
+    names = plot.metric_names(records[1], None)
+    left, right = plot.draw(*records, names, 'run').axes
+    assert [line.get_label() for line in left.lines] == ['sum', 'decode.loss_ce', 'aux.loss_ce']
+    assert [line.get_label().split(',')[0] for line in right.lines] == [main]
+
+
 def test_confusion_matrix_counts_every_image(tiny_run, tmp_path, capsys):
     run, picture = tiny_run('classification'), tmp_path / 'deep/matrix.png'
     assert run_tool(MATRIX, run.config, run.checkpoint, '--out', picture) == 0

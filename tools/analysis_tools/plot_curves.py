@@ -1,4 +1,4 @@
-"""Draw the loss and the validation metrics of a training run.
+"""Draw the losses and the validation metrics of a training run.
 
 python tools/analysis_tools/plot_curves.py work_dirs/grootv-pico_digits --out curves.png
 """
@@ -16,6 +16,7 @@ from grootv import cli
 from grootv.errors import UserError
 
 _NOT_METRICS = {'step', 'time', 'data_time'}
+_MAIN = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU', 'perplexity')
 
 
 def read_run(work_dir: Path) -> tuple[dict[int, dict], dict[int, dict]]:
@@ -48,19 +49,26 @@ def read_run(work_dir: Path) -> tuple[dict[int, dict], dict[int, dict]]:
 
 
 def metric_names(val: dict[int, dict], wanted: list[str] | None) -> list[str]:
-    """The metrics to draw: the wanted ones, or the first one."""
+    """The metrics to draw: the wanted ones, or the main one, which single classes may precede."""
     known = list(dict.fromkeys(name for record in val.values() for name in record))
     known = [name for name in known if name not in _NOT_METRICS]
     absent = [name for name in wanted or [] if name not in known]
     if absent:
         raise UserError(f'--metrics {absent[0]}: the log has {", ".join(known) or "none"}')
-    return wanted or known[:1]
+    return wanted or ([name for name in _MAIN if name in known] or known)[:1]
 
 
 def draw(train: dict[int, dict], val: dict[int, dict], names: list[str], title: str) -> plt.Figure:
-    """Loss by iteration on the left, metrics by epoch on the right."""
+    """Losses by iteration on the left, metrics by epoch on the right."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout='constrained')
-    left.plot(list(train), [record['loss'] for record in train.values()], color='tab:red')
+    losses = dict.fromkeys(name for record in train.values() for name in record if 'loss' in name)
+    losses = [name for name in losses if name != 'loss'] if len(losses) > 2 else []  # one part is the sum
+    for name in ['loss', *losses]:
+        points = {step: record[name] for step, record in train.items() if name in record}
+        settings = dict(color='tab:red', label='sum') if name == 'loss' else dict(label=name, linewidth=0.8)
+        left.plot(list(points), list(points.values()), **settings)
+    if losses:
+        left.legend()
     left.set(xlabel='iteration', ylabel='training loss', title='Loss')
     for name in names:
         points = {step: record[name] for step, record in val.items() if name in record}
@@ -71,7 +79,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], names: list[str], title: 
     right.set(xlabel='epoch' if by_epoch else 'iteration', title='Validation')
     if names:
         right.set_ylabel(names[0])
-        right.legend(loc='lower right')
+        right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(title)
@@ -81,7 +89,7 @@ def draw(train: dict[int, dict], val: dict[int, dict], names: list[str], title: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dir', type=Path, help='work folder of the run')
-    parser.add_argument('--metrics', nargs='+', help='default: the first one in the log')
+    parser.add_argument('--metrics', nargs='+', help='default: the main one of the log')
     parser.add_argument('--out', type=Path, help='picture; default WORK_DIR/curves.png')
     args = parser.parse_args()
     train, val = read_run(args.work_dir)

@@ -7,6 +7,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
 
+from grootv.errors import UserError
 from grootv.files import remove_leftovers, write_atomically
 from grootv.registry import HOOKS
 
@@ -37,6 +38,7 @@ class CheckpointHook(_CheckpointHook):
         **kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
     """
 
+    _default_less_keys = [*_CheckpointHook._default_less_keys, 'perplexity']
     _progress: dict[str, int] = {}  # epochs and iterations of the checkpoint that is being written
     _validated = False  # whether it is written after the validation
 
@@ -48,6 +50,8 @@ class CheckpointHook(_CheckpointHook):
         if local and runner.rank == 0:
             remove_leftovers(Path(self.out_dir))
         self._remove_superseded(runner)
+        if self.save_best and len(self.key_indicators) == 1:
+            self._forget_other_metric(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # FlexibleRunner counts on from what it has written into the same dict before.
@@ -77,7 +81,21 @@ class CheckpointHook(_CheckpointHook):
         super()._save_checkpoint_with_step(runner, step, meta)
         self._remove_superseded(runner)
 
+    def _forget_other_metric(self, runner: Runner) -> None:
+        """A resumed run may have compared another metric until now."""
+        begin = f'best_{self.key_indicators[0]}_'.replace('/', '_')
+        if self.best_ckpt_path and not os.path.basename(self.best_ckpt_path).startswith(begin):
+            self.best_ckpt_path = None
+            for name in ('best_ckpt', 'best_score'):
+                runner.message_hub.pop_info(name, None)
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        for name in self.key_indicators if self.save_best else ():
+            if name not in metrics and name != 'auto':
+                raise UserError(
+                    f'default_hooks.checkpoint.save_best={name} names no metric of the validation, which '
+                    f'gives {", ".join(metrics)}: set it to one of them'
+                )
         if not self.save_best or len(self.key_indicators) > 1:
             super()._save_best_checkpoint(runner, metrics)
             return
