@@ -106,7 +106,7 @@ def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any
             f'checkpoint {name} holds more than weights ({foreign[1] or foreign[2]}), and loading '
             'that can run code: add --trust-checkpoint only if you trust its author'
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # damaged bytes make the unpickler raise any of them
         raise UserError(damaged) from error
     if not isinstance(checkpoint, dict):
         raise UserError(

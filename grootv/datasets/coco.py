@@ -192,7 +192,9 @@ class AnnotationFile:
         sizes = {}
         for position, image in enumerate(images):
             try:
-                identity, _, width, height = (image[key] for key in _IMAGE_KEYS)
+                identity, name, width, height = (image[key] for key in _IMAGE_KEYS)
+                if not is_id(identity) or not isinstance(name, str) or not name or '\0' in name:
+                    raise TypeError
                 known = identity in sizes
                 positive = width > 0 and height > 0 and width * height <= _MOST_PIXELS
             except (KeyError, TypeError):
@@ -212,6 +214,8 @@ class AnnotationFile:
         """Names by id of the categories that the config names, and ids of the others."""
         try:
             names = {category['id']: category['name'] for category in categories}
+            if not all(is_id(key) and isinstance(name, str) for key, name in names.items()):
+                raise TypeError
         except (KeyError, TypeError):
             raise self._fault('has a category without id and name') from None
         if len(names) < len(categories) or len(set(names.values())) < len(names):
@@ -277,6 +281,10 @@ class AnnotationFile:
 
     def _warn(self, text: str) -> None:
         print_log(f'annotation file {self.name} {text}', 'current', logging.WARNING)
+
+
+def is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def describe(annotation: Any, sizes: dict, categories: list) -> str:
