@@ -9,7 +9,7 @@ APP := $(VENV)-app/bin
 $(BIN)/python $(APP)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(@D:/bin=)
 
-.PHONY: demo demo-detection demo-segmentation demo-language test test-ops test-slurm test-wheel wheel sanitize lint format docs bench clean
+.PHONY: demo demo-detection demo-segmentation demo-language test test-ops test-slurm test-wheel wheel sanitize attack lint format docs bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -66,6 +66,11 @@ test-app: $(APP)/python
 sanitize: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	$(BIN)/python -m tests.ops.emulation.sanitize
+
+# Spoiled calls, mangled files, killed trainings. ARGS='--seconds 3600' for an hour of them.
+attack: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test
+	$(BIN)/python -m tests.attack $(ARGS)
 
 lint: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py lint
