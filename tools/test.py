@@ -5,6 +5,8 @@ python tools/test.py configs/classification/grootv-tiny_8xb128_in1k.py CHECKPOIN
 
 import argparse
 import inspect
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from grootv import checks, cli, distributed
 from grootv.checkpoint import install_safe_loader
@@ -62,16 +65,49 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserError(f'--show and --show-dir: {args.config} has no default_hooks.visualization')
-    folder = str(Path(args.show_dir).resolve()) if args.show_dir else None
     with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         known = inspect.signature(registry.get(hook.type).__init__).parameters
     switches = dict(enable=True, draw=True, interval=args.interval)
-    switches |= dict(out_dir=folder, test_out_dir=folder)
     hook.update({name: value for name, value in switches.items() if name in known})
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
-    if folder and not {'out_dir', 'test_out_dir'} & set(known):
-        cfg.visualizer.save_dir = folder
+
+
+def name_by_path(visualizer: Visualizer, dataset: Any, folder: Path) -> None:
+    """Write the picture of an image under the image's path below its data folder.
+
+    Each library has a hook of its own, which names a picture by the last part of the path alone.
+
+    Args:
+        visualizer: What the hooks of all libraries call.
+        dataset: Config of the data set. Its folders' common one is left out of the names.
+        folder: Where the pictures go.
+    """
+    root = os.path.commonpath([os.path.abspath(root) for root in data_roots(dataset)] or ['/'])
+    draw_name = 'visualize_cls' if hasattr(visualizer, 'visualize_cls') else 'add_datasample'
+    draw = getattr(visualizer, draw_name)
+
+    def draw_named(*args: Any, data_sample: Any, **kwargs: Any) -> Any:
+        path = data_sample.get('img_path')
+        name = Path(kwargs.get('name') or args[0]) if path is None else Path(os.path.abspath(path))
+        name = name.relative_to(root if name.is_relative_to(root) else name.anchor)
+        ending = '' if name.suffix.lower() in ('.png', '.jpg', '.jpeg') else '.png'
+        kwargs['out_file'] = str(folder / f'{name}{ending}')
+        return draw(*args, data_sample=data_sample, **kwargs)
+
+    setattr(visualizer, draw_name, draw_named)
+
+
+def data_roots(dataset: Any) -> Iterator[str]:
+    """The data folders of a data set and of those that it wraps."""
+    if isinstance(dataset, dict):
+        if dataset.get('data_root'):
+            yield dataset['data_root']
+        for name in ('dataset', 'datasets'):
+            yield from data_roots(dataset.get(name))
+    elif isinstance(dataset, list | tuple):
+        for part in dataset:
+            yield from data_roots(part)
 
 
 def use_tta(cfg: Config, path: str) -> None:
@@ -139,6 +175,8 @@ def main() -> None:
     checks.check_data(cfg, ['model', 'test_dataloader', 'test_evaluator'])
     distributed.prepare(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if args.show_dir:
+        name_by_path(runner.visualizer, cfg.test_dataloader.dataset, Path(args.show_dir).resolve())
     runner.register_hook(CheckpointKeysHook())
     runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())

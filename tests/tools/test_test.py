@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,9 @@ def scores(predictions: list[dict]) -> torch.Tensor:
 def test_three_libraries_share_a_process_and_a_test_has_the_metrics_of_the_training(tiny_run, tmp_path):
     """Trained in one order before, and here in the other."""
     runs = {task: tiny_run(task) for task in reversed(LIBRARIES)}
+    scenes = {Path(f'images/validation/0000{index}') for index in (1, 2, 3)}
+    named = dict(detection=scenes, segmentation=scenes)
+    named['classification'] = {Path(f'val/{label}/{label}0') for label in '0123456789'}
     for task, (scope, visualizer, images) in LIBRARIES.items():
         run, work_dir = runs[task], tmp_path / task
         assert run_tool('train.py', run.config, '--work-dir', work_dir, '--no-validate') == 0
@@ -49,11 +54,28 @@ def test_three_libraries_share_a_process_and_a_test_has_the_metrics_of_the_train
         assert json.loads(out.read_text()) == pytest.approx(metrics(run.work_dir))
         drawn = [path for path in pictures.rglob('*') if path.suffix in ('.png', '.jpg')]
         assert len(drawn) == images
+        assert {path.relative_to(pictures).with_suffix('') for path in drawn} == named[task]
         for path in drawn if task != 'classification' else ():
             with Image.open(path) as picture:
                 assert picture.size == (256, 128)  # the annotations, the predictions
                 left, right = np.split(np.asarray(picture), 2, axis=1)
             assert left.std() > 10 and (left != right).any()
+
+
+def test_pictures_of_equal_names_in_two_folders_are_both_drawn(run, tmp_path):
+    config, checkpoint = run
+    data = shutil.copytree(config.parent / 'images', tmp_path / 'images')
+    for path in data.glob('val/*/*.png'):
+        path.rename(path.with_name('same.png'))
+    both, cfg = tmp_path / 'both.py', Config.fromfile(config)
+    part = cfg.test_dataloader.dataset
+    parts = [dict(part, data_root=str(root)) for root in (data, config.parent / 'images')]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+    cfg.dump(both)
+    args = ('--work-dir', tmp_path / 'test', '--show-dir', tmp_path / 'pictures')
+    assert run_tool('test.py', both, checkpoint, *args) == 0
+    assert len(list((tmp_path / 'pictures').rglob('same.png'))) == 10
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 20
 
 
 def test_every_view_of_tta_is_averaged(predictions):
