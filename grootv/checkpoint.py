@@ -7,6 +7,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,7 +73,8 @@ def load_weights(model: nn.Module, path: str | Path, trust: bool = False) -> Non
     checkpoint = load_checkpoint_file(path, trust)
     check_keys(model, checkpoint)
     # check_keys accepts a file whose BatchNorm counts no batches; strict loading would not.
-    model.load_state_dict(state_dict_of(checkpoint), strict=False)
+    with loading(str(path)):
+        model.load_state_dict(state_dict_of(checkpoint), strict=False)
 
 
 def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -117,6 +119,32 @@ def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any
     return checkpoint if trust else without_configs(checkpoint)
 
 
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Name the checkpoint in whatever error loading it into a model or an optimizer raises."""
+    try:
+        yield
+    except (UserError, OSError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what the parts of a damaged file make their owners raise
+        text = ' '.join(str(error).split())[:200]
+        raise UserError(
+            f'checkpoint {name} cannot be loaded ({type(error).__name__}: {text}): it is damaged, '
+            'or of another program: get the file again'
+        ) from error
+
+
+def explain_loading(runner: Any) -> None:
+    """Make a runner load and resume its checkpoint under :func:`loading`."""
+    load_or_resume = runner.load_or_resume
+
+    def load() -> None:
+        with loading(runner._load_from):
+            load_or_resume()
+
+    runner.load_or_resume = load
+
+
 # Types of the parts that MMEngine writes.
 _PARTS = dict(state_dict=Mapping, ema_state_dict=Mapping, meta=Mapping, message_hub=Mapping)
 _PARTS |= dict(optimizer=Mapping, param_schedulers=(Mapping, list))
@@ -137,9 +165,18 @@ def check_parts(checkpoint: dict[Any, Any], name: str) -> None:
     for key, value in (item for state in states for item in state.items()):
         if not isinstance(key, str):
             raise UserError(f'checkpoint {name} has a weight named {key!r}, which is no text: {again}')
-        weight = isinstance(value, Tensor) or key.endswith('_extra_state')
-        if not weight and ('state_dict' in checkpoint):
-            raise UserError(f'checkpoint {name} has a {type(value).__name__} as its weight {key}: {again}')
+        fault = _no_weight(value)
+        if fault and 'state_dict' in checkpoint and not key.endswith('_extra_state'):
+            raise UserError(f'checkpoint {name} has a {fault} as its weight {key}: {again}')
+
+
+def _no_weight(value: Any) -> str:
+    """What a value is if it is no weight, or ''."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    faults = dict(meta=value.is_meta, sparse=value.layout != torch.strided, quantized=value.is_quantized)
+    faults['complex'] = value.is_complex()
+    return next((f'{name} tensor' for name, found in faults.items() if found), '')
 
 
 def check_resumable(checkpoint: Mapping[str, Any], name: str) -> None:
@@ -286,16 +323,20 @@ def check_keys(
 def compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, bool]:
     """The weights that cannot be loaded, in words (empty if there are none), and whether any can."""
     shared = [name for name in wanted if name in found]
-    other = [name for name in shared if found[name].shape != wanted[name].shape]
+    other = [name for name in shared if shape_of(found[name]) != shape_of(wanted[name])]
     misfits = {
         'missing': [name for name in wanted if name not in found and 'num_batches_tracked' not in name],
         'unknown': [name for name in found if name not in wanted],
         'other shape': [
-            f'{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}' for name in other
+            f'{name} {shape_of(found[name])} instead of {shape_of(wanted[name])}' for name in other
         ],
     }
     text = '; '.join(f'{kind}: {first(names)}' for kind, names in misfits.items() if names)
     return text, len(shared) > len(other)
+
+
+def shape_of(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def warn(text: str) -> None:

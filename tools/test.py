@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
 from grootv import checks, cli, distributed
-from grootv.checkpoint import install_safe_loader
+from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.engine import CheckpointKeysHook, DataReportHook
 from grootv.errors import UserError
 
@@ -177,6 +177,7 @@ def main() -> None:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.show_dir:
         name_by_path(runner.visualizer, cfg.test_dataloader.dataset, Path(args.show_dir).resolve())
+    explain_loading(runner)
     runner.register_hook(CheckpointKeysHook())
     runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())

@@ -13,7 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from grootv import checks, cli, distributed
-from grootv.checkpoint import drop_pretrained, install_safe_loader
+from grootv.checkpoint import drop_pretrained, explain_loading, install_safe_loader
 from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook
 from grootv.errors import UserError
 from grootv.files import lock_folder
@@ -128,6 +128,7 @@ def train(cfg: Config, resume_schedule: str | None) -> None:
     """Run the training of a config that has been checked."""
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     checks.check_pretrained_fit(runner.model)
+    explain_loading(runner)
     runner.register_hook(CheckpointKeysHook(strict=bool(cfg.get('resume'))))
     runner.register_hook(DataReportHook())
     runner.register_hook(cli.StopHook())

@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
+from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.engine import CheckpointHook, ResumeHook
 from grootv.errors import UserError
 
@@ -63,6 +64,7 @@ def train(
         experiment_name=f'{folder}{choice}{len(list(folder.parent.iterdir()))}',
         log_level='ERROR',
     )
+    explain_loading(runner)
     if resume:
         runner.register_hook(ResumeHook(choice))
     runner.train()
@@ -143,6 +145,47 @@ def test_another_optimizer_is_refused(tmp_path, settings, choice):
     train(tmp_path / 'run')
     with pytest.raises(UserError, match='has an optimizer state that does not fit'):
         train(tmp_path / 'resumed', resume=tmp_path / 'run/epoch_1.pth', choice=choice, **settings)
+
+
+def damage(checkpoint: dict, *place_and_value) -> dict:
+    *place, name, value = place_and_value
+    node = checkpoint
+    for key in place:
+        node = node[key]
+    node[name] = value
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    'place, text',
+    [
+        (('optimizer', 'state', 3), 'has an optimizer state that does not fit'),
+        (('optimizer', 'state', 0, 3), 'has an optimizer state that does not fit'),
+        (('optimizer', 'state', 0, 'exp_avg', torch.ones(7)), 'has an optimizer state that does not fit'),
+        (('optimizer', 'state', 0, 'step', 'x'), 'has an optimizer state that does not fit'),
+        (('optimizer', 'param_groups', [3]), 'has an optimizer state that does not fit'),
+        (('optimizer', 'param_groups', 0, 'params', 3), 'has an optimizer state that does not fit'),
+        (('param_schedulers', {}), '0 instead of 2 in param_scheduler'),
+        (('param_schedulers', [3, 4]), 'param_scheduler.0 is another than LinearLR'),
+        (('param_schedulers', 'x'), 'has a str as its param_schedulers'),
+        (('message_hub', 3), 'has a int as its message_hub'),
+        (('message_hub', {}), 'cannot be loaded (AssertionError'),
+        (('meta', 'x'), 'has a str as its meta'),
+        (('meta', 'epoch', '1'), 'has no number of epochs and iterations'),
+        (('state_dict', [3]), 'has a list as its state_dict'),
+        (('state_dict', 'weight', 3), 'has a int as its weight weight'),
+        (('state_dict', 'weight', torch.ones(2, device='meta')), 'has a meta tensor as its weight weight'),
+        (('state_dict', 1, torch.ones(2)), 'has a weight named 1, which is no text'),
+    ],
+)
+def test_damaged_part_is_named(tmp_path, place, text):
+    train(tmp_path / 'run')
+    install_safe_loader()
+    checkpoint = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    torch.save(damage(checkpoint, *place), tmp_path / 'bad.pth')
+    with pytest.raises(UserError) as error:
+        train(tmp_path / 'resumed', resume=tmp_path / 'bad.pth')
+    assert text in str(error.value) and str(tmp_path / 'bad.pth') in str(error.value)
 
 
 @pytest.mark.parametrize('part', ['optimizer', 'meta', 'message_hub', 'all'])

@@ -16,7 +16,7 @@ from mmpretrain.evaluation import ConfusionMatrix
 from torch import Tensor
 
 from grootv import checks, cli
-from grootv.checkpoint import install_safe_loader
+from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.engine import CheckpointKeysHook
 
 _FEW = 30  # up to so many classes the numbers fit into the cells
@@ -42,6 +42,7 @@ def evaluate(cfg: Config, checkpoint: str) -> tuple[Tensor, list[str]]:
             log_level='WARNING',
             cfg=cfg,
         )
+        explain_loading(runner)
         runner.register_hook(CheckpointKeysHook())
         classes = runner.test_dataloader.dataset.metainfo.get('classes')
         counts = runner.test()['confusion_matrix/result']

@@ -22,6 +22,10 @@ class CheckpointKeysHook(Hook):
         self.strict = strict
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if 'state_dict' not in checkpoint:  # other hooks look for it
+            weights = dict(checkpoint)
+            checkpoint.clear()
+            checkpoint['state_dict'] = weights
         if not self.strict:
             # Its state_dict is the average already. mmpretrain's EMAHook would swap the two, start from
             # the weights behind the average, and refuse an average of other shapes.

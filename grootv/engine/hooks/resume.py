@@ -14,6 +14,8 @@ from grootv.checkpoint import check_resumable
 from grootv.errors import UserError, first
 from grootv.registry import HOOKS
 
+# States of a parameter's shape in the optimizers of PyTorch.
+_MOMENTS = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer'}
 # What a run changes in a scheduler; base_values are the initial values of the optimizer.
 _PROGRESS = {'last_step', 'base_values', 'verbose', 'best', 'num_bad_epochs', 'cooldown_counter'}
 
@@ -98,24 +100,40 @@ def _by_name(value: Any, several: bool = True) -> dict[str, Any]:
 
 def _check_optimizer(saved: Any, wrapper: BaseOptimWrapper, path: str) -> None:
     """Refuse states that the optimizer cannot take."""
-    groups = saved.get('param_groups') if isinstance(saved, Mapping) else None
-    mine = wrapper.optimizer.param_groups
-    name = type(wrapper.optimizer).__name__
-    if (
-        not isinstance(groups, list)
-        or not all(isinstance(group, dict) and isinstance(group.get('params'), list) for group in groups)
-        or [len(group['params']) for group in groups] != [len(group['params']) for group in mine]
-        or any(
-            old.keys() - new.keys() and new.keys() - old.keys() for old, new in zip(groups, mine, strict=True)
-        )
-        or not isinstance(saved.get('state'), Mapping)
-        or not all(isinstance(state, Mapping) for state in saved['state'].values())
-    ):
+    if not _fits(saved, wrapper.optimizer.param_groups):
         raise UserError(
-            f'checkpoint {path} has an optimizer state that does not fit the {name} of the config: '
-            'set the optimizer and paramwise_cfg that it was trained with, '
-            f'or start from its weights with --cfg-options load_from={path}'
+            f'checkpoint {path} has an optimizer state that does not fit the '
+            f'{type(wrapper.optimizer).__name__} of the config: set the optimizer and paramwise_cfg '
+            f'that it was trained with, or start from its weights with --cfg-options load_from={path}'
         )
+
+
+def _fits(saved: Any, groups: list[dict]) -> bool:
+    old, states = (
+        saved.get(name) if isinstance(saved, Mapping) else None for name in ('param_groups', 'state')
+    )
+    if not isinstance(old, list) or not isinstance(states, Mapping):
+        return False
+    if not all(isinstance(group, dict) and isinstance(group.get('params'), list) for group in old):
+        return False
+    if [len(group['params']) for group in old] != [len(group['params']) for group in groups]:
+        return False
+    if any(a.keys() - b.keys() and b.keys() - a.keys() for a, b in zip(old, groups, strict=True)):
+        return False  # of another class
+    if not all(isinstance(state, Mapping) for state in states.values()):
+        return False
+    if len({frozenset(state) for state in states.values()}) > 1:
+        return False
+    keys, parameters = ([item for group in each for item in group['params']] for each in (old, groups))
+    shapes = dict(zip(keys, (parameter.shape for parameter in parameters), strict=True))
+    return all(
+        getattr(value, 'shape', None) == shapes.get(key)
+        if name in _MOMENTS and value is not None
+        else isinstance(value, Tensor | int | float) or name == 'momentum_buffer'
+        for key, state in states.items()
+        if isinstance(key, int)  # FSDP has names here, and shards of other shapes
+        for name, value in state.items()
+    )
 
 
 def _other_kind(state: Any, scheduler: Any) -> bool:
