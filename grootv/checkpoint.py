@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Number
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -179,6 +180,11 @@ def _no_weight(value: Any) -> str:
     return next((f'{name} tensor' for name, found in faults.items() if found), '')
 
 
+# What CheckpointHook notes of a run.
+_NOTES = dict(best_score=(Number, Tensor), best_ckpt=str, keep_ckpt_ids=int, superseded=str)
+_LISTS = {'keep_ckpt_ids', 'superseded'}
+
+
 def check_resumable(checkpoint: Mapping[str, Any], name: str) -> None:
     """Check that a checkpoint has what a run needs to continue.
 
@@ -195,6 +201,16 @@ def check_resumable(checkpoint: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f'checkpoint {name} has no {absent[0]}, so that --resume would start the schedule again: resume '
             f'from epoch_N.pth or iter_N.pth, or start from its weights with --cfg-options load_from={name}'
+        )
+    runtime = checkpoint['message_hub'].get('runtime_info', {})
+    good = isinstance(runtime, Mapping) and all(isinstance(key, str) for key in runtime)
+    for key, kind in _NOTES.items() if good else ():
+        values = runtime.get(key)
+        values = values if key in _LISTS and isinstance(values, list) else [values]
+        good &= key not in runtime or all(isinstance(value, kind) for value in values)
+    if not good:
+        raise UserError(
+            f'checkpoint {name} has damaged notes of the run (message_hub.runtime_info): resume another'
         )
 
 
