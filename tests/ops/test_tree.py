@@ -210,3 +210,19 @@ def test_a_tree_moves_to_a_device_and_keeps_its_dtype():
     assert all(a is b for a, b in zip(tree.to(torch.device('cpu')), tree, strict=True))
     with pytest.raises(TypeError, match=r'Tree\.to: vertices stay int32, give a device, got torch\.float16'):
         tree.to(torch.float16)
+
+
+@pytest.mark.parametrize('kind', ['path', 'star', 'random'])
+def test_an_edge_twice_is_no_tree(backend, kind):
+    """On a device several threads then write the same entries: the thread sanitizer watches this test."""
+    vertices = 20
+    edges, whole = cases.parent_edges(kind, vertices), torch.arange(vertices - 1).int()
+    repeated = [whole.clone() for _ in range(3)]
+    repeated[0][8] = 3
+    repeated[1][4:12] = 0
+    repeated[2] = torch.randint(0, 6, (vertices - 1,), generator=torch.Generator().manual_seed(0)).int()
+    for chosen in (*(each[None] for each in repeated), torch.stack([whole, *repeated])):
+        moved = cases.to_device((edges, chosen), backend.device)
+        for root in (0, 7):
+            with pytest.raises(RuntimeError, match='must be a spanning tree of the graph, but those of item'):
+                backend.ops.breadth_first_order_from_edges(*moved, vertices, root)

@@ -5,6 +5,7 @@ Maps are (B, H, W, C) and contiguous, from the stem to the last stage.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +129,10 @@ def project_wide(layer: nn.Module, x: Tensor) -> Tensor:
 
     A model cast to half precision as a whole has half parameters; its scan still runs in float32.
     """
-    return F.linear(x, layer.weight.to(x.dtype)) if is_plain(layer, nn.Linear) else call(layer, x)
+    if is_plain(layer, nn.Linear):
+        weight: Any = layer.weight
+        return F.linear(x, weight.to(x.dtype))
+    return call(layer, x)
 
 
 def is_affine(norm: nn.Module) -> bool:

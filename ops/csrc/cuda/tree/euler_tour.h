@@ -80,6 +80,15 @@ struct Tour {
     int32_t* preorder;    // vertices
 };
 
+// Stores into an entry that several threads share where the edges are not a tree: the same one then wins each time.
+__device__ inline void store_greatest(int32_t* entry, int32_t value) {
+    atomicMax(entry, value);
+}
+__device__ inline void store_greatest(uint64_t* entry, uint64_t value) {
+    using Key = unsigned long long;  // the 64 bits of CUDA's atomics
+    atomicMax(reinterpret_cast<Key*>(entry), static_cast<Key>(value));
+}
+
 // Two sums in one: the preorder in the upper half, the number of arcs that go down in the lower.
 __device__ inline int64_t sums(int64_t preorder, int64_t down) {
     return preorder * (int64_t{1} << 32) + down;
@@ -135,8 +144,8 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
     if (GridGroup::rank() == 0) *ranked = links;
     const Ranking<Arcs> ranking{arcs, links, tour.parent_arc, root};
     for_each<GridGroup>(count, [=](int64_t i) {
-        if (arcs.exists(i) && ranking.goes_down(i))  // several lead to a vertex where the edges are not a tree
-            atomicMax(tour.parent_arc + arcs.target(i), static_cast<int32_t>(arcs.twin(i)));
+        if (arcs.exists(i) && ranking.goes_down(i))
+            store_greatest(tour.parent_arc + arcs.target(i), static_cast<int32_t>(arcs.twin(i)));
     });
     GridGroup::sync();
     for_each<GridGroup>(count, [=](int64_t i) {
@@ -169,10 +178,11 @@ __global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const*
             tour.sum[item * length + place] + tour.increment[item * length + place] - tour.sum[item * length];
         // Of the place + 1 arcs up to this one, `down` go down; each of the others takes one of them back.
         const int64_t index = sum >> 32, down = sum & 0xFFFFFFFF, depth = 2 * down - place - 1;
-        if (index < 1 || index >= vertices || depth < 1 || depth >= vertices) return;
-        trees.parent[arcs.target(i)] = static_cast<int32_t>(arcs.source(i) - item * vertices);
-        tour.preorder[item * vertices + index] = static_cast<int32_t>(arcs.target(i) - item * vertices);
-        tour.depth_key[item * vertices + index] = item * vertices + depth;
+        const int32_t target = static_cast<int32_t>(arcs.target(i) - item * vertices);
+        if (index < 1 || index >= vertices || depth < 1 || depth >= vertices || target == root) return;
+        store_greatest(trees.parent + arcs.target(i), static_cast<int32_t>(arcs.source(i) - item * vertices));
+        store_greatest(tour.preorder + item * vertices + index, target);
+        store_greatest(tour.depth_key + item * vertices + index, static_cast<uint64_t>(item * vertices + depth));
     });
 }
 
