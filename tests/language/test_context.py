@@ -109,6 +109,8 @@ def test_model_without_a_head_takes_a_context_too():
         (dict(context_length=torch.tensor([3, 9])), 'own number of tokens, 8, got 9'),
         (dict(attention_mask=torch.tensor([[0] * 5 + [1] * 3, [1] * 8])), '3, got 4'),
         (dict(context_length=torch.tensor([3, -1])), 'own number of tokens, 8, got -1'),
+        (dict(context_length=torch.tensor([3, 2**32])), 'own number of tokens, 8, got 4294967296'),
+        (dict(context_length=torch.tensor([3.0, 2.5])), r'must be int32 or int64, got torch\.float32'),
         (dict(context_length=torch.tensor([3])), r'one value per item, shape \(2,\), got \(1,\)'),
         (dict(context_length=None, labels=tokens(2, 8)), 'labels need context_length'),
     ],
