@@ -330,6 +330,8 @@ def explain(error: BaseException) -> str | None:
             f'memory ran out in grootv.ops.{memory[1]}{size}: lower train_dataloader.batch_size, or the size '
             'of the images'
         )
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in text:
+        return 'memory ran out: lower train_dataloader.batch_size, or the size of the images'
     if isinstance(error, ValueError) and text.startswith('Expected more than 1 value per channel'):
         return (
             'a BatchNorm layer got a single value for every channel: raise train_dataloader.batch_size '

@@ -147,7 +147,11 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
     scans = [
         _scan(u, a, order, parent, direction)
         for u, a, order, parent in zip(
-            input.to(wide), decay.to(wide), tree.order.tolist(), tree.parent.tolist(), strict=True
+            input.to(wide),
+            decay.to(wide).expand_as(input),
+            tree.order.tolist(),
+            tree.parent.tolist(),
+            strict=True,
         )
     ]
     return (torch.stack(scans) if scans else input.to(wide)).to(input.dtype)
@@ -170,8 +174,8 @@ def _scan(input: Tensor, decay: Tensor, order: list, parent: list, direction: st
 
 def selective_tree_scan(x, delta, A, B, tree: Tree, delta_bias=None, delta_softplus=True) -> Tensor:
     """The tree scan of decays and a signal in full; see :func:`grootv.ops.selective_tree_scan`."""
-    step = _step(delta, delta_bias, delta_softplus)
-    A, B, signal = A.to(step.dtype).view(-1), B.to(step.dtype).view(*x.shape[:2], 1), x.to(step.dtype)
+    step = _step(delta.expand_as(x), delta_bias, delta_softplus)
+    A, B, signal = A.to(step.dtype).view(-1), B.to(step.dtype).view(*B.shape[:2], 1), x.to(step.dtype)
     return tree_scan(step * (B * signal), torch.exp(step * A), tree).to(x.dtype)
 
 

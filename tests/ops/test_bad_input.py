@@ -200,6 +200,9 @@ def test_memory_that_runs_out_is_reported_with_its_size(backend, name):
     assert str(error.value) == f'{name}: out of memory: cannot allocate {size * MANY} bytes'
     expected = f'memory ran out in grootv.ops.{name} (cannot allocate {size * MANY} bytes): lower train_data'
     assert str(explain(error.value)).startswith(expected)
+    with pytest.raises(RuntimeError) as error:  # outside of an operator
+        CHANNELS.contiguous()
+    assert str(explain(error.value)).startswith('memory ran out: lower train_dataloader.batch_size')
     assert explain(RuntimeError(f'{name}: out of memory')).startswith(
         f'memory ran out in grootv.ops.{name}: '
     )

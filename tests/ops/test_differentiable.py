@@ -287,6 +287,7 @@ def test_a_size_of_1_of_a_decay_stands_for_any_other(backend, shape, direction):
     whole = call.fill([call.tensors[0], call.tensors[1].expand(2, 12, 5).contiguous()])
     found, expected = call.with_gradients(backend.ops, [weight]), whole.with_gradients(backend.ops, [weight])
     cases.assert_same(found[0], expected[0])
+    cases.assert_close(found[0][0], call.to('cpu')(reference)[0])
     cases.assert_same(found[1][0], expected[1][0])
     assert found[1][1].shape == shape
     torch.testing.assert_close(found[1][1], expected[1][1].sum_to_size(shape))
@@ -303,5 +304,6 @@ def test_sizes_of_1_of_a_selective_scan_stand_for_any_other(backend, shape):
     )
     found, expected = (each.with_gradients(backend.ops) for each in (call, whole))
     cases.assert_same(found[0], expected[0])
+    cases.assert_close(found[0][0], call.to('cpu')(reference)[0])
     for ours, theirs in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(ours, theirs.sum_to_size(ours.shape))
