@@ -12,7 +12,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     It is not where somebody has replaced it (adapters, quantisation), derived its class (parametrizations),
     hooked it or all modules, or put another sort of tensor in the place of its weight.
     """
-    if type(layer) is not kind or 'forward' in vars(layer):
+    if type(layer) is not kind or 'forward' in layer.__dict__:
         return False
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return False

@@ -64,12 +64,15 @@ class TreeSSM(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map to scan, which the tree is built from, and the gate z; both (B, H, W, D)."""
-        if is_plain(self.in_proj, nn.Linear) and self.in_proj.bias is None:
+        in_proj = self.in_proj
+        if is_plain(in_proj, nn.Linear) and in_proj.bias is None:
             # One projection and a split would leave two strided halves that later steps must copy.
-            to_scan, z = (F.linear(x, weight) for weight in self.in_proj.weight.chunk(2))
+            to_scan, to_gate = in_proj.weight.chunk(2)
+            convolved = convolve(self.conv, F.linear(x, to_scan))
+            z = F.linear(x, to_gate)
         else:
-            to_scan, z = (half.contiguous() for half in self.in_proj(x).chunk(2, -1))
-        convolved = convolve(self.conv, to_scan)
+            scanned, z = (half.contiguous() for half in in_proj(x).chunk(2, -1))
+            convolved = convolve(self.conv, scanned)
         return F.silu(convolved, inplace=not convolved.requires_grad), z
 
     def build_tree(self, x: Tensor) -> Tree:
@@ -114,7 +117,8 @@ class TreeSSM(nn.Module):
 
     def delta_bias(self) -> Tensor | None:
         """What the scan adds to delta: the bias of ``dt_proj``, unless ``dt_proj`` has added it itself."""
-        return self.dt_proj.bias if is_plain(self.dt_proj, nn.Linear) else None
+        dt_proj = self.dt_proj
+        return dt_proj.bias if is_plain(dt_proj, nn.Linear) else None
 
     def decay(self, x: Tensor) -> Tensor:
         """Factor of the edge from every vertex to its parent, (B, L, D)."""
