@@ -25,6 +25,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from grootv.datasets.summary import difference
 from grootv.errors import UserError, first
 from grootv.files import read_config
 
@@ -369,6 +370,25 @@ def other_classes(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) 
         f'; it was trained with {len(trained)} classes, {first(trained)}, '
         f'and the config has {len(classes)}, {first(classes)}'
     )
+
+
+def check_names(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+    """Compare the names of the classes with those of the training, where there are as many.
+
+    Raises:
+        UserError: If they are the same in another order. Other names are warned of.
+    """
+    meta = checkpoint.get('meta')
+    trained = (meta.get('dataset_meta') or {}).get('classes') if isinstance(meta, Mapping) else None
+    if not trained or not classes or len(trained) != len(classes) or list(trained) == list(classes):
+        return
+    place, theirs, ours = difference(list(trained), list(classes))
+    text = (
+        f'checkpoint was trained with other names from class {place} on, {theirs}, than the data have, {ours}'
+    )
+    if sorted(trained) == sorted(classes):
+        raise UserError(f'{text}: give metainfo.classes and the data in the order of the training')
+    warn(text)
 
 
 def initialisations(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -335,7 +335,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and text.startswith('Expected more than 1 value per channel'):
         return (
             'a BatchNorm layer got a single value for every channel: raise train_dataloader.batch_size '
-            'to 2 or more'
+            'to 2 or more, or set train_dataloader.drop_last=True if the last batch of an epoch has one item'
         )
     if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):
         return f'no images in the data folder: {text}'

@@ -197,3 +197,29 @@ def test_average_of_a_checkpoint_is_resumed_but_not_fine_tuned():
         checkpoint = dict(state_dict=model.state_dict(), ema_state_dict={})
         CheckpointKeysHook(strict).after_load_checkpoint(runner, checkpoint)
         assert ('ema_state_dict' in checkpoint) == strict
+
+
+@pytest.mark.parametrize(
+    'trained, fault',
+    [
+        (('dog', 'cat'), 'refused'),
+        (('bird', 'dog'), 'warned'),
+        (('cat', 'dog'), None),
+        (('cat',), None),  # a matter of the weights
+        (None, None),
+    ],
+)
+def test_names_of_the_training_in_another_order_are_refused(monkeypatch, trained, fault):
+    said: list[str] = []
+    monkeypatch.setattr('grootv.checkpoint.warn', said.append)
+    model = Model()
+    checkpoint = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=trained)))
+    runner = SimpleNamespace(
+        model=model, visualizer=SimpleNamespace(dataset_meta=dict(classes=('cat', 'dog')))
+    )
+    if fault == 'refused':
+        with pytest.raises(UserError, match='names from class 0 on, dog, cat, than the data have, cat, dog:'):
+            CheckpointKeysHook().after_load_checkpoint(runner, checkpoint)
+    else:
+        CheckpointKeysHook().after_load_checkpoint(runner, checkpoint)
+    assert len(said) == (fault == 'warned')

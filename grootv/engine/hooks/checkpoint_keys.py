@@ -3,13 +3,13 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from grootv.checkpoint import check_keys
+from grootv.checkpoint import check_keys, check_names
 from grootv.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CheckpointKeysHook(Hook):
-    """Compare a checkpoint with the model before it is loaded; MMEngine itself only warns.
+    """Compare a checkpoint with the model and the data before it is loaded; MMEngine itself only warns.
 
     Args:
         strict: Every weight must match by name and shape (testing, resuming). Otherwise one match
@@ -32,3 +32,5 @@ class CheckpointKeysHook(Hook):
             checkpoint.pop('ema_state_dict', None)
         data = runner.visualizer.dataset_meta or {}  # every loop notes it there
         check_keys(runner.model, checkpoint, self.strict, data.get('classes'))
+        if self.strict:
+            check_names(checkpoint, data.get('classes'))
