@@ -56,7 +56,7 @@ def _on_signal(number: int, _frame: Any) -> NoReturn:
 
 @contextmanager
 def stoppable(hint: Callable[[], str] = str) -> Iterator[None]:
-    """Turn whatever exception a signal causes in the body into :class:`Interrupted`.
+    """Turn whatever exception a signal causes in the body into :class:`Interrupted`; report a full disk.
 
     Libraries may convert a KeyboardInterrupt into any other exception, so only the signal decides.
 
@@ -67,10 +67,12 @@ def stoppable(hint: Callable[[], str] = str) -> Iterator[None]:
         yield
     except Interrupted:
         raise
-    except BaseException:
-        if _received is None:
-            raise
-        raise Interrupted(_received, hint()) from None
+    except BaseException as error:
+        if _received is not None:
+            raise Interrupted(_received, hint()) from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(_explain_os_error(error, _one_line(error)) + hint()) from error
+        raise
 
 
 class StopHook(Hook):
@@ -219,6 +221,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def picture(text: str) -> Path:
+    """Type of an argument that is a picture to write."""
+    if Path(text).suffix.lower() not in ('.png', '.jpg', '.jpeg', '.pdf'):
+        raise argparse.ArgumentTypeError(f'must end in .png, .jpg or .pdf, got {text}')
+    return Path(text)
+
+
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config file and replace single settings of it.
 
@@ -274,6 +283,8 @@ def apply_runner_arguments(cfg: Config, args: argparse.Namespace) -> None:
     if args.local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
+    if args.work_dir == '':
+        raise UserError('--work-dir is empty: give a folder, or leave it out')
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -337,6 +348,8 @@ def explain(error: BaseException) -> str | None:
             'a BatchNorm layer got a single value for every channel: raise train_dataloader.batch_size '
             'to 2 or more, or set train_dataloader.drop_last=True if the last batch of an epoch has one item'
         )
+    if isinstance(error, RuntimeError) and 'PytorchStreamWriter failed' in text:
+        return f'a file cannot be written, as on a full disk ({text[:200]}): free some space'
     if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):
         return f'no images in the data folder: {text}'
     if isinstance(error, RuntimeError) and 'scalar type' in text and _raised_in(error, _OPENMMLAB):
@@ -362,8 +375,8 @@ def _explain_os_error(error: OSError, text: str) -> str:
     if isinstance(error, FileNotFoundError):
         path = error.filename or re.sub(r".*No such file or directory: '(.*)'$", r'\1', text)
         return f'{path} does not exist: check the path'
-    if error.errno == errno.ENOSPC:
-        return f'the disk is full ({text}): free some space and start again with --resume'
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f'the disk is full ({text}): free some space'
     return text
 
 

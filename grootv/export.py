@@ -57,11 +57,12 @@ def deployable(cfg: 'Config', checkpoint: str | None = None, trust: bool = False
         UserError: If the config has no model with a backbone, or the checkpoint is not its own.
     """
     from grootv.checkpoint import build_model
+    from grootv.registry import class_name
 
     if 'backbone' not in cfg.get('model', {}):
         raise UserError(f'{cfg.filename} has no model with a backbone: give a config that trains a network')
     model = build_model(cfg, checkpoint, trust)
-    is_classifier = cfg.model.type.split('.')[-1] == 'ImageClassifier'
+    is_classifier = class_name(cfg.model.type) == 'ImageClassifier'
     network: Any = Logits(model) if is_classifier else model.backbone
     return network.eval().requires_grad_(False)
 

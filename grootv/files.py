@@ -45,15 +45,30 @@ def write_atomically(target: str | Path) -> Iterator[Path]:
     Yields:
         Hidden path in the same folder. The body writes the file, or makes the folder and fills it.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target.parent, glob.escape(target.name))
-    draft = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+    draft = _draft(Path(target))
     try:
         yield draft
         draft.replace(target)
     finally:
         _remove(draft)
+
+
+@contextmanager
+def write_named(target: str | Path) -> Iterator[Path]:
+    """As :func:`write_atomically`, for a file whose writer looks at the ending of its name."""
+    folder = _draft(Path(target))
+    folder.mkdir()
+    try:
+        yield folder / Path(target).name
+        (folder / Path(target).name).replace(target)
+    finally:
+        _remove(folder)
+
+
+def _draft(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, glob.escape(target.name))
+    return target.with_name(f'.{target.name}.{os.getpid()}.tmp')
 
 
 @contextmanager

@@ -8,8 +8,14 @@ packages that the others do not, and the other way round.
 """
 
 from importlib import import_module
+from typing import Any
 
 from mmengine import registry as root
+
+
+def class_name(kind: Any) -> str:
+    """The name, without scope, of a config's ``type``, which is a class in Python-style configs."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 class Registry(root.Registry):

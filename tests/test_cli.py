@@ -81,6 +81,17 @@ def test_signal_counts_even_if_a_library_turns_it_into_another_error(capsys, num
     assert cli.run(lambda: None) is None  # the signal is forgotten
 
 
+@pytest.mark.parametrize('hint', ['', '; continue from a.pth with --resume'])
+def test_full_disk_is_reported_with_what_the_tool_can_do(capsys, hint):
+    def main():
+        with cli.stoppable(lambda: hint):
+            raise OSError(28, 'No space left on device')
+
+    status, error = outcome(main, capsys)
+    assert status == 1
+    assert error.endswith(f': the disk is full ([Errno 28] No space left on device): free some space{hint}')
+
+
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_signal_that_python_lost_stops_the_next_iteration(capsys):
     hook = cli.StopHook()

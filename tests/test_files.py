@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from grootv.errors import UserError
-from grootv.files import lock_folder, read_config, remove_leftovers, write_atomically
+from grootv.files import lock_folder, read_config, remove_leftovers, write_atomically, write_named
 
 
 @pytest.mark.parametrize('name', ['config.yaml', 'config.yml', 'config.json'])
@@ -45,6 +45,18 @@ def test_target_appears_whole_and_stays_as_it_was_after_a_failure(tmp_path, kind
             assert os.listdir(target.parent) == [draft.name] and draft.name.startswith('.')
         assert os.listdir(target.parent) == [kind]
         assert (target if kind == 'file' else target / 'part').read_text() == 'content'
+
+
+def test_draft_can_keep_the_ending_of_the_name(tmp_path):
+    target = tmp_path / 'new/picture.png'
+    with pytest.raises(OSError, match='no space left'), write_named(target) as draft:
+        draft.write_text('part')
+        raise OSError('no space left on device')
+    assert os.listdir(target.parent) == []
+    with write_named(target) as draft:
+        draft.write_text('whole')
+        assert draft.name == target.name and not target.exists()
+    assert os.listdir(target.parent) == [target.name] and target.read_text() == 'whole'
 
 
 @pytest.mark.parametrize('name', ['target', 'a[1]*.pth'])

@@ -7,6 +7,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from grootv import checks, cli, distributed
 from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.engine import CheckpointKeysHook, DataReportHook
 from grootv.errors import UserError
+from grootv.files import write_named
+from grootv.registry import class_name
 
 _ITEMS = {'.json': 'metrics', '.pkl': 'pred', '.pickle': 'pred'}
 
@@ -66,7 +69,8 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
     if hook is None:
         raise UserError(f'--show and --show-dir: {args.config} has no default_hooks.visualization')
     with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        known = inspect.signature(registry.get(hook.type).__init__).parameters
+        kind = registry.get(hook.type) if isinstance(hook.type, str) else hook.type
+        known = inspect.signature(kind.__init__).parameters
     switches = dict(enable=True, draw=True, interval=args.interval)
     hook.update({name: value for name, value in switches.items() if name in known})
     if args.show:
@@ -129,7 +133,7 @@ def use_tta(cfg: Config, path: str) -> None:
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     hooks = cfg.get('custom_hooks') or []
-    cfg.custom_hooks = [hook for hook in hooks if hook['type'].split('.')[-1] != 'EMAHook']
+    cfg.custom_hooks = [hook for hook in hooks if class_name(hook['type']) != 'EMAHook']
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> None:
@@ -155,7 +159,16 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
 def dumper(scope: str | None, path: str) -> DumpResults:
     """The metric that writes predictions; mmdet's own one packs masks."""
     kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
-    return METRICS.build(dict(type=kind, out_file_path=path))
+    metric = METRICS.build(dict(type=kind, out_file_path=path))
+    metric.compute_metrics = partial(write_predictions, path)
+    return metric
+
+
+def write_predictions(path: str, results: list) -> dict:
+    """What DumpResults does with the results at the end, without leaving a part of a file."""
+    with write_named(path) as draft:
+        mmengine.dump(results, draft)
+    return {}
 
 
 def plain(value: Any) -> Any:
@@ -185,7 +198,8 @@ def main() -> None:
         runner.test_evaluator.metrics.append(dumper(cfg.get('default_scope'), args.out))
     metrics = runner.test()
     if item == 'metrics' and distributed.rank() == 0:
-        mmengine.dump({name: plain(value) for name, value in metrics.items()}, args.out)
+        with write_named(args.out) as draft:
+            mmengine.dump({name: plain(value) for name, value in metrics.items()}, draft)
 
 
 if __name__ == '__main__':

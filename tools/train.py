@@ -17,6 +17,7 @@ from grootv.checkpoint import drop_pretrained, explain_loading, install_safe_loa
 from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook
 from grootv.errors import UserError
 from grootv.files import lock_folder
+from grootv.registry import class_name
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -49,9 +50,9 @@ def parse_args() -> argparse.Namespace:
 def use_amp(cfg: Config) -> None:
     """Switch to mixed precision: float16 with loss scaling on a GPU, bfloat16 without one."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if class_name(kind) not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(
-            f'--amp replaces an OptimWrapper, and the config has a {kind}: '
+            f'--amp replaces an OptimWrapper, and the config has a {class_name(kind)}: '
             'leave --amp out, or set optim_wrapper.type in the config'
         )
     checks.check_amp(cfg)

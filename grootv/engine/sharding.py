@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from grootv.models.backbones.grootv import Block
-from grootv.registry import STRATEGIES
+from grootv.registry import STRATEGIES, class_name
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
@@ -69,7 +69,7 @@ class FSDPStrategy(_FSDPStrategy):
         return super()._wrap_model(model)  # pyright: ignore[reportReturnType]: declared to return None
 
     def build_optim_wrapper(self, optim_wrapper: dict, model: nn.Module) -> OptimWrapper:
-        if optim_wrapper.get('type') == 'AmpOptimWrapper':
+        if class_name(optim_wrapper.get('type')) == 'AmpOptimWrapper':
             optim_wrapper.setdefault('use_fsdp', True)
         built = build_optim_wrapper(self._unsharded, optim_wrapper)
         names = {id(parameter): name for name, parameter in self._unsharded.named_parameters()}

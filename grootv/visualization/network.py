@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grootv import checkpoint as checkpoint_module
 from grootv.errors import UserError
 from grootv.models.backbones import GrootV
+from grootv.registry import class_name
 
 
 def build_model(cfg: Config, checkpoint: str | None = None, trust: bool = False) -> nn.Module:
@@ -36,7 +37,8 @@ def test_set(cfg: Config) -> Config:
 
 def network_input(cfg: Config, model: nn.Module, path: str | Path) -> tuple[np.ndarray, Tensor]:
     """What the test pipeline makes of an image: the picture (H, W, 3) uint8 and the network's input."""
-    steps = [step for step in test_set(cfg).pipeline if not step.type.endswith(('Annotations', 'SegLabels'))]
+    labels = ('Annotations', 'SegLabels')
+    steps = [step for step in test_set(cfg).pipeline if not class_name(step.type).endswith(labels)]
     data = Compose([TRANSFORMS.build(step) for step in steps])(dict(img_path=str(path), img_id=0))
     preprocessor: Any = model.data_preprocessor
     inputs = preprocessor(pseudo_collate([data]), False)['inputs']

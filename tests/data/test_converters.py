@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import stat
@@ -129,6 +130,8 @@ def test_missing_archives_are_named_with_the_page_that_offers_them(coco):
         ('imagenet', VAL_TAR, 'cut', False),
         ('coco', 'train2017.zip', 'cut', False),
         ('ade20k', ADE_ZIP, 'changed', False),
+        ('coco', 'val2017.zip', 'encrypted', False),
+        ('ade20k', ADE_ZIP, 'compressed in an unknown way', False),
     ],
 )
 def test_a_damaged_archive_is_named_and_a_good_one_is_continued_with(make, name, archive, how, checksum):
@@ -137,6 +140,12 @@ def test_a_damaged_archive_is_named_and_a_good_one_is_continued_with(make, name,
     content = bytearray(good := path.read_bytes())
     if how == 'cut':
         del content[len(content) // 2 :]
+    elif how != 'changed':
+        # Bit 0 of the flags, or the method, in every local header and in the central directory.
+        offset, value = (0, 1) if how == 'encrypted' else (2, 99)
+        for mark, place in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
+            for found in re.finditer(re.escape(mark), good):
+                content[found.start() + place + offset] = value
     else:
         content[content.rindex(next(image for image in data.files.values() if image in content))] ^= 1
     path.write_bytes(content)

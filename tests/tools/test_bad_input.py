@@ -52,6 +52,7 @@ MAKE = f'make them with tools/train.py configs/classification/{NAME}.py, '
         (('lr',), 'takes KEY=VALUE with a dotted KEY such as'),
         (('--auto-scale-lr', 'auto_scale_lr=None'), 'set auto_scale_lr.base_batch_size'),
         (('--amp', 'optim_wrapper.type=ApexOptimWrapper'), 'has a ApexOptimWrapper: leave --amp out'),
+        (('--work-dir=',), '--work-dir is empty: give a folder'),
         (('--launcher=slurm',), '--launcher slurm needs the environment variables'),
         (starting_from(f'work_dirs/{NAME}/none.pth'), f'{NAME}/none.pth do not exist: {MAKE}'),
     ],

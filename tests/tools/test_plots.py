@@ -73,6 +73,13 @@ def test_confusion_matrix_counts_every_image(tiny_run, tmp_path, capsys):
     assert Image.open(picture).width > 500
 
 
+def test_confusion_matrix_of_a_detector_is_refused(tiny_run, tmp_path, failure):
+    run, out = tiny_run('detection'), tmp_path / 'matrix.png'
+    sentence = failure(MATRIX, run.config, run.checkpoint, '--out', out)
+    assert sentence.endswith('builds MaskRCNN: give the config of a classifier with a test set')
+    assert run_tool(MATRIX, run.config, run.checkpoint, '--out', tmp_path / 'matrix.xyz') == 2
+
+
 def test_pictures_are_placed_row_by_row_on_a_contact_sheet(tmp_path, failure):
     folder, out, gap = tmp_path / 'pictures', tmp_path / 'new/sheet.png', load_tool(SHEET).GAP
     assert 'pictures does not exist' in failure(SHEET, folder, '--out', out)

@@ -18,6 +18,9 @@ from torch import Tensor
 from grootv import checks, cli
 from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.engine import CheckpointKeysHook
+from grootv.errors import UserError
+from grootv.files import write_named
+from grootv.registry import class_name
 
 _FEW = 30  # up to so many classes the numbers fit into the cells
 
@@ -53,9 +56,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', type=Path, default=Path('confusion_matrix.png'), help='picture')
+    parser.add_argument('--out', type=cli.picture, default=Path('confusion_matrix.png'), help='picture')
     args = parser.parse_args()
     cfg = cli.load_config(args.config, args.cfg_options)
+    name = class_name(cfg.get('model', {}).get('type'))
+    if not name.endswith('Classifier') or cfg.get('test_dataloader') is None:
+        raise UserError(f'{args.config} builds {name}: give the config of a classifier with a test set')
     checks.check_checkpoint(args.checkpoint)
     checks.check_data(cfg, ['test_dataloader'])
     cli.prepare_for_cpu(cfg)
@@ -65,8 +71,8 @@ def main() -> None:
     figure = ConfusionMatrix.plot(
         counts, include_values=few, classes=classes if few else None, cmap='Blues', show=False
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, bbox_inches='tight', dpi=100)
+    with write_named(args.out) as draft:
+        figure.savefig(draft, bbox_inches='tight', dpi=100)
     right, total = int(counts.trace()), int(counts.sum())
     print(f'confusion matrix: {args.out} ({right} of {total} right)')
 

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_named
 
 ENDINGS = {'.png', '.jpg', '.jpeg'}
 GAP = 6
@@ -58,7 +59,7 @@ def sheet(paths: list[Path], columns: int, scale: float) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('folder', type=Path, help='folder of pictures, searched with its subfolders')
-    parser.add_argument('--out', type=Path, required=True, help='picture to write')
+    parser.add_argument('--out', type=cli.picture, required=True, help='picture to write')
     parser.add_argument('--count', type=int, default=8, help='number of pictures')
     parser.add_argument('--columns', type=int, default=2, help='pictures in a row')
     parser.add_argument('--scale', type=float, default=1.0, help='enlargement of each picture')
@@ -69,8 +70,8 @@ def main() -> None:
             f'got {args.count}, {args.columns}, {args.scale}'
         )
     page = sheet(pictures(args.folder, args.count), args.columns, args.scale)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    page.save(args.out)
+    with write_named(args.out) as draft:
+        page.save(draft)
     print(f'sheet: {args.out}')
 
 

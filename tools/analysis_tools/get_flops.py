@@ -43,6 +43,7 @@ from grootv.checkpoint import build_model
 from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS
 from grootv.models.layers import TreeSSM
+from grootv.registry import class_name
 
 BOXES, MASKS = 1000, 100  # regions of a detector
 LEFT_OUT: dict[Callable, str] = {
@@ -208,7 +209,7 @@ def chosen_model(args: argparse.Namespace) -> tuple[nn.Module, Kind]:
         cfg = Config(dict(model=dict(type='ImageClassifier', backbone=backbone, head=head)))
     else:
         cfg = cli.load_config(args.config, args.cfg_options)
-    name = str(cfg.get('model', {}).get('type', 'nothing')).split('.')[-1]
+    name = class_name(cfg.get('model', {}).get('type', 'nothing'))
     if name not in KINDS:
         raise UserError(f'{args.config} builds {name}: this tool counts {", ".join(KINDS)}')
     model = build_model(cfg)

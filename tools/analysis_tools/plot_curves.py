@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_named
 
 _NOT_METRICS = {'step', 'time', 'data_time'}
 _MAIN = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU', 'perplexity')
@@ -90,13 +91,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dir', type=Path, help='work folder of the run')
     parser.add_argument('--metrics', nargs='+', help='default: the main one of the log')
-    parser.add_argument('--out', type=Path, help='picture; default WORK_DIR/curves.png')
+    parser.add_argument('--out', type=cli.picture, help='picture; default WORK_DIR/curves.png')
     args = parser.parse_args()
     train, val = read_run(args.work_dir)
     figure = draw(train, val, metric_names(val, args.metrics), args.work_dir.resolve().name)
     out = args.out or args.work_dir / 'curves.png'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    with write_named(out) as draft:
+        figure.savefig(draft, dpi=120)
     print(f'curves: {out}')
 
 

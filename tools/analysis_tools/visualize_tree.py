@@ -29,6 +29,7 @@ from torch import Tensor
 from grootv import checks, cli
 from grootv.datasets.images import eight_bits
 from grootv.errors import UserError
+from grootv.files import write_named
 from grootv.ops import METRICS, Tree, build_tree
 from grootv.visualization import statistics
 from grootv.visualization.blocks import BlockTree, recorded, scans
@@ -165,8 +166,8 @@ def draw_one(args: argparse.Namespace) -> None:
     endings = figure.canvas.get_supported_filetypes()
     if args.out.suffix[1:] not in endings:
         raise UserError(f'--out {args.out}: end it in .{", .".join(sorted(endings))}')
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=150)
+    with write_named(args.out) as draft:
+        figure.savefig(draft, dpi=150)
     print(f'tree: {args.out}')
 
 

@@ -7,10 +7,12 @@ it is whole: a part that is present is complete, and the files of an unfinished 
 import argparse
 import errno
 import hashlib
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tarfile
 import zipfile
@@ -29,6 +31,9 @@ from grootv import cli
 from grootv.errors import UserError
 
 CHUNK = 1 << 20  # bytes
+# What Python's readers raise for damaged or encrypted archives.
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error)
+DAMAGED += (EOFError, RuntimeError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def build(part: Part, paths: list[Path], out: Path, work: Path, progress: Progre
             found = [entry._replace(name=name) for entry, name in found if name is not None]
             progress.update(task, total=sum(entry.size for entry in found))
             write(found, draft, lambda entry: progress.advance(task, entry.size))
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except DAMAGED as error:
         raise UserError(f'{path} is damaged ({" ".join(str(error).split())}): {again}') from error
     except UnsafeEntry as error:
         raise UserError(

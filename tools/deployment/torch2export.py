@@ -19,6 +19,7 @@ from torch import Tensor
 from grootv import cli
 from grootv.errors import UserError
 from grootv.export import compare, compile_package, deployable, export_program, random_images
+from grootv.files import write_named
 
 SMALLEST = 33  # pixels; below, the last map has one row or column, which a program of torch.export refuses
 TOLERANCE = 1e-3  # of compiled code, which rounds differently; an exported graph does not
@@ -73,11 +74,11 @@ def main() -> None:
         raise UserError(f'--input-size must be {SMALLEST} or more each, got {height} {width}')
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
     program = export_program(network, height, width)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if args.aoti:
-        compile_package(program, path)
-    else:
-        torch.export.save(program, path)
+    with write_named(path) as draft:
+        if args.aoti:
+            compile_package(program, draft)
+        else:
+            torch.export.save(program, draft)
     limits = [str(limit) for limit in program.range_constraints.values()]
     print(f'{path}: {path.stat().st_size / 2**20:.1f} MB; sizes {", ".join(limits)}', flush=True)
     if args.verify:

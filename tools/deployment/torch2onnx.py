@@ -20,6 +20,7 @@ from grootv import cli, ops
 from grootv.checkpoint import load_checkpoint_file
 from grootv.errors import UserError
 from grootv.export import Logits, compare, deployable, difference, export_onnx, random_images
+from grootv.files import write_named
 from grootv.registry import DATASETS
 
 TOLERANCE = 1e-3  # of the greatest value: rounding stays far below, one wrong edge of a tree far above
@@ -128,7 +129,6 @@ def main() -> None:
     if args.verify:
         ops.onnxruntime_library()  # raises before anything takes time
     network = deployable(cfg, args.checkpoint, args.trust_checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = normalisation(cfg)
     if isinstance(network, Logits):
         names, classes = class_names(cfg, args.checkpoint, args.trust_checkpoint), cfg.model.head.num_classes
@@ -136,7 +136,8 @@ def main() -> None:
             metadata['classes'] = json.dumps(list(names), ensure_ascii=False)
         else:
             print(f'no names in the metadata: {len(names)} are known of {classes} classes', flush=True)
-    export_onnx(network, random_images(2, height, width), metadata, path)
+    with write_named(path) as draft:
+        export_onnx(network, random_images(2, height, width), metadata, draft)
     print(f'{path}: {path.stat().st_size / 2**20:.1f} MB', flush=True)
     if args.verify:
         sizes = ((1, height, width), (3, 33, 71), (2, height + 65, width + 38))

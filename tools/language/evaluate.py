@@ -27,6 +27,7 @@ from tabulate import tabulate
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.files import write_atomically
 from grootv.language.lm_eval_model import GrootLM
 from grootv.language.model import CONTEXT_RULES
 
@@ -158,9 +159,10 @@ def main() -> None:
     )
     print(tables(record))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + '\n')
-        args.out.with_suffix('.md').write_text(tables(record))
+        texts = {args.out: json.dumps(record, indent=1) + '\n', args.out.with_suffix('.md'): tables(record)}
+        for path, text in texts.items():
+            with write_atomically(path) as draft:
+                draft.write_text(text)
 
 
 if __name__ == '__main__':

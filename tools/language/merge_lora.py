@@ -13,6 +13,7 @@ from grootv import checks, cli
 from grootv.checkpoint import build_model
 from grootv.errors import UserError
 from grootv.files import write_atomically
+from grootv.registry import class_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = cli.load_config(args.config, args.cfg_options)
-    if cfg.get('model', {}).get('type') != 'grootv.LanguageModel':
+    if class_name(cfg.get('model', {}).get('type')) != 'LanguageModel':
         raise UserError(f'{args.config} has no grootv.LanguageModel: give a config of configs/language')
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
         raise UserError(f'{args.folder} is there already: give a folder that is new or empty')
