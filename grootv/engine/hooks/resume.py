@@ -16,6 +16,8 @@ from grootv.registry import HOOKS
 
 # States of a parameter's shape in the optimizers of PyTorch.
 _MOMENTS = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer'}
+# Settings that every version of an optimizer that has them writes.
+_SETTINGS = {'lr', 'betas', 'eps', 'momentum', 'weight_decay'}
 # What a run changes in a scheduler; base_values are the initial values of the optimizer.
 _PROGRESS = {'last_step', 'base_values', 'verbose', 'best', 'num_bad_epochs', 'cooldown_counter'}
 
@@ -120,6 +122,11 @@ def _fits(saved: Any, groups: list[dict]) -> bool:
         return False
     if any(a.keys() - b.keys() and b.keys() - a.keys() for a, b in zip(old, groups, strict=True)):
         return False  # of another class
+    if any(
+        not _is_number(a.get('lr')) or (b.keys() & _SETTINGS) - a.keys()
+        for a, b in zip(old, groups, strict=True)
+    ):
+        return False
     if not all(isinstance(state, Mapping) for state in states.values()):
         return False
     if len({frozenset(state) for state in states.values()}) > 1:
@@ -129,15 +136,26 @@ def _fits(saved: Any, groups: list[dict]) -> bool:
     return all(
         getattr(value, 'shape', None) == shapes.get(key)
         if name in _MOMENTS and value is not None
-        else isinstance(value, Tensor | int | float) or name == 'momentum_buffer'
+        else _is_number(value) or name == 'momentum_buffer'
         for key, state in states.items()
         if isinstance(key, int)  # FSDP has names here, and shards of other shapes
         for name, value in state.items()
     )
 
 
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)
+
+
 def _other_kind(state: Any, scheduler: Any) -> bool:
-    return not isinstance(state, Mapping) or _settings(state).keys() != _settings(vars(scheduler)).keys()
+    new = vars(scheduler)
+    if not isinstance(state, Mapping) or _settings(state).keys() != _settings(new).keys():
+        return True
+    counts = {'last_step', '_global_step'} & new.keys()
+    lists = {'base_values', '_last_value'} & new.keys()
+    return not all(isinstance(state.get(name), int) for name in counts) or not all(
+        isinstance(state.get(name), list) and len(state[name]) == len(new[name]) for name in lists
+    )
 
 
 def _settings(state: Mapping) -> dict[str, Any]:
