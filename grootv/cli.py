@@ -29,6 +29,7 @@ _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'effici
 _RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
 _RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
 _GROOTV = re.compile(re.escape(str(Path(__file__).resolve().parent)))
+_LOST = re.compile(r'(gloo|nccl|socket).*(peer|remote|TCPStore)', re.IGNORECASE)
 _OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
 
 
@@ -348,6 +349,8 @@ def explain(error: BaseException) -> str | None:
             'a BatchNorm layer got a single value for every channel: raise train_dataloader.batch_size '
             'to 2 or more, or set train_dataloader.drop_last=True if the last batch of an epoch has one item'
         )
+    if isinstance(error, RuntimeError) and _LOST.search(text):
+        return f'lost another process of the run ({text[:120]}): read why that one has ended'
     if isinstance(error, RuntimeError) and 'PytorchStreamWriter failed' in text:
         return f'a file cannot be written, as on a full disk ({text[:200]}): free some space'
     if isinstance(error, RuntimeError) and text.startswith('Found 0 files'):

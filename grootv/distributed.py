@@ -1,8 +1,11 @@
 """Start the process group on machines without a GPU, where MMEngine cannot."""
 
 import atexit
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 
 import torch
 from mmengine.config import Config
@@ -43,6 +46,8 @@ def prepare(cfg: Config) -> None:
             f'--launcher {cfg.launcher} needs the environment variables {", ".join(absent)}: '
             f'start with {starter.get(cfg.launcher, "mpirun")}, or leave --launcher out'
         )
+    if cfg.launcher == 'pytorch':
+        end_with_parent()
     ranks = {name: os.environ[source] for name, source in names.items()}
     if 'SLURM_JOB_ID' in os.environ and cfg.launcher == 'slurm':  # jobs may share a node
         os.environ.setdefault('MASTER_PORT', str(10000 + int(os.environ['SLURM_JOB_ID']) % 20000))
@@ -68,6 +73,12 @@ def prepare(cfg: Config) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
+
+
+def end_with_parent() -> None:
+    """Ask Linux for SIGTERM when the launcher dies: a killed one would leave its processes behind."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def leave() -> None:

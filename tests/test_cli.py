@@ -141,6 +141,10 @@ def test_sentence_survives_a_data_loading_process(workers, error, sentence):
     [
         (ImportError('grootv.ops has no library: build it with pip'), 'build it with pip'),
         (OSError(28, 'No space left on device'), 'disk is full'),
+        (
+            RuntimeError('[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer.'),
+            'lost another process of the run',
+        ),
         (torch.OutOfMemoryError('CUDA'), 'lower train_dataloader.batch_size'),
         *((kind('expected scalar type Float'), None) for kind in (ValueError, AssertionError, RuntimeError)),
     ],

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -102,3 +103,18 @@ print(torch.distributed.is_initialized())
     command, environment = [sys.executable, '-c', code], {**os.environ, **variables}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.stdout.split() == ['True', 'False'], result.stderr
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='a signal of Linux')
+def test_process_ends_with_a_killed_launcher():
+    child = 'import time\nfrom grootv import distributed\ndistributed.end_with_parent()\n'
+    child += 'print("ready", flush=True)\ntime.sleep(60)'
+    parent = f'import subprocess, sys\nprocess = subprocess.Popen([sys.executable, "-c", {child!r}])\n'
+    parent += 'process.wait()'
+    launcher = subprocess.Popen([sys.executable, '-c', parent], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == 'ready\n'
+    launcher.kill()
+    begin = time.monotonic()
+    assert launcher.stdout.read() == ''  # at the end of both processes, which hold the pipe's other end
+    assert time.monotonic() - begin < 30
+    launcher.wait()

@@ -52,7 +52,7 @@ def test_launchers_of_tests_take_the_checkpoint_after_the_config(written):
     assert found[3:] == [*expected.split(), *tool, '--launcher=slurm', '--tta']
     nodes = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='node7', PORT='29501')
     found = written('dist_test.sh', 'config.py', 'model.pth', 4, '--tta', **nodes)
-    expected = '-m torch.distributed.run --nnodes=2 --node-rank=1 --master-addr=node7 --master-port=29501'
+    expected = f'{ROOT}/tools/torchrun.py --nnodes=2 --node-rank=1 --master-addr=node7 --master-port=29501'
     assert found == [*expected.split(), '--nproc-per-node=4', *tool, '--launcher', 'pytorch', '--tta']
 
 
@@ -74,6 +74,17 @@ def test_too_few_arguments_print_the_usage(script):
     result = start(script, 'config.py')
     assert result.returncode == 1
     assert result.stderr.startswith('usage:') and len(result.stderr.splitlines()) == 1
+
+
+def test_failed_process_is_one_sentence(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    result = start('dist_train.sh', tmp_path / 'none.py', 1, PORT=port)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert f'train.py: config {tmp_path}/none.py does not exist' in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == 'torchrun: process 0 ended with status 1 first, which stopped the others'
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would use the GPU')
