@@ -3,6 +3,7 @@
 python tools/test.py configs/classification/grootv-tiny_8xb128_in1k.py CHECKPOINT --out metrics.json
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import inspect
 import os

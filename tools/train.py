@@ -3,6 +3,7 @@
 python tools/train.py configs/classification/grootv-tiny_8xb128_in1k.py
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 from contextlib import nullcontext
 from pathlib import Path

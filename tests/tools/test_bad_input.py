@@ -1,6 +1,8 @@
 """A wrong input of train.py and test.py ends in one sentence and a status of 1, and loses nothing."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,25 @@ def test_missing_config_prints_one_line_and_writes_nothing(tmp_path):
     assert (result.returncode, result.stdout, list(tmp_path.iterdir())) == (1, '', [])
     (line,) = result.stderr.splitlines()
     assert line.startswith('train.py: config nowhere.py does not exist: give a file such as configs/')
+
+
+TOOLS = [path for path in sorted(ROOT.glob('tools/**/*.py')) if 'run(main)' in path.read_text()]
+
+
+@pytest.mark.parametrize('tool', TOOLS, ids=lambda tool: tool.stem)
+def test_ctrl_c_while_a_tool_imports_ends_in_one_line(tmp_path, tool):
+    for name in ('torch', 'mmengine', 'numpy', 'rich', 'scipy'):  # imports that last
+        (tmp_path / f'{name}.py').write_text('import time\nprint(flush=True)\ntime.sleep(60)\n')
+    environment = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]),
+    }
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, str(tool)], env=environment, **pipes) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == f'{tool.name}: stopped by SIGINT\n'
 
 
 NAME = 'grootv-tiny_8xb128_in1k'

@@ -3,6 +3,7 @@
 python tools/analysis_tools/confusion_matrix.py CONFIG CHECKPOINT --out confusion_matrix.png
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import tempfile
 from pathlib import Path

@@ -6,6 +6,7 @@
 The pictures that ``--show-dir`` leaves show the annotation on the left and the prediction on the right.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 from pathlib import Path
 

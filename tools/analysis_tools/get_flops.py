@@ -22,6 +22,7 @@ usual figure of a selective scan with state size 1, and to the modules the scan'
 spanning tree and its order only compare and count nothing.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import math
 from collections import Counter

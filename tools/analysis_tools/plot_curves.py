@@ -3,6 +3,7 @@
 python tools/analysis_tools/plot_curves.py work_dirs/grootv-pico_digits --out curves.png
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import json
 from pathlib import Path

@@ -12,6 +12,7 @@ Without a config the tree is that of the image's own colours, where the decay of
 the distance of its two colours over the mean distance along the tree.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import json
 from collections import defaultdict

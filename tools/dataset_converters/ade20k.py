@@ -7,6 +7,7 @@ without the folder ADEChallengeData2016 in between. Its publisher states no chec
 against the CRC-32 in the zip. A second call continues after an interruption. See docs/data.md.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import sys
 from pathlib import Path
 

@@ -8,6 +8,7 @@ checksums of the archives: every file is checked against the CRC-32 in its zip. 
 an interruption. See docs/data.md.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import sys
 from pathlib import Path
 

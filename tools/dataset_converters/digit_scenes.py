@@ -18,6 +18,7 @@ annotations/{training,validation}/N.png ADE20K: 0 unlabelled (unused), 1 backgro
 The scenes depend on --seed alone.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import json
 import sys

@@ -8,6 +8,7 @@ pixels by bicubic interpolation, about 80 % of each class in train. The split is
 are equal share a side of it.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import hashlib
 import shutil

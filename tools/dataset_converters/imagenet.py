@@ -8,6 +8,7 @@ becomes OUT/{train,val}/WNID/*.JPEG; the WordNet ids in their order are the clas
 continues after an interruption. See docs/data.md.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import re
 import sys

@@ -13,6 +13,7 @@ name_{train,held-out}.json: the same: name the topic of a passage, for topics wi
 choices.json: instruction, input, choices, answer: the topic of a passage among four.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import hashlib
 import json

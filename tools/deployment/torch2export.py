@@ -7,6 +7,7 @@ The model takes images (B, 3, H, W), normalised as the config's data_preprocesso
 of a classifier, or the maps of a backbone. It runs with torch and grootv.ops alone: docs/deployment.md.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import subprocess
 import sys

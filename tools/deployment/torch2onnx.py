@@ -6,6 +6,7 @@ The model takes images (B, 3, H, W) of any size, normalised as its metadata say,
 classifier, or the maps of a backbone. Trees and scans are operators of the domain grootv: docs/deployment.md.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,6 +5,7 @@ python tools/language/evaluate.py work_dirs/grootl-130m --out work_dirs/zero-sho
 The config names the tasks and their data; published figures, if it has any, are shown in a second table.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import importlib.metadata
 import json

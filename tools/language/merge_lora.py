@@ -6,6 +6,7 @@ The folder holds a Mamba as any other, with its tokenizer. Its config.json keeps
 grootv.language.load_language_model.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 from pathlib import Path
 

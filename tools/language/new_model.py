@@ -3,6 +3,7 @@
 python tools/language/new_model.py data/topics/texts_train.json work_dirs/language/start
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import json
 from collections.abc import Iterable

@@ -8,6 +8,7 @@ classes and layer scale are read off the shapes; every key must be there, known,
 shape. Post-norm leaves no trace in a checkpoint: pre-norm, as published, is assumed.
 """
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import hashlib
 import re
