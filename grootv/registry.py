@@ -38,6 +38,9 @@ OPTIM_WRAPPERS = Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, locations
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, locations=['grootv.engine']
 )
+PARAM_SCHEDULERS = Registry(
+    'parameter scheduler', parent=root.PARAM_SCHEDULERS, locations=['grootv.engine.schedulers']
+)
 STRATEGIES = Registry('strategy', parent=root.STRATEGIES, locations=['grootv.engine.sharding'])
 DATASETS = Registry('dataset', parent=root.DATASETS, locations=['grootv.datasets'])
 FUNCTIONS = Registry('function', parent=root.FUNCTIONS)

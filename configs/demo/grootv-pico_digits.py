@@ -56,7 +56,7 @@ optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=2, convert_to_iter_based=True),
     dict(
-        type='CosineAnnealingLR',
+        type='grootv.CosineAnnealingLR',
         eta_min_ratio=1e-2,
         by_epoch=True,
         begin=2,

@@ -190,9 +190,11 @@ def rates(config: Config, per_epoch: int = 1, shorter: int = 1) -> np.ndarray:
 def test_rates_on_imagenet(name):
     config = parts.load(name)
     assert config.train_cfg == dict(by_epoch=True, max_epochs=300, val_interval=1)
-    cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(2800) / 2800)) / 2
-    expected = 1e-3 * np.concatenate([np.linspace(1e-3, 1, 200), cosine])
-    np.testing.assert_allclose(rates(config, per_epoch=10), expected, rtol=1e-6)
+    cosine = 0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(3000) / 3000)) / 2
+    expected = 1e-3 * np.concatenate([np.linspace(1e-3, 1, 200), cosine[200:]])
+    found = rates(config, per_epoch=10)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found[[200, 1600, 2999]], [9.892e-4, 4.53e-4, 1e-5], rtol=1e-3)
     averages = [1 - hook.momentum for hook in config.custom_hooks if hook.type == 'EMAHook']
     assert averages == ([] if 'strategy' in config else [0.9999])
 
