@@ -29,12 +29,13 @@ class ImageNet(mmpretrain.datasets.ImageNet):
     def load_data_list(self) -> list[dict]:
         items = super().load_data_list()
         folders = sorted(getattr(self, 'folder_to_idx', {}))
-        names = [plain(name) for name in self.CLASSES or ()]
+        classes = list(self.CLASSES or ())
+        names = [plain(name) for name in classes]
         for number, folder in enumerate(folders):
             if plain(folder) in names and names[number] != plain(folder):
                 raise UserError(
                     f'data folder {self.img_prefix} and metainfo.classes differ from class {number} on: the '
-                    f'folders are {first(folders[number:])}, the names {first(self.CLASSES[number:])}: give '
+                    f'folders are {first(folders[number:])}, the names {first(classes[number:])}: give '
                     'the names in the order of the folders'
                 )
         labels = [item['gt_label'] for item in items] if self.with_label else []

@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mmdet.datasets
@@ -46,7 +47,9 @@ class CocoDataset(mmdet.datasets.CocoDataset):
     def COCOAPI(self, path: str) -> COCO:
         """The index of the file; mmdet asks for it by this name."""
         masks = any(getattr(step, 'with_mask', False) for step in self.pipeline.transforms)
-        file = AnnotationFile(self.ann_file, self.metainfo['classes'], masks, training=not self.test_mode)
+        file = AnnotationFile(
+            str(self.ann_file), self.metainfo['classes'], masks, training=not self.test_mode
+        )
         index = file.index(path)
         self.box_counts = file.counts
         return index
@@ -73,7 +76,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         Raises:
             UserError: If the folder lacks images that the file names.
         """
-        counts = {name: self.box_counts[name] for name in self.metainfo['classes']}
+        counts: dict[str, float] = {name: self.box_counts[name] for name in self.metainfo['classes']}
         folder, listed = self.data_prefix['img'], set(self._paths)
         present = files_below(folder)
         absent = [path for path in sorted(listed - present) if '://' not in path and not os.path.exists(path)]
@@ -107,14 +110,15 @@ class CocoMetric(mmdet.evaluation.CocoMetric):
         backend_args: dict | None = None,
         **kwargs,
     ):
-        super().__init__(metric=metric, backend_args=backend_args, **kwargs)
+        options: dict[str, Any] = dict(kwargs, backend_args=backend_args)
+        super().__init__(metric=metric, **options)
         if ann_file is not None:
             file = AnnotationFile(ann_file, None, masks='segm' in self.metrics)
             with get_local_path(ann_file, backend_args=backend_args) as path:
-                self._coco_api = file.index(path)
+                self._coco_api = file.index(str(path))
 
 
-def fault(name: str, text: str) -> UserError:
+def fault(name: str | Path | None, text: str) -> UserError:
     return UserError(f'annotation file {name} {text}: fix the file, or give another one as ann_file')
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import mmengine
 import mmseg.datasets
@@ -35,10 +36,11 @@ class SegDataset(mmseg.datasets.BaseSegDataset):
     """
 
     def __init__(self, img_suffix: str | None = None, seg_map_suffix: str | None = None, **kwargs):
-        super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
+        ends: dict[str, Any] = dict(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix)
+        super().__init__(**ends, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        images = self._files('img_path', self.img_suffix)
+        images = self._files('img_path', self.img_suffix) or {}
         maps = self._files('seg_map_path', self.seg_map_suffix)
         names = sorted(images)
         if self.ann_file:
@@ -104,8 +106,10 @@ class SegDataset(mmseg.datasets.BaseSegDataset):
         if not maps or not classes:
             return Summary('% of pixels', {}, left_out)
         loader = LoadSegAnnotations()
-        labels = (loader(dict(item, seg_fields=[]))['gt_seg_map'] for item in maps)
-        pixels = sum(np.bincount(each.ravel(), minlength=256) for each in labels)
+        pixels = np.zeros(256, dtype=np.int64)
+        for item in maps:
+            labels = loader.transform(dict(item, seg_fields=[]))['gt_seg_map']
+            pixels += np.bincount(labels.ravel(), minlength=256)
         shares = dict(zip(classes, (100 * pixels / pixels.sum()).tolist(), strict=False))
         found = ''
         if not all(shares.values()):

@@ -40,7 +40,7 @@ def test_operators(run, monkeypatch):
 
 
 def test_networks(run):
-    arguments = '--arch pico --peers test_convnext --batch 2 --input-size 32 --profile --deploy export'
+    arguments = '--arch pico --peers test_convnext --batch 2 --input-size 48 --profile --deploy export'
     rows, page = run(benchmark_model, *arguments.split(), '--modes', 'forward', 'step')
     timed = [row for row in rows if 'ms' in row and row['network'] != 'grootv_narrow']
     assert len(timed) == 3 * 2 * 2 + 1 and all(row['finite'] for row in timed)

@@ -188,7 +188,13 @@ INTERVAL = ('--show-dir', '{folder}', '--interval', 3)
 @pytest.mark.parametrize(
     'task, tool, args, options, sentence',
     [
-        ('detection', 'train.py', (), CLASSES, '`num_classes` (5) in Shared2FCBBoxHead'),
+        (
+            'detection',
+            'train.py',
+            (),
+            CLASSES,
+            'num_classes of roi_head.bbox_head (Shared2FCBBoxHead) is 5, and the',
+        ),
         ('detection', 'train.py', ('--amp',), (), AMP),
         ('detection', 'test.py', ('--amp',), (), AMP),
         ('detection', 'test.py', INTERVAL, (), '--interval 3: mmdet draws every image of a test, leave'),

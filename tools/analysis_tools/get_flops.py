@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ from grootv import cli
 from grootv.checkpoint import build_model
 from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS
-from grootv.models.layers import TreeSSM
+from grootv.models.layers import TreeSSM, tree_ssm
 from grootv.registry import class_name
 
 BOXES, MASKS = 1000, 100  # regions of a detector
@@ -84,7 +85,8 @@ def count_operators(model: nn.Module, height: int, width: int) -> Counter:
     analyzer.set_op_handle(**{operator._qualified_op_name: handle for operator, handle in handles.items()})
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
-    with torch.no_grad():
+    # The analyzer's hooks would make the network call layers as modules that it applies as functions.
+    with torch.no_grad(), mock.patch.object(tree_ssm, 'is_plain', lambda layer, kind: True):
         return analyzer.by_operator()
 
 

@@ -164,7 +164,8 @@ def check_images(dataset: Any) -> None:
             continue
         try:
             with Image.open(path) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                exif = {} if image.format == 'PNG' else image.getexif()  # Pillow decodes a PNG for it
+                turned = exif.get(ExifTags.Base.Orientation, 1) > 4
                 size = image.size if turned else image.size[::-1]
                 if has_deep_pixels(image) and not bright:
                     bright = int(np.asarray(eight_bits(image)).max()) > 15
@@ -180,10 +181,12 @@ def check_images(dataset: Any) -> None:
 
 
 def check_batches(loader: DataLoader, model: Any) -> None:
-    sampler, size = loader.sampler, loader.batch_size
+    sampler: Any = loader.sampler
+    dataset: Any = loader.dataset
+    size = loader.batch_size
     if len(loader) == 0:
         raise UserError(
-            f'the training data have {len(loader.dataset)} items, fewer than a batch of {size}, and '
+            f'the training data have {len(dataset)} items, fewer than a batch of {size}, and '
             'drop_last=True leaves none: lower train_dataloader.batch_size'
         )
     if size is None or isinstance(sampler, InfiniteSampler) or loader.drop_last:
