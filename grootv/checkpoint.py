@@ -18,7 +18,6 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -28,6 +27,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from grootv.datasets.summary import difference
 from grootv.errors import UserError, first
 from grootv.files import read_config
+from grootv.pretrained import drop_pretrained
 
 
 def build_model(
@@ -389,33 +389,3 @@ def check_names(checkpoint: Mapping[str, Any], classes: Sequence[str] | None) ->
     if sorted(trained) == sorted(classes):
         raise UserError(f'{text}: give metainfo.classes and the data in the order of the training')
     warn(text)
-
-
-def initialisations(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every dict below ``node`` that has an ``init_cfg``, and its dotted key."""
-    if isinstance(node, Mapping):
-        if node.get('init_cfg'):
-            yield key, node
-        for name, value in node.items():
-            yield from initialisations(value, f'{key}.{name}')
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from initialisations(value, f'{key}.{index}')
-
-
-def members(init_cfg: Any) -> dict[str, Mapping]:
-    """The dicts of an ``init_cfg``, which is one or a list, by the end of their dotted keys."""
-    if isinstance(init_cfg, list):
-        return {f'.{index}': init for index, init in enumerate(init_cfg)}
-    return {'': init_cfg} if init_cfg else {}
-
-
-def is_pretrained(init: Any) -> bool:
-    return isinstance(init, Mapping) and init.get('type') in ('Pretrained', PretrainedInit)
-
-
-def drop_pretrained(cfg: Config) -> None:
-    """Remove the files of ``init_cfg`` from a config whose weights all come from a checkpoint."""
-    for _, node in initialisations(cfg.get('model'), 'model'):
-        others = [init for init in members(node['init_cfg']).values() if not is_pretrained(init)]
-        node['init_cfg'] = others or None

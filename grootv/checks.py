@@ -15,8 +15,9 @@ from mmengine.device import get_device
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from grootv.checkpoint import compare, initialisations, is_pretrained, members, state_dict_of, warn
+from grootv.checkpoint import compare, state_dict_of, warn
 from grootv.errors import UserError, first
+from grootv.pretrained import initialisations, is_pretrained, members
 
 
 def check_data(cfg: Config, names: Sequence[str]) -> None:

@@ -7,8 +7,8 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from grootv import checks
-from grootv.checkpoint import drop_pretrained
 from grootv.errors import UserError
+from grootv.pretrained import drop_pretrained
 
 
 @pytest.mark.parametrize(

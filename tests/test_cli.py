@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from grootv import cli
 from grootv.errors import UserError
+from grootv.options import parse_value
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_value_of_an_option(tmp_path, monkeypatch, text, value):
     monkeypatch.chdir(tmp_path)
     for name in ('plain, file.json', '20_24', '8'):
         Path(name).touch()
-    found = cli.parse_value(text)
+    found = parse_value(text)
     assert found == value and type(found) is type(value)
 
 

@@ -14,10 +14,11 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from grootv import checks, cli, distributed
-from grootv.checkpoint import drop_pretrained, explain_loading, install_safe_loader
+from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook
 from grootv.errors import UserError
 from grootv.files import lock_folder
+from grootv.pretrained import drop_pretrained
 from grootv.registry import class_name
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'

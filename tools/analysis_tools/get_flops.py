@@ -45,6 +45,7 @@ from grootv.checkpoint import build_model
 from grootv.errors import UserError
 from grootv.models.backbones.grootv import ARCHS
 from grootv.models.layers import TreeSSM, tree_ssm
+from grootv.options import KeyValueAction
 from grootv.registry import class_name
 
 BOXES, MASKS = 1000, 100  # regions of a detector
@@ -234,7 +235,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--arch', choices=ARCHS, help='a published classifier, in place of a config')
     parser.add_argument('--shape', type=int, nargs='+', help='height and width of the image')
     parser.add_argument('--protocol', choices=PROTOCOLS, help="default: that of the kind's published figures")
-    parser.add_argument('--cfg-options', nargs='+', action=cli.KeyValueAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE')
     args = parser.parse_args(argv)
     if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
         parser.error(f'--shape takes a height and a width, got {args.shape}')

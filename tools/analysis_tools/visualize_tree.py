@@ -32,6 +32,7 @@ from grootv.datasets.images import eight_bits
 from grootv.errors import UserError
 from grootv.files import write_named
 from grootv.ops import METRICS, Tree, build_tree
+from grootv.options import KeyValueAction
 from grootv.visualization import statistics
 from grootv.visualization.blocks import BlockTree, recorded, scans
 from grootv.visualization.network import build_model, network_input, test_set
@@ -323,7 +324,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help=f'label map of the image, or a folder of them; {UNLABELLED} means unlabelled',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=cli.KeyValueAction, metavar='KEY=VALUE')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValueAction, metavar='KEY=VALUE')
     parser.add_argument('--trust-checkpoint', action='store_true', help='let the checkpoint execute code')
     return parser.parse_args(argv)
 
