@@ -56,6 +56,7 @@ class CocoDataset(mmdet.datasets.CocoDataset):
 
     def load_data_list(self) -> list[dict]:
         items = super().load_data_list()
+        self.image_ids = {item['img_id'] for item in items}
         self._paths = [os.path.normpath(item['img_path']) for item in items]
         return items
 

@@ -177,3 +177,35 @@ def test_images_are_looked_at(said, tmp_path):
     ):
         with pytest.raises(UserError, match=fault):
             report(loop(Data(infos=[facts])))
+
+
+@pytest.mark.parametrize(
+    'images, names, annotations, fault',
+    [
+        ((1, 2), CLASSES, (1,), None),
+        ((1, 2, 3), ('bird', *CLASSES), (1,), None),
+        ((1,), CLASSES, (1,), 'lacks the images 2 of the validation data'),
+        (
+            (1, 2),
+            ('dog', 'cat', 'owl'),
+            (1,),
+            'lacks the classes cat, dog, owl in this order of the validation',
+        ),
+        (
+            (1, 2),
+            CLASSES,
+            (0, 1),
+            'has an annotation with id 0, which counts as missed: use grootv.CocoMetric',
+        ),
+    ],
+)
+def test_the_file_of_a_metric_must_be_that_of_the_data(images, names, annotations, fault):
+    content = dict(categories=[dict(name=name) for name in names])
+    index = SimpleNamespace(imgs=dict.fromkeys(images), anns=dict.fromkeys(annotations), dataset=content)
+    data = Data()
+    data.image_ids = {1, 2}
+    if fault is None:
+        report(validation=loop(data, evaluator=SimpleNamespace(_coco_api=index)))
+    else:
+        with pytest.raises(UserError, match=fault):
+            report(validation=loop(data, evaluator=SimpleNamespace(_coco_api=index)))

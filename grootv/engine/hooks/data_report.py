@@ -54,6 +54,7 @@ class DataReportHook(Hook):
                 check_model(runner.model, side, names)
                 for metric in getattr(getattr(built[side], 'evaluator', None), 'metrics', ()):
                     check_top(metric, side, names)
+                    check_evaluation_file(metric, datasets[side][0], side, names)
         for side, found in summaries.items():
             for part, summary in zip(datasets[side], found, strict=True):
                 check_counts(side, summary)
@@ -137,6 +138,27 @@ def check_top(metric: Any, side: str, names: tuple[str, ...]) -> None:
             f'{type(metric).__name__} looks for the right class among the best {most}, and the {side} data '
             f'have {len(names)} classes: set topk of the evaluators, for example '
             '--cfg-options val_evaluator.topk="[1]" test_evaluator.topk="[1]"'
+        )
+
+
+def check_evaluation_file(metric: Any, dataset: Any, side: str, names: tuple[str, ...]) -> None:
+    """A COCO metric that reads a file of its own must find the images and classes of the data in it."""
+    index, images = getattr(metric, '_coco_api', None), getattr(dataset, 'image_ids', set())
+    if index is None:
+        return
+    absent = sorted(map(str, images - set(index.imgs)))
+    listed = [category['name'] for category in index.dataset.get('categories', ())]
+    found = tuple(name for name in listed if name in names)
+    if absent or found != names:
+        what = f'images {first(absent)}' if absent else f'classes {first(names)} in this order'
+        raise UserError(
+            f'the ann_file of {type(metric).__name__} lacks the {what} of the {side} data: give '
+            'evaluator and data set the same file'
+        )
+    if 0 in index.anns:
+        raise UserError(
+            f'the ann_file of {type(metric).__name__} has an annotation with id 0, which counts as missed: '
+            'use grootv.CocoMetric, which numbers them from 1'
         )
 
 
