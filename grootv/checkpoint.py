@@ -7,7 +7,8 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,8 @@ def install_safe_loader(trust: bool = False) -> None:
     ) -> dict[str, Any]:
         return _read(download(url, model_dir), url, trust, map_location)
 
+    with suppress(ImportError):  # a task without images may lack MMCV
+        import_module('grootv.datasets.transforms')  # and read images in the inferencers as in training
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     mmengine_checkpoint.load_url = load_url  # every scheme but those of cloud clients ends in it
     if hasattr(mmengine_checkpoint, '_safe_torch_load'):  # the fork's helper of the other schemes

@@ -1,18 +1,18 @@
 """Read images and label maps, or name the file that is wrong."""
 
-import io
 from pathlib import Path
 
-import mmcv
 import mmcv.transforms
 import numpy as np
 from mmengine import fileio
 from PIL import Image
 
-from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, reason, unreadable
+from grootv.datasets.images import check_size, imfrombytes, read_deep_pixels_alike, reason, unreadable
 from grootv.datasets.summary import numbered
 from grootv.errors import UserError
 from grootv.registry import TRANSFORMS
+
+read_deep_pixels_alike()
 
 
 @TRANSFORMS.register_module()
@@ -50,15 +50,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         return results | dict(img=image, img_shape=size, ori_shape=size)
 
     def _read(self, path: str) -> np.ndarray:
-        content, pixels = fileio.get(path, backend_args=self.backend_args), None
-        if self.imdecode_backend == 'pillow' and self.color_type == 'color':
-            with Image.open(io.BytesIO(content)) as image:
-                if has_deep_pixels(image):
-                    pixels = np.asarray(eight_bits(image).convert('RGB'))[..., ::-1]
-        if pixels is None:
-            pixels = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
-        if pixels is None:
-            raise ValueError('no image')  # OpenCV has no exceptions
+        content = fileio.get(path, backend_args=self.backend_args)
+        pixels = imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         return pixels.astype(np.float32) if self.to_float32 else pixels
 
 
@@ -114,11 +107,7 @@ class CheckSegLabels(mmcv.transforms.BaseTransform):
         labels = results['gt_seg_map']
         shift = int(bool(results.get('reduce_zero_label')))
         name = f'label map {results["seg_map_path"]}'
-        if labels.ndim != 2:
-            raise UserError(
-                f'{name} has {labels.shape[-1]} channels, and one is needed that holds the number of the '
-                'class of every pixel: convert colours to numbers'
-            )
+        self.check_channels(results)
         if labels.shape != tuple(results['ori_shape']):
             sizes = [f'{width} x {height}' for height, width in (labels.shape, results['ori_shape'])]
             raise UserError(
@@ -134,6 +123,16 @@ class CheckSegLabels(mmcv.transforms.BaseTransform):
                 'of grootv.CheckSegLabels and of the heads'
             )
         return results
+
+    @staticmethod
+    def check_channels(results: dict) -> None:
+        """Refuse a map of colours."""
+        labels = results['gt_seg_map']
+        if labels.ndim != 2:
+            raise UserError(
+                f'label map {results["seg_map_path"]} has {labels.shape[-1]} channels, and one is needed '
+                'that holds the number of the class of every pixel: convert colours to numbers'
+            )
 
     def _foreign_label(self, labels: np.ndarray, shift: int, path: str) -> int | None:
         if Path(path).is_file():

@@ -3,6 +3,8 @@
 import struct
 from pathlib import Path
 
+import cv2
+import mmcv
 import numpy as np
 import pytest
 from mmengine.dataset import Compose
@@ -65,6 +67,19 @@ def test_twelve_bits_of_a_tiff_are_scaled_by_their_range(tmp_path):
     path = tmp_path / 'twelve.tif'
     path.write_bytes(b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + bytes(4) + bytes(packed))
     np.testing.assert_array_equal(load(path)['img'][..., 1], rows >> 4)
+
+
+DECODERS = [load, lambda path: mmcv.imread(str(path)), lambda path: load(path, imdecode_backend='cv2')]
+
+
+@pytest.mark.parametrize('read', DECODERS)
+def test_every_decoder_scales_by_the_range_that_the_file_states_and_refuses_the_rest(tmp_path, read):
+    (tmp_path / 'twelve.pgm').write_bytes(b'P5 2 1 4095 ' + bytes([0, 0, 15, 255]))
+    found = read(tmp_path / 'twelve.pgm')
+    assert (found['img'] if isinstance(found, dict) else found)[0, :, 0].tolist() == [0, 255]
+    cv2.imwrite(str(tmp_path / 'float.tif'), np.ones((2, 2, 3), np.float32))
+    with pytest.raises((UserError, ValueError), match='no image in a format that Pillow reads'):
+        read(tmp_path / 'float.tif')
 
 
 @pytest.mark.parametrize('kind', [np.float32, np.int32])
