@@ -18,6 +18,7 @@ from torch import nn
 from grootv.checkpoint import compare, state_dict_of, warn
 from grootv.errors import UserError, first
 from grootv.pretrained import initialisations, is_pretrained, members
+from grootv.registry import class_name
 
 
 def check_data(cfg: Config, names: Sequence[str]) -> None:
@@ -142,15 +143,24 @@ def _compare_pretrained(module: nn.Module, path: str, prefix: str | None) -> Non
 
 
 def check_schedule(cfg: Config) -> None:
-    """Check that every learning-rate schedule begins before the run ends."""
-    last = cfg.train_cfg.get('max_epochs')
+    """Check that every learning-rate schedule begins, and none reaches a rate of 0, before the run ends."""
     schedulers = cfg.get('param_scheduler')
     for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
-        begin = scheduler.get('begin', 0)
-        if last is not None and scheduler.get('by_epoch', True) and begin >= last:
+        unit = 'epoch' if scheduler.get('by_epoch', True) else 'iter'
+        last, begin, end = cfg.train_cfg.get(f'max_{unit}s'), scheduler.get('begin', 0), scheduler.get('end')
+        if last is not None and begin >= last:
             raise UserError(
-                f'param_scheduler.{index} begins at epoch {begin} and the run has {last}: '
-                f'raise train_cfg.max_epochs, or lower param_scheduler.{index}.begin and the end before it'
+                f'param_scheduler.{index} begins at {unit} {begin} and the run has {last}: '
+                f'raise train_cfg.max_{unit}s, or lower param_scheduler.{index}.begin and the end before it'
+            )
+        kind = class_name(scheduler.get('type'))
+        stops = kind in ('PolyLR', 'CosineAnnealingLR') and not (
+            scheduler.get('eta_min') or scheduler.get('eta_min_ratio')
+        )
+        if stops and last is not None and end is not None and end < last:
+            raise UserError(
+                f'param_scheduler.{index} ({kind}) ends at {unit} {end} with a rate of 0, and the run has '
+                f'{last}: set param_scheduler.{index}.end={last}, or give it an eta_min'
             )
 
 

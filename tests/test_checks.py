@@ -75,6 +75,29 @@ def test_run_shorter_than_its_warm_up_is_refused():
     checks.check_schedule(cfg)
 
 
+@pytest.mark.parametrize(
+    'scheduler, fault',
+    [
+        (
+            dict(type='PolyLR', by_epoch=False, begin=5, end=10),
+            'ends at iter 10 with a rate of 0, and the run has 14',
+        ),
+        (dict(type='grootv.CosineAnnealingLR', by_epoch=False, end=10), 'CosineAnnealingLR'),
+        (dict(type='PolyLR', by_epoch=False, end=10, eta_min=1e-5), None),
+        (dict(type='PolyLR', by_epoch=False, end=14), None),
+        (dict(type='LinearLR', by_epoch=False, end=5), None),  # a warm-up
+        (dict(type='LinearLR', by_epoch=False, begin=14), 'begins at iter 14 and the run has 14'),
+    ],
+)
+def test_run_longer_than_its_schedule_is_refused(scheduler, fault):
+    cfg = Config(dict(train_cfg=dict(max_iters=14), param_scheduler=[scheduler]))
+    if fault is None:
+        checks.check_schedule(cfg)
+    else:
+        with pytest.raises(UserError, match=fault):
+            checks.check_schedule(cfg)
+
+
 class Backbone(BaseModule):
     def __init__(self, stem: int = 2, stage: int = 2, init_cfg=None):
         super().__init__(init_cfg)
