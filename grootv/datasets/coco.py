@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from grootv.datasets.summary import Summary, by_suffix, difference, files_below
+from grootv.datasets.summary import Summary, by_suffix, content_key, difference, files_below
 from grootv.errors import UserError, first
 from grootv.registry import DATASETS, METRICS
 
@@ -51,17 +50,17 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             str(self.ann_file), self.metainfo['classes'], masks, training=not self.test_mode
         )
         index = file.index(path)
-        self.box_counts = file.counts
+        self.content_key = content_key(index) if self.test_mode else None
         return index
 
     def load_data_list(self) -> list[dict]:
         items = super().load_data_list()
-        self.image_ids = {item['img_id'] for item in items}
-        self._paths = [os.path.normpath(item['img_path']) for item in items]
+        self._paths = {os.path.normpath(item['img_path']) for item in items}
         return items
 
     def filter_data(self) -> list[dict]:
         kept = super().filter_data()
+        self._filtered = sorted(self._paths - {os.path.normpath(item['img_path']) for item in kept})
         if not kept:
             raise fault(
                 self.ann_file, f'leaves none of its {len(self.data_list)} images after {self.filter_cfg}'
@@ -77,16 +76,19 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         Raises:
             UserError: If the folder lacks images that the file names.
         """
-        counts: dict[str, float] = {name: self.box_counts[name] for name in self.metainfo['classes']}
-        folder, listed = self.data_prefix['img'], set(self._paths)
-        present = files_below(folder)
-        absent = [path for path in sorted(listed - present) if '://' not in path and not os.path.exists(path)]
+        counts = dict.fromkeys(self.metainfo['classes'], 0)
+        for index in range(len(self)):
+            for box in self.get_data_info(index)['instances']:
+                counts[self.metainfo['classes'][box['bbox_label']]] += not box['ignore_flag']
+        present = files_below(self.data_prefix['img'])
+        absent = [path for path in sorted(self._paths - present) if not os.path.exists(path)]
+        absent = [path for path in absent if '://' not in path]
         if absent:
-            raise fault(self.ann_file, f'names {len(absent)} images that do not exist ({first(absent)})')
-        left_out: dict[str, list[str]] = by_suffix(present - listed)
-        if len(listed) > len(self):
-            kept = {os.path.normpath(self.get_data_info(index)['img_path']) for index in range(len(self))}
-            left_out['without boxes'] = sorted(listed - kept)
+            number = f'{len(absent)} images that do' if len(absent) > 1 else 'an image that does'
+            raise fault(self.ann_file, f'names {number} not exist ({first(absent)})')
+        left_out = by_suffix(present - self._paths)
+        if self._filtered:
+            left_out['by filter_cfg'] = self._filtered
         return Summary('boxes', counts, left_out)
 
 
@@ -142,7 +144,6 @@ class AnnotationFile:
         self.classes = classes
         self.masks = masks
         self.training = training
-        self.counts: Counter[str] = Counter()  # boxes by class
 
     def index(self, path: str) -> COCO:
         """Read and check the file at ``path`` and build pycocotools' index of it."""
@@ -167,7 +168,7 @@ class AnnotationFile:
 
     def _read(self, path: str) -> Any:
         try:
-            with open(path, encoding='utf-8') as file:
+            with open(path, encoding='utf-8-sig') as file:
                 return json.load(file)
         except FileNotFoundError as error:
             raise UserError(
@@ -268,20 +269,19 @@ class AnnotationFile:
                         f'has in annotation {annotation["id"]} a segmentation that is not of its image of '
                         f'{image_width} x {image_height}: polygons are lists of three or more finite points '
                         'x, y, ... at most one side of the image outside it, run lengths have the size '
-                        '[height, width] and add up to its pixels'
+                        '[height, width], add up to its pixels and fill some'
                     )
             if category not in wanted or annotation['ignore']:
                 continue
             if not seen or not area or width < 1 or height < 1:
                 skipped.append(annotation['id'])
                 continue
-            self.counts[wanted[category]] += not annotation['iscrowd']
             if self.masks and not mask:
                 raise self._fault(f'has no segmentation in annotation {annotation["id"]}, and masks are used')
         if skipped:
             self._warn(
-                f'has {len(skipped)} boxes that are left out, outside their image or smaller than a pixel '
-                f'(annotations {first(skipped)})'
+                f'has {len(skipped)} boxes that are left out, outside their image, smaller than a pixel or '
+                f'of area 0 (annotations {first(skipped)})'
             )
 
     def _warn(self, text: str) -> None:
@@ -343,10 +343,10 @@ def is_drawable(segmentation: list | dict, width: float, height: float) -> bool:
             counts = segmentation['counts']
             counts = run_lengths(counts) if isinstance(counts, str) else counts
             return list(segmentation['size']) == [height, width] and (
-                min(counts) >= 0 and sum(counts) == width * height
+                min(counts) >= 0 and sum(counts) == width * height and sum(counts[1::2]) > 0
             )
         for polygon in segmentation:
-            if len(polygon) < 6 or len(polygon) % 2:
+            if len(polygon) < 6 or len(polygon) % 2 or polygon[:-2] == polygon[2:]:  # all points are one
                 return False
             for values, side in ((polygon[::2], width), (polygon[1::2], height)):
                 inside = math.isfinite(sum(values)) and -side <= min(values) and max(values) <= 2 * side

@@ -14,7 +14,7 @@ from PIL import Image
 
 from grootv.datasets.images import IMAGE_SUFFIXES
 from grootv.datasets.summary import Summary, others_below, spread
-from grootv.datasets.transforms import LoadSegAnnotations
+from grootv.datasets.transforms import CheckSegLabels, LoadSegAnnotations
 from grootv.errors import UserError, first
 from grootv.registry import DATASETS
 
@@ -40,11 +40,18 @@ class SegDataset(mmseg.datasets.BaseSegDataset):
         super().__init__(**ends, **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        if isinstance(self._metainfo.get('classes'), str):
+            raise UserError(
+                f'metainfo.classes must be a tuple of names, got the text {self._metainfo["classes"]!r}'
+            )
         images = self._files('img_path', self.img_suffix) or {}
         maps = self._files('seg_map_path', self.seg_map_suffix)
-        names = sorted(images)
+        names: list[str] = sorted(images)
         if self.ann_file:
-            names = [line.strip() for line in mmengine.list_from_file(self.ann_file) if line.strip()]
+            lines = [line.strip() for line in mmengine.list_from_file(self.ann_file) if line.strip()]
+            root = os.path.join(self.data_prefix['img_path'], '')
+            ends = {path.removeprefix(root): name for name, path in images.items()}
+            names = [str(ends.get(line, line)) for line in lines]  # the end of the image's name may be listed
         for kind, files in (('image', images), ('label map', maps)):
             lacking = [name for name in names if files is not None and name not in files]
             if lacking:
@@ -58,6 +65,10 @@ class SegDataset(mmseg.datasets.BaseSegDataset):
                 f'data folder {self.data_prefix["img_path"]} has no image: check data_root, data_prefix and '
                 'img_suffix'
             )
+        known = [files[name] for files in (images, maps or {}) for name in names if files]
+        self.left_out = {}
+        for folder in set() if self.ann_file else {self.data_prefix.get(key) or '' for key in KEYS}:
+            self.left_out |= others_below(folder, known)
         common = dict(label_map=self.label_map, reduce_zero_label=self.reduce_zero_label)
         return [
             dict(img_path=images[name], **({} if maps is None else dict(seg_map_path=maps[name])), **common)
@@ -88,37 +99,30 @@ class SegDataset(mmseg.datasets.BaseSegDataset):
         return found
 
     def summary(self) -> Summary:
-        """Share of the pixels by class, and files that are no image or no label map of one.
+        """Pixels by class, and files that are no image or no label map of one.
 
         Of many label maps a thousand are read, evenly spread.
         """
-        items = [self.get_data_info(index) for index in range(len(self))]
-        left_out = {}
-        for key in KEYS:
-            folder = self.data_prefix.get(key)
-            if folder and not self.ann_file:
-                left_out |= others_below(
-                    folder, [item[name] for item in items for name in KEYS if name in item]
-                )
+        items = [self.get_data_info(index) for index in spread(len(self))]
         maps = [item for item in items if 'seg_map_path' in item]
-        maps = [maps[index] for index in spread(len(maps))]
         classes = self.metainfo.get('classes') or ()
         if not maps or not classes:
-            return Summary('% of pixels', {}, left_out)
-        loader = LoadSegAnnotations()
+            return Summary('pixels', {}, self.left_out)
+        loader, check = LoadSegAnnotations(), CheckSegLabels(256)
         pixels = np.zeros(256, dtype=np.int64)
         for item in maps:
-            labels = loader.transform(dict(item, seg_fields=[]))['gt_seg_map']
-            pixels += np.bincount(labels.ravel(), minlength=256)
-        shares = dict(zip(classes, (100 * pixels / pixels.sum()).tolist(), strict=False))
-        found = ''
-        if not all(shares.values()):
+            found = loader.transform(dict(item, seg_fields=[]))
+            check.check_channels(found)
+            pixels += np.bincount(found['gt_seg_map'].ravel(), minlength=256)
+        counts = dict(zip(classes, pixels.tolist(), strict=False))
+        text = ''
+        if not all(counts.values()):
             none, lowest = ('0 and 255 count', 1) if self.reduce_zero_label else ('255 counts', 0)
-            found = (
+            text = (
                 f'the label maps hold {numbers(item["seg_map_path"] for item in maps)}, {none} as none, and '
                 f'the first class is {lowest}'
             )
-        return Summary('% of pixels', shares, left_out, found)
+        return Summary('pixels', counts, self.left_out, text, total=int(pixels.sum()))
 
 
 def numbers(paths: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from grootv.errors import first
 
@@ -17,19 +18,37 @@ class Summary:
         counts: Number of them by class, in the order of the classes.
         left_out: Files that are no items, by the reason.
         found: Where a class has no count, what the labels hold instead.
+        total: All things, where they are shown as a share of it.
     """
 
     unit: str
-    counts: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     found: str = ''
+    total: int = 0
+
+
+def merged(summaries: Sequence[Summary]) -> Summary:
+    """The summary of several data sets that are read as one."""
+    result = Summary(summaries[0].unit)
+    for each in summaries:
+        for name, count in each.counts.items():
+            result.counts[name] = result.counts.get(name, 0) + count
+        for reason, files in each.left_out.items():
+            result.left_out.setdefault(reason, []).extend(files)
+        result.total += each.total
+    absent = not all(result.counts.values())
+    result.found = next((each.found for each in summaries if each.found), '') if absent else ''
+    return result
 
 
 def files_below(folder: str) -> set[str]:
     """Normalised paths of the files below a folder, without hidden ones; empty for an address."""
-    found = set()
+    found, seen = set(), set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+        identity = os.stat(place).st_dev, os.stat(place).st_ino
+        folders[:] = [] if identity in seen else [name for name in folders if name[0] != '.']
+        seen.add(identity)  # a link may lead back
         found.update(os.path.normpath(os.path.join(place, name)) for name in names if name[0] != '.')
     return found
 
@@ -63,3 +82,11 @@ def numbered(count: int, start: int = 0) -> str:
     if count == 1:
         return f'the one class has the number {start}'
     return f'{count} classes are numbered {start} to {start + count - 1}'
+
+
+def content_key(index: Any) -> tuple[int, int, int]:
+    """What tells the images and boxes of one COCO file from those of another; of its index by pycocotools."""
+    keys = ('file_name', 'width', 'height')
+    images = sorted((str(identity), *(image[key] for key in keys)) for identity, image in index.imgs.items())
+    boxes = sorted((str(box['image_id']), *box['bbox']) for box in index.anns.values())
+    return len(images), len(boxes), hash((tuple(images), tuple(boxes)))

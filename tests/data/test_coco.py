@@ -171,6 +171,8 @@ COMPRESSED = mask_util.encode(PIXELS)['counts'].decode()
         ([[0, 0, 9, 0, 9, 9, 0]], False),
         ([[[0, 0], [9, 0], [9]]], False),
         ('0 0 9 0 9 9', False),
+        ([[5, 5, 5, 5, 5, 5]], False),  # no pixel
+        (dict(size=[48, 64], counts=[3072]), False),
         (dict(size=[48, 64], counts=[5, 4, 3063]), True),
         (dict(size=[48, 64], counts=[5, 4, -9, 3072]), False),
         (dict(size=[48, 64], counts=[5, 4, 3063, 2**31]), False),

@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image, features
 
 from grootv.datasets.images import IMAGE_SUFFIXES
+from grootv.datasets.summary import files_below
 from grootv.errors import UserError
 
 
@@ -57,8 +58,8 @@ def test_names_in_another_order_than_the_folders_are_refused(tmp_path, names):
 @pytest.mark.parametrize('label', [2, -1])
 def test_a_listed_class_without_a_name_is_refused(tmp_path, label):
     write(tmp_path / 'train/a.png')
-    (tmp_path / 'list.txt').write_text(f'a.png {label}\n')
-    fault = rf'list\.txt gives \S+a\.png the class {label}, and 2 classes are numbered 0 to 1'
+    (tmp_path / 'list.txt').write_text(f'\na.png {label}\n')
+    fault = rf'list\.txt, line 2 gives a\.png the class {label}, and 2 classes are numbered 0 to 1'
     with pytest.raises(UserError, match=fault):
         images(tmp_path, ann_file='list.txt')
 
@@ -73,9 +74,9 @@ def test_images_and_label_maps_of_any_format_are_paired_by_name(tmp_path):
     ]
     assert found == [['a.jpg', 'a.png'], ['b.webp', 'b.tif']]
     summary = dataset.summary()
-    assert summary.counts == dict(sky=50, field=50) and summary.found == ''
+    assert summary.counts == dict(sky=24, field=24) and summary.found == ''
     assert {suffix: len(files) for suffix, files in summary.left_out.items()} == {'.md': 1, '.png': 1}
-    (tmp_path / 'list.txt').write_text('deep/b\n\n')
+    (tmp_path / 'list.txt').write_text('deep/b.webp\n\n')
     assert len(scenes(tmp_path, ann_file='list.txt')) == 1
 
 
@@ -109,22 +110,22 @@ def test_images_without_a_label_map_of_their_own_are_refused(tmp_path, files, fa
         (
             (0, 255),
             False,
-            dict(sky=50, field=0),
+            dict(sky=24, field=0),
             'hold the numbers 0, 255, 255 counts as none, and the first',
         ),
         (
             (0, 1),
             True,
-            dict(sky=50, field=0),
+            dict(sky=24, field=0),
             'hold the numbers 0, 1, 0 and 255 count as none, and the first',
         ),
         (
             (1, 2),
             False,
-            dict(sky=0, field=50),
+            dict(sky=0, field=24),
             'hold the numbers 1, 2, 255 counts as none, and the first class is 0',
         ),
-        ((1, 2), True, dict(sky=50, field=50), ''),
+        ((1, 2), True, dict(sky=24, field=24), ''),
         ((255, 255), False, dict(sky=0, field=0), 'hold the numbers 255, 255 counts as none'),
     ],
 )
@@ -135,4 +136,40 @@ def test_classes_without_a_pixel_are_told_with_the_numbers_in_the_maps(
         write(tmp_path / f'images/{index}.png')
         write(tmp_path / f'labels/{index}.png', value=value)
     summary = scenes(tmp_path, reduce_zero_label=reduce_zero_label).summary()
-    assert summary.counts == pytest.approx(counts) and found in summary.found
+    assert summary.counts == counts and found in summary.found and summary.total == 48
+
+
+@pytest.mark.parametrize('line', ['a.png', 'a.png cat', 'a.png,0', '0'])
+def test_a_line_that_names_no_image_and_class_is_shown(tmp_path, line):
+    write(tmp_path / 'train/a.png')
+    (tmp_path / 'list.txt').write_text(f'a.png 0\n{line}\n')
+    with pytest.raises(UserError, match=rf"line 2: a path, a blank and .* are needed, got '{line}'"):
+        images(tmp_path, ann_file='list.txt')
+
+
+def test_a_folder_too_many_or_too_few_is_named(tmp_path):
+    write(tmp_path / 'train/cat/0.png', tmp_path / 'train/dog/0.png', tmp_path / 'train/owl/0.png')
+    fault = r'has 3 folders, and metainfo.classes 2 names \(look at owl\): each class'
+    with pytest.raises(UserError, match=fault):
+        images(tmp_path)
+
+
+@pytest.mark.parametrize('build', [images, scenes])
+def test_names_of_classes_as_one_text_are_refused(tmp_path, build):
+    write(tmp_path / 'train/cat/0.png', tmp_path / 'images/a.png', tmp_path / 'labels/a.png')
+    with pytest.raises(UserError, match=r"metainfo.classes must be a tuple of names, got the text 'cat'"):
+        build(tmp_path, metainfo=dict(classes='cat', palette=[[0] * 3] * 3))
+
+
+def test_maps_of_colours_are_refused_before_they_are_counted(tmp_path):
+    write(tmp_path / 'images/a.png')
+    (tmp_path / 'labels').mkdir()
+    Image.new('RGB', (6, 4)).save(tmp_path / 'labels/a.png')
+    with pytest.raises(UserError, match=r'a\.png has 3 channels, and one is needed'):
+        scenes(tmp_path).summary()
+
+
+def test_links_that_lead_back_end(tmp_path):
+    write(tmp_path / 'a/0.png')
+    (tmp_path / 'a/again').symlink_to(tmp_path)
+    assert len(files_below(str(tmp_path))) <= 2

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from grootv.datasets.summary import Summary
+from grootv.datasets.summary import Summary, content_key
 from grootv.engine import DataReportHook
 from grootv.errors import UserError
 
@@ -81,7 +81,7 @@ def test_one_table_has_the_items_classes_and_files_that_are_left_out(said):
         'images of cat   4          2         \n'
         'images of dog   5          1         \n'
         'images of owl   5          1         \n'
-        'left out, .txt  2 (a.txt)  2 (a.txt) '
+        'left out, .txt  4 (a.txt)  2 (a.txt) '
     ]
 
 
@@ -134,7 +134,7 @@ def test_classes_without_items_are_told_and_nothing_to_learn_is_refused(said):
     with pytest.raises(
         UserError, match=r'^the training data have no pixels of dog, owl: 0 alone: fix the labels, '
     ):
-        report(loop(Data(counts=(1, 0, 0), unit='% of pixels', found='0 alone')))
+        report(loop(Data(counts=(1, 0, 0), unit='pixels', found='0 alone')))
 
 
 def test_a_last_batch_of_one_is_refused_before_batchnorm_meets_it():
@@ -179,33 +179,75 @@ def test_images_are_looked_at(said, tmp_path):
             report(loop(Data(infos=[facts])))
 
 
+def test_shares_of_joined_data_sets_are_of_all(said):
+    halves = [Data(counts=(4, 0, 0), unit='pixels'), Data(counts=(0, 3, 1), unit='pixels')]
+    for half in halves:
+        half._summary.total = 8
+    report(loop(ConcatDataset(halves)))
+    assert [line.split()[-1] for line in said[0].splitlines()[3:6]] == ['25', '18.8', '6.25']
+    with pytest.raises(UserError, match='the training data have the class cat alone: fix the labels'):
+        report(loop(Data(classes=('cat',), counts=(4,))), network=model(1))
+
+
+@pytest.mark.parametrize('count, fits', [(2, False), (3, True), (4, True), (5, False)])
+def test_weights_of_classes_are_counted(count, fits):
+    network = model()
+    network['head'].class_weight = [1.0] * count
+    if fits:
+        report(loop(Data()), network=network)
+    else:
+        with pytest.raises(UserError, match=rf'class_weight of head has {count} numbers, and the train'):
+            report(loop(Data()), network=network)
+
+
+def test_data_sets_that_are_not_looked_at_are_named(said):
+    class Other:
+        metainfo = dict(classes=CLASSES)
+
+        def __len__(self):
+            return 3
+
+    report(loop(Other()))
+    assert said[-1].startswith(
+        'the training data are a tests.Other, whose labels are not looked at: grootv.ImageNet'
+    )
+    with pytest.raises(UserError, match="must be a tuple of names, got the text 'cat'"):
+        report(loop(Data(classes='cat')))
+
+
+BOX = dict(image_id=1, bbox=[1, 2, 3, 4], iscrowd=0)
+
+
 @pytest.mark.parametrize(
-    'images, names, annotations, fault',
+    'images, box, fault',
     [
-        ((1, 2), CLASSES, (1,), None),
-        ((1, 2, 3), ('bird', *CLASSES), (1,), None),
-        ((1,), CLASSES, (1,), 'lacks the images 2 of the validation data'),
+        ({1: 6, 2: 6}, {}, None),
         (
-            (1, 2),
-            ('dog', 'cat', 'owl'),
-            (1,),
-            'lacks the classes cat, dog, owl in this order of the validation',
+            {1: 6, 2: 6, 3: 6},
+            {},
+            'has other images or boxes than that of the validation data: give',
         ),
+        ({1: 6, 2: 7}, {}, 'has other images or boxes'),
+        ({1: 6, 2: 6}, dict(bbox=[1, 2, 3, 5]), 'has other images or boxes'),
+        ({1: 6, 2: 6}, dict(id=0), 'an iscrowd of 0 or 1, got 0 and 0: use grootv.CocoMetric'),
         (
-            (1, 2),
-            CLASSES,
-            (0, 1),
-            'has an annotation with id 0, which counts as missed: use grootv.CocoMetric',
+            {1: 6, 2: 6},
+            dict(iscrowd=None),
+            'from 1 and an iscrowd of 0 or 1, got 1 and None: use grootv.CocoMetric',
         ),
     ],
 )
-def test_the_file_of_a_metric_must_be_that_of_the_data(images, names, annotations, fault):
-    content = dict(categories=[dict(name=name) for name in names])
-    index = SimpleNamespace(imgs=dict.fromkeys(images), anns=dict.fromkeys(annotations), dataset=content)
-    data = Data()
-    data.image_ids = {1, 2}
+def test_the_file_of_a_metric_must_be_that_of_the_data(images, box, fault):
+    def index(images, box):
+        facts = {number: dict(file_name='a', width=width, height=4) for number, width in images.items()}
+        return SimpleNamespace(imgs=facts, anns={1: dict(BOX, id=1) | box})
+
+    data = Data(2)
+    data.content_key = content_key(index({1: 6, 2: 6}, {}))
+    evaluated = loop(data, evaluator=SimpleNamespace(_coco_api=index(images, box)))
     if fault is None:
-        report(validation=loop(data, evaluator=SimpleNamespace(_coco_api=index)))
-    else:
-        with pytest.raises(UserError, match=fault):
-            report(validation=loop(data, evaluator=SimpleNamespace(_coco_api=index)))
+        report(validation=evaluated)
+        data.count = 1
+        fault = 'evaluates 2 images, and the validation data are 1 of them'
+    with pytest.raises(UserError, match=fault):
+        report(validation=evaluated)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from grootv.checkpoint import warn
 from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, unreadable
-from grootv.datasets.summary import Summary, difference, spread
+from grootv.datasets.summary import Summary, content_key, difference, merged, spread
 from grootv.errors import UserError, first
 from grootv.registry import HOOKS
 
@@ -38,27 +38,29 @@ class DataReportHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         loops = dict(training=runner._train_loop, validation=runner._val_loop, test=runner._test_loop)
-        built = {side: loop for side, loop in loops.items() if isinstance(loop, BaseLoop)}
+        built: dict[str, Any] = {side: loop for side, loop in loops.items() if isinstance(loop, BaseLoop)}
         datasets = {side: list(parts(loop.dataloader.dataset)) for side, loop in built.items()}
-        summaries = {side: [summary_of(part) for part in found] for side, found in datasets.items()}
-        print_log('\n'.join(['data', *table(datasets, summaries)]), 'current')
-        classes = {
-            side: tuple(part.metainfo.get('classes') or ())
-            for side, found in datasets.items()
-            for part in found[:1]
-            if hasattr(part, 'metainfo')
-        }
+        classes = {side: names_of(found[0]) for side, found in datasets.items()}
+        summaries = {side: merged([summary_of(part) for part in found]) for side, found in datasets.items()}
+        items = {side: len(loop.dataloader.dataset) for side, loop in built.items()}
+        print_log('\n'.join(['data', *table(items, summaries)]), 'current')
         check_equal(classes)
         for side, names in classes.items():
             if names:
                 check_model(runner.model, side, names)
                 for metric in getattr(getattr(built[side], 'evaluator', None), 'metrics', ()):
                     check_top(metric, side, names)
-                    check_evaluation_file(metric, datasets[side][0], side, names)
-        for side, found in summaries.items():
-            for part, summary in zip(datasets[side], found, strict=True):
-                check_counts(side, summary)
+                    check_evaluation_file(metric, datasets[side], side)
+        for side, summary in summaries.items():
+            check_counts(side, summary)
+            for part in datasets[side]:
                 check_images(part)
+                if names_of(part) and not hasattr(part, 'summary'):
+                    kind = f'{type(part).__module__.split(".")[0]}.{type(part).__name__}'
+                    warn(
+                        f'the {side} data are a {kind}, whose labels are not looked at: grootv.ImageNet, '
+                        'grootv.CocoDataset and grootv.SegDataset are'
+                    )
         if 'training' in built:
             check_batches(built['training'].dataloader, runner.model)
 
@@ -73,37 +75,39 @@ def parts(dataset: Any) -> Iterator[Any]:
             yield from parts(each)
 
 
+def names_of(dataset: Any) -> tuple[str, ...]:
+    classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+    if isinstance(classes, str):
+        raise UserError(f'metainfo.classes must be a tuple of names, got the text {classes!r}')
+    return tuple(classes)
+
+
 def summary_of(dataset: Any) -> Summary:
     return dataset.summary() if hasattr(dataset, 'summary') else Summary('items')
 
 
-def table(datasets: Mapping[str, list], summaries: Mapping[str, list[Summary]]) -> list[str]:
+def table(items: Mapping[str, int], summaries: Mapping[str, Summary]) -> list[str]:
     """Lines of a table with a column for each loader."""
     columns: dict[str, dict[str, str]] = {}
-    for side, found in summaries.items():
-        rows = columns[side] = {'items': str(sum(map(len, datasets[side])))}
-        counts: dict[str, float] = {}
-        for summary in found:
-            for name, count in summary.counts.items():
-                counts[name] = counts.get(name, 0) + count
-        unit = found[0].unit
+    for side, summary in summaries.items():
+        rows = columns[side] = {'items': str(items[side])}
+        counts, unit = summary.counts, f'% of {summary.unit}' if summary.total else summary.unit
+        texts = {
+            name: f'{100 * count / summary.total:.3g}' if summary.total else str(count)
+            for name, count in counts.items()
+        }
         if len(counts) > _MOST_ROWS:
-            least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-            rows[f'{len(counts)} classes, fewest {unit}'] = f'{shown(counts[least])} ({least})'
-            rows[f'{len(counts)} classes, most {unit}'] = f'{shown(counts[most])} ({most})'
+            for word, choose in (('fewest', min), ('most', max)):
+                name = choose(counts, key=counts.__getitem__)
+                rows[f'{len(counts)} classes, {word} {unit}'] = f'{texts[name]} ({name})'
         else:
-            rows |= {f'{unit} of {name}': f'{shown(count)}' for name, count in counts.items()}
-        for summary in found:
-            for suffix, files in summary.left_out.items():
-                rows[f'left out, {suffix}'] = f'{len(files)} ({first(files[:1])})'
+            rows |= {f'{unit} of {name}': text for name, text in texts.items()}
+        for reason, files in summary.left_out.items():
+            rows[f'left out, {reason}'] = f'{len(files)} ({first(files[:1])})'
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
     cells = [['', *columns], *([name, *(rows.get(name, '') for rows in columns.values())] for name in names)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-
-
-def shown(count: float) -> str:
-    return str(count) if isinstance(count, int) else f'{count:.3g}'
 
 
 def check_equal(classes: Mapping[str, tuple[str, ...]]) -> None:
@@ -122,8 +126,15 @@ def check_equal(classes: Mapping[str, tuple[str, ...]]) -> None:
 def check_model(model: Any, side: str, names: tuple[str, ...]) -> None:
     """Heads must have as many classes as the data; those that tell objects from background have none."""
     for key, module in model.named_modules():
-        count = getattr(module, 'num_classes', None)
-        inside = 'backbone' in key.split('.') or key.endswith('rpn_head')
+        count: Any = getattr(module, 'num_classes', None)
+        weights: Any = getattr(module, 'class_weight', None)
+        inside = not key or 'backbone' in key.split('.') or 'rpn_head' in key.split('.')
+        fits = not isinstance(weights, list | tuple) or len(weights) - len(names) in (0, 1)  # and background
+        if not fits and not inside:
+            raise UserError(
+                f'class_weight of {key} has {len(weights)} numbers, and the {side} data have {len(names)} '
+                f'classes, {first(names)}: give one for each'
+            )
         if isinstance(count, int) and count > 0 and not inside and count != len(names):
             raise UserError(
                 f'num_classes of {key} ({type(module).__name__}) is {count}, and the {side} data have '
@@ -141,37 +152,42 @@ def check_top(metric: Any, side: str, names: tuple[str, ...]) -> None:
         )
 
 
-def check_evaluation_file(metric: Any, dataset: Any, side: str, names: tuple[str, ...]) -> None:
-    """A COCO metric that reads a file of its own must find the images and classes of the data in it."""
-    index, images = getattr(metric, '_coco_api', None), getattr(dataset, 'image_ids', set())
-    if index is None:
+def check_evaluation_file(metric: Any, datasets: list, side: str) -> None:
+    """A COCO metric with a file of its own must evaluate the images of the data, and all of them."""
+    index, kind = getattr(metric, '_coco_api', None), type(metric).__name__
+    if index is None or len(datasets) != 1 or not hasattr(datasets[0], 'content_key'):
         return
-    absent = sorted(map(str, images - set(index.imgs)))
-    listed = [category['name'] for category in index.dataset.get('categories', ())]
-    found = tuple(name for name in listed if name in names)
-    if absent or found != names:
-        what = f'images {first(absent)}' if absent else f'classes {first(names)} in this order'
+    (dataset,) = datasets
+    if content_key(index) != dataset.content_key:
         raise UserError(
-            f'the ann_file of {type(metric).__name__} lacks the {what} of the {side} data: give '
+            f'the ann_file of {kind} has other images or boxes than that of the {side} data: give '
             'evaluator and data set the same file'
         )
-    if 0 in index.anns:
+    if len(dataset) < len(index.imgs):
         raise UserError(
-            f'the ann_file of {type(metric).__name__} has an annotation with id 0, which counts as missed: '
-            'use grootv.CocoMetric, which numbers them from 1'
+            f'{kind} evaluates {len(index.imgs)} images, and the {side} data are {len(dataset)} of them, so '
+            'that the others count as missed: leave indices out, or ann_file of the evaluator'
+        )
+    boxes = index.anns.values()
+    odd = next((box for box in boxes if not box['id'] or box.get('iscrowd') not in (0, 1)), None)
+    if odd is not None:
+        raise UserError(
+            f'{kind} takes only annotations with an id from 1 and an iscrowd of 0 or 1, got {odd["id"]} and '
+            f'{odd.get("iscrowd")!r}: use grootv.CocoMetric'
         )
 
 
 def check_counts(side: str, summary: Summary) -> None:
+    """Every class should have something, and a training more than one class to tell apart."""
     absent = [name for name, count in summary.counts.items() if not count]
-    if not absent:
-        return
-    text = f'the {side} data have no {summary.unit.removeprefix("% of ")} of {first(absent)}'
-    text += f': {summary.found}' if summary.found else ''
-    learns_nothing = len(summary.counts) - len(absent) <= 1 < len(summary.counts) and summary.unit != 'boxes'
-    if learns_nothing and side == 'training':
+    single = len(summary.counts) - len(absent) < 2 and bool(summary.counts) and summary.unit != 'boxes'
+    text = f'the {side} data have no {summary.unit} of {first(absent)}' if absent else ''
+    if single and side == 'training':
+        text = text or f'the training data have the class {first(summary.counts)} alone'
+        text += f': {summary.found}' if summary.found else ''
         raise UserError(f'{text}: fix the labels, reduce_zero_label or metainfo.classes')
-    warn(text)
+    if absent:
+        warn(text + (f': {summary.found}' if summary.found else ''))
 
 
 def check_images(dataset: Any) -> None:
