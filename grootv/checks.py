@@ -148,10 +148,10 @@ def check_schedule(cfg: Config) -> None:
     for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
         unit = 'epoch' if scheduler.get('by_epoch', True) else 'iter'
         last, begin, end = cfg.train_cfg.get(f'max_{unit}s'), scheduler.get('begin', 0), scheduler.get('end')
-        if last is not None and begin >= last:
+        if unit == 'epoch' and last is not None and begin >= last:
             raise UserError(
-                f'param_scheduler.{index} begins at {unit} {begin} and the run has {last}: '
-                f'raise train_cfg.max_{unit}s, or lower param_scheduler.{index}.begin and the end before it'
+                f'param_scheduler.{index} begins at epoch {begin} and the run has {last}: '
+                f'raise train_cfg.max_epochs, or lower param_scheduler.{index}.begin and the end before it'
             )
         kind = class_name(scheduler.get('type'))
         stops = kind in ('PolyLR', 'CosineAnnealingLR') and not (

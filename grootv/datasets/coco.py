@@ -96,6 +96,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
 class CocoMetric(mmdet.evaluation.CocoMetric):
     """mmdet's metric, whose annotation file is checked, before a training begins, as the data set's is.
 
+    It evaluates the images of the data, where mmdet counts the others of the file as missed.
+
     Args:
         ann_file: COCO file to compare with; None takes the boxes that the data set loads.
         metric: As for :class:`mmdet.evaluation.CocoMetric`.
@@ -119,6 +121,10 @@ class CocoMetric(mmdet.evaluation.CocoMetric):
             file = AnnotationFile(ann_file, None, masks='segm' in self.metrics)
             with get_local_path(ann_file, backend_args=backend_args) as path:
                 self._coco_api = file.index(str(path))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        self.img_ids = sorted(truth['img_id'] for truth, _ in results)  # the data may be a part of the file
+        return super().compute_metrics(results)
 
 
 def fault(name: str | Path | None, text: str) -> UserError:

@@ -249,6 +249,13 @@ def perfect_scores(path: Path, data: dict) -> dict[str, float]:
     return metric.evaluate(2)
 
 
+def test_a_part_of_the_file_is_evaluated_alone(path):
+    data = content()
+    data[IMAGE].append(dict(data[IMAGE][0], id=9))
+    data[BOX].append(dict(data[BOX][0], id=3, image_id=9))
+    assert perfect_scores(path, data)['coco/bbox_mAP'] == 1
+
+
 @pytest.mark.parametrize('crowd', [ABSENT, None, 0, '0', False])
 @pytest.mark.parametrize('ids', [(0, 1), (1, 1), ('a', 'b')])
 def test_perfect_predictions_score_one_whatever_form_the_annotations_have(path, crowd, ids):
