@@ -80,7 +80,7 @@ def check_folders(place: str, folders: list[str], classes: list[str]) -> None:
     if len(names) != len(found):
         others = sorted({*found} ^ {*names}) if {*found} & {*names} else folders
         raise UserError(
-            f'data folder {place} has {len(folders)} folders, and metainfo.classes {len(classes)} names '
+            f'data folder {place} and metainfo.classes differ: {len(folders)} folders, {len(classes)} names '
             f'(look at {first(others)}): each class needs a folder in training and validation, if only an '
             'empty one'
         )

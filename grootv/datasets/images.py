@@ -1,15 +1,10 @@
 """Which files are images, and how pixels of more than eight bits are read."""
 
-import io
-
-import mmcv
-import mmcv.image.io
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from grootv.errors import UserError
 
-_MMCV_READS = mmcv.image.io.imfrombytes
 _FORMATS = {'AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP'}
 IMAGE_SUFFIXES = tuple(
     sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS)
@@ -41,35 +36,6 @@ def eight_bits(image: Image.Image) -> Image.Image:
     bits = getattr(image, 'tag_v2', {}).get(258, (16,))[0]  # BitsPerSample of a TIFF
     upright = np.asarray(ImageOps.exif_transpose(image))
     return Image.fromarray((upright >> (bits - 8)).astype(np.uint8))
-
-
-def imfrombytes(
-    content: bytes, flag: str = 'color', channel_order: str = 'bgr', backend: str | None = None
-) -> np.ndarray:
-    """:func:`mmcv.imfrombytes` with one rule for deep pixels, whatever the backend.
-
-    Raises:
-        ValueError: As :func:`eight_bits`, or if Pillow does not know the format.
-    """
-    if flag in ('color', 'grayscale'):
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                if has_deep_pixels(image):
-                    grey = eight_bits(image)
-                    pixels = np.asarray(grey.convert('RGB' if flag == 'color' else 'L'))
-                    return pixels if channel_order == 'rgb' or flag == 'grayscale' else pixels[..., ::-1]
-        except UnidentifiedImageError:
-            raise ValueError('no image in a format that Pillow reads') from None
-    pixels = _MMCV_READS(content, flag, channel_order, backend)
-    if pixels is None:
-        raise ValueError('no image')  # OpenCV has no exceptions
-    return pixels
-
-
-def read_deep_pixels_alike() -> None:
-    """Let all of MMCV's and OpenMMLab's loading and inference read images by :func:`imfrombytes`."""
-    for module in (mmcv, mmcv.image, mmcv.image.io):
-        module.imfrombytes = imfrombytes  # pyright: ignore[reportAttributeAccessIssue]: MMCV's own name
 
 
 def check_size(path: str, size: tuple[int, int], annotated: tuple[int | None, int | None]) -> None:

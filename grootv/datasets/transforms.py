@@ -1,16 +1,51 @@
 """Read images and label maps, or name the file that is wrong."""
 
+import io
 from pathlib import Path
 
+import mmcv
+import mmcv.image.io
 import mmcv.transforms
 import numpy as np
 from mmengine import fileio
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from grootv.datasets.images import check_size, imfrombytes, read_deep_pixels_alike, reason, unreadable
+from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, reason, unreadable
 from grootv.datasets.summary import numbered
 from grootv.errors import UserError
 from grootv.registry import TRANSFORMS
+
+_MMCV_READS = mmcv.image.io.imfrombytes
+
+
+def imfrombytes(
+    content: bytes, flag: str = 'color', channel_order: str = 'bgr', backend: str | None = None
+) -> np.ndarray:
+    """:func:`mmcv.imfrombytes` with one rule for deep pixels, whatever the backend.
+
+    Raises:
+        ValueError: As :func:`eight_bits`, or if Pillow does not know the format.
+    """
+    if flag in ('color', 'grayscale'):
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                if has_deep_pixels(image):
+                    grey = eight_bits(image)
+                    pixels = np.asarray(grey.convert('RGB' if flag == 'color' else 'L'))
+                    return pixels if channel_order == 'rgb' or flag == 'grayscale' else pixels[..., ::-1]
+        except UnidentifiedImageError:
+            raise ValueError('no image in a format that Pillow reads') from None
+    pixels = _MMCV_READS(content, flag, channel_order, backend)
+    if pixels is None:
+        raise ValueError('no image')  # OpenCV has no exceptions
+    return pixels
+
+
+def read_deep_pixels_alike() -> None:
+    """Let all of MMCV's and OpenMMLab's loading and inference read images by :func:`imfrombytes`."""
+    for module in (mmcv, mmcv.image, mmcv.image.io):
+        module.imfrombytes = imfrombytes  # pyright: ignore[reportAttributeAccessIssue]: MMCV's own name
+
 
 read_deep_pixels_alike()
 

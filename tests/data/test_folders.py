@@ -149,7 +149,7 @@ def test_a_line_that_names_no_image_and_class_is_shown(tmp_path, line):
 
 def test_a_folder_too_many_or_too_few_is_named(tmp_path):
     write(tmp_path / 'train/cat/0.png', tmp_path / 'train/dog/0.png', tmp_path / 'train/owl/0.png')
-    fault = r'has 3 folders, and metainfo.classes 2 names \(look at owl\): each class'
+    fault = r'differ: 3 folders, 2 names \(look at owl\): each class'
     with pytest.raises(UserError, match=fault):
         images(tmp_path)
 

@@ -99,6 +99,7 @@ def test_ctrl_c_ends_in_one_sentence_with_loading_processes(tiny_run, tmp_path):
     config = tiny_run('segmentation').config
     command = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path, '--no-validate']
     options = ['--cfg-options', 'train_dataloader.num_workers=1', 'train_cfg.max_iters=100000']
+    options += ['param_scheduler.1.end=100000']
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([*command, *options], env=environment, start_new_session=True, **pipes)
