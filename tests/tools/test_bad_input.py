@@ -189,6 +189,20 @@ INTERVAL = ('--show-dir', '{folder}', '--interval', 3)
     'task, tool, args, options, sentence',
     [
         (
+            'classification',
+            'train.py',
+            (),
+            ('model.head.num_classes=7',),
+            'num_classes of head (GrootVClsHead) is 7',
+        ),
+        (
+            'segmentation',
+            'train.py',
+            (),
+            ('model.decode_head.num_classes=7',),
+            'num_classes of decode_head (',
+        ),
+        (
             'detection',
             'train.py',
             (),

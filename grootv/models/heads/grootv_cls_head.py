@@ -22,6 +22,7 @@ class GrootVClsHead(Classifier, ClsHead):
         if num_classes < 1:
             raise ValueError(f'GrootVClsHead: num_classes must be at least 1, got {num_classes}')
         super().__init__(in_channels, num_classes, hidden_ratio, **kwargs)
+        self.num_classes = num_classes
 
     def pre_logits(self, feats: tuple[Tensor, ...]) -> Tensor:
         """Feature vectors (B, hidden) of the last of the maps (B, in_channels, H, W)."""
