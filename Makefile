@@ -2,12 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The page's gradio and the language task's transformers ask for different versions of huggingface_hub.
-APP := $(VENV)-app/bin
 
 # A torch that the given Python already has is used, not downloaded again.
-$(BIN)/python $(APP)/python:
-	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(@D:/bin=)
+$(BIN)/python:
+	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
 .PHONY: demo demo-detection demo-segmentation demo-language test test-ops test-slurm test-wheel wheel sanitize attack lint format docs bench clean
 demo: $(BIN)/python
@@ -52,15 +50,15 @@ test-wheel: $(BIN)/python
 
 # A page in the browser. ARGS='CONFIG CHECKPOINT --port 7861' offers other networks than the demos'.
 .PHONY: app test-app
-app: $(APP)/python
-	$(APP)/python tools/setup_environment.py app
-	$(APP)/python demo/app.py $(ARGS)
+app: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py app
+	$(BIN)/python demo/app.py $(ARGS)
 
 # Installs Debian's Chromium where there is none.
-test-app: $(APP)/python
-	$(APP)/python tools/setup_environment.py test-app
+test-app: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test-app
 	bash tests/system/app/install.sh
-	OMP_NUM_THREADS=1 $(APP)/python -m pytest tests/system/app
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/app
 
 # The CUDA kernels as host code, watched for wrong accesses, undefined behaviour and data races.
 sanitize: $(BIN)/python

@@ -172,7 +172,7 @@ class CheckSegLabels(mmcv.transforms.BaseTransform):
     def _foreign_label(self, labels: np.ndarray, shift: int, path: str) -> int | None:
         if Path(path).is_file():
             with Image.open(path) as image:  # decodes nothing but images of more than eight bits
-                largest = int(image.getextrema()[1]) if image.mode.startswith('I') else 0
+                largest = int(np.max(image.getextrema())) if image.mode.startswith('I') else 0
             if largest > 255:
                 return largest
         foreign = (labels >= self.num_classes) & (labels != self.ignore_index)

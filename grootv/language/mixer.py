@@ -1,9 +1,8 @@
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.mamba.modeling_mamba import MambaCache, MambaMixer
+from transformers.cache_utils import Cache
+from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from grootv.modules import is_plain
 from grootv.ops import token_chain, token_scan, token_tree
@@ -27,16 +26,15 @@ class TreeMambaMixer(MambaMixer):
     def forward(
         self,
         hidden_states: Tensor,
-        cache_params: MambaCache | None = None,
-        cache_position: Tensor | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
+        **_kwargs,
     ) -> Tensor:
         """Mix the tokens of a sequence, or add one more token to the state in the cache.
 
         Args:
             hidden_states: Tokens, shape (B, L, hidden size).
-            cache_params: Receives the state for the tokens that follow.
-            cache_position: Begins with 0 if the tokens are the first ones, else L has to be 1.
+            cache: Receives the state for the tokens that follow; if it holds one already, L has to be 1.
             attention_mask: 0 at padding, 1 at the tokens of the context, 2 at the tokens after it, shape
                 (B, L); without padding, how many tokens are context, shape (B,), or None for all of them.
                 So a mask of transformers makes all tokens context.
@@ -44,7 +42,8 @@ class TreeMambaMixer(MambaMixer):
         Returns:
             Shape and dtype of ``hidden_states``.
         """
-        stepping = cache_params is not None and cache_position is not None and bool(cache_position[0] > 0)
+        state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
+        stepping = state is not None
         if stepping and hidden_states.shape[1] != 1:
             raise ValueError(
                 'TreeMambaMixer: after the first call a cache takes one token at a time, '
@@ -60,7 +59,7 @@ class TreeMambaMixer(MambaMixer):
             kept = attention_mask.ne(0).unsqueeze(-1)
 
         x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
-        x = self._convolve(x if kept is None else x * kept, cache_params, stepping)
+        x = self._convolve(x if kept is None else x * kept, cache, stepping)
         x = x if kept is None else x * kept
         sizes = [self.time_step_rank, self.ssm_state_size, self.ssm_state_size]
         low_rank, B, C = self.x_proj(x).split(sizes, dim=-1)
@@ -70,22 +69,20 @@ class TreeMambaMixer(MambaMixer):
         else:
             delta, bias = self.dt_proj(low_rank), None
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        if stepping and cache_params is not None:
-            y, state = self._advance(x, delta, bias, A, B, C, cache_params.ssm_states[self.layer_idx])
+        if state is not None:
+            y, state = self._advance(x, delta, bias, A, B, C, state)
         else:
             y, state = self._scan(x, delta, bias, A, B, C, attention_mask)
-        if cache_params is not None:
-            cache_params.ssm_states[self.layer_idx].copy_(state)
+        if cache is not None:
+            cache.update_recurrent_state(state, self.layer_idx)
         return self.out_proj((y + x * self.D) * self.act(z))
 
-    def _convolve(self, x: Tensor, cache: MambaCache | None, stepping: bool) -> Tensor:
+    def _convolve(self, x: Tensor, cache: Cache | None, stepping: bool) -> Tensor:
         """Convolve (B, L, D) causally and activate; the cache receives the latest inputs."""
         x, length, kernel = x.transpose(1, 2), x.shape[1], self.conv_kernel_size
+        window = x
         if cache is not None:
-            latest = x if stepping else F.pad(x, (kernel - length, 0))
-            # Not at cache_position: that of generate() is off after a prompt shorter than the kernel.
-            place: Any = torch.arange(kernel - latest.shape[-1], kernel, device=x.device)
-            window = cache.update_conv_state(self.layer_idx, latest, place)
+            window = cache.update_conv_state(x, self.layer_idx, conv_kernel_size=kernel)[..., -kernel:]
         if not stepping:
             return self.act(self.conv1d(x)[..., :length]).transpose(1, 2).contiguous()
         if not is_plain(self.conv1d, nn.Conv1d):  # which pads the window on both sides

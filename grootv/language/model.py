@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, MambaConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 from transformers.models.mamba import modeling_mamba as transformers_mamba
 
 from grootv.errors import UserError, first
@@ -51,7 +52,7 @@ class MambaModel(transformers_mamba.MambaModel):
                 context is longer than its item.
         """
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        mask = self.mark_context(tokens, attention_mask, context_length, kwargs.get('cache_position'))
+        mask = self.mark_context(tokens, attention_mask, context_length, kwargs.get('cache'))
         # Declared in transformers as tensors of a legacy type, which no call passes.
         tensors: dict[str, Any] = dict(inputs_embeds=inputs_embeds, attention_mask=mask)
         ids: Any = input_ids
@@ -62,14 +63,14 @@ class MambaModel(transformers_mamba.MambaModel):
         tokens: Tensor | None,
         mask: Tensor | None,
         context_length: Tensor | None,
-        cache_position: Tensor | None,
+        cache: Cache | None,
     ) -> Tensor | None:
         """The attention mask as the mixers take it, with the context in it.
 
         transformers hands a mask to its mixers as it is, also when gradient checkpointing runs a block again:
         the context stays with the call that it belongs to, which a setting of the mixers would not.
         """
-        if tokens is None or (cache_position is not None and cache_position[0] > 0):
+        if tokens is None or (cache is not None and cache.has_previous_state()):
             return None
         if mask is not None and mask.dim() == 1 and context_length is None:  # marked already
             mask, context_length = None, mask
@@ -148,16 +149,23 @@ class MambaForCausalLM(transformers_mamba.MambaForCausalLM):
             )
         if context_length is not None:  # transformers does not hand it on to the backbone
             tokens = input_ids if inputs_embeds is None else inputs_embeds
-            cache_position = kwargs.get('cache_position')
             backbone: Any = self.backbone
-            attention_mask = backbone.mark_context(tokens, attention_mask, context_length, cache_position)
+            attention_mask = backbone.mark_context(
+                tokens, attention_mask, context_length, kwargs.get('cache')
+            )
         tensors: Any = input_ids, attention_mask, inputs_embeds
         targets: Any = labels
         return super().forward(*tensors, labels=targets, **kwargs)
 
-    def load_custom_generate(self, *args, **kwargs) -> Callable:
-        """Refuse the code that a folder may bring for ``generate``; transformers then takes its own."""
-        raise OSError('MambaForCausalLM: no code of a folder is run')
+    def _expand_inputs_for_generation(self, *args, input_ids: Tensor, **model_kwargs) -> tuple[Tensor, dict]:
+        """As transformers' method, which ``generate`` calls with its prompt: that stays the context."""
+        if model_kwargs.get('context_length') is None:
+            embedded, mask = model_kwargs.get('inputs_embeds'), model_kwargs.get('attention_mask')
+            tokens = input_ids if embedded is None else embedded
+            marked = tokens.new_ones(tokens.shape[:2], dtype=torch.long) if mask is None else mask
+            model_kwargs['context_length'] = marked.sum(dim=1)
+        generation: Any = super()  # declares more than any model has
+        return generation._expand_inputs_for_generation(*args, input_ids=input_ids, **model_kwargs)
 
 
 _TREE_SCAN = {
@@ -242,7 +250,7 @@ def load_language_model(
     if config.get('model_type') != 'mamba':
         raise UserError(f'language model {path} is not a Mamba, but of type {config.get("model_type")}')
     # A config may name a kernel to fetch in place of attention, which a Mamba does not have.
-    options = dict(output_loading_info=True, attn_implementation='eager')
+    options = dict(output_loading_info=True, attn_implementation='eager', dtype=torch.float32)
     model, loading = read_folder('language model', path, MambaForCausalLM.from_pretrained, **options)
     if loading['missing_keys']:
         raise UserError(f'language model {path} lacks weights: {first(sorted(loading["missing_keys"]))}')
@@ -257,7 +265,10 @@ def load_language_model(
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder on this machine, without running code that it may hold."""
-    return read_folder('tokenizer', Path(path), AutoTokenizer.from_pretrained, trust_remote_code=False)
+    tokenizer = read_folder('tokenizer', Path(path), AutoTokenizer.from_pretrained, trust_remote_code=False)
+    if not tokenizer('a', add_special_tokens=False).input_ids:
+        raise UserError(f'tokenizer {path} cannot be read: no vocabulary, as that of tokenizer.json')
+    return tokenizer
 
 
 def read_folder(kind: str, path: Path, load: Callable, **options: Any) -> Any:

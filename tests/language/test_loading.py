@@ -125,11 +125,15 @@ def test_code_and_kernels_of_a_folder_are_left_alone(tmp_path, monkeypatch):
     (folder / 'custom_generate').mkdir()
     (folder / 'custom_generate/generate.py').write_text(RUNS['its.py'] + '\ndef generate(model): pass')
     config = json.loads((folder / CONFIG).read_text())
-    hooks = dict(_attn_implementation='kernels-community/flash-attn', auto_map=dict(AutoConfig='its.Own'))
+    hooks = dict(_attn_implementation='kernels-community/attention', auto_map=dict(AutoConfig='its.Own'))
     hooks |= dict(attn_implementation=hooks['_attn_implementation'])
     write({CONFIG: json.dumps(config | hooks), 'its.py': RUNS['its.py']}, folder)
     kernels = []
-    monkeypatch.setattr('transformers.modeling_utils.load_and_register_kernel', kernels.append)
+
+    def record(name: str, **_options) -> None:
+        kernels.append(name)
+
+    monkeypatch.setattr('transformers.modeling_utils.lazy_import_flash_attention', record)
     monkeypatch.chdir(tmp_path)
     model, _ = load_language_model(folder)
     assert model.generate(tokens(1, 4), max_new_tokens=2).shape == (1, 6)

@@ -206,7 +206,7 @@ def check_images(dataset: Any) -> None:
             with Image.open(path) as image:
                 exif = {} if image.format == 'PNG' else image.getexif()  # Pillow decodes a PNG for it
                 turned = exif.get(ExifTags.Base.Orientation, 1) > 4
-                size = image.size if turned else image.size[::-1]
+                size = (image.width, image.height) if turned else (image.height, image.width)
                 if has_deep_pixels(image) and not bright:
                     bright = int(np.asarray(eight_bits(image)).max()) > 15
                     dark.append(path)
