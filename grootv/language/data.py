@@ -19,23 +19,37 @@ from .model import load_tokenizer
 
 IGNORED = -100  # label of a token that no loss counts
 _AT_ONCE = 1000
-WITH_INPUT = (
-    'Below is an instruction that describes a task, paired with an input that provides further context. '
-    'Write a response that appropriately completes the request.\n\n'
-    '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:'
-)
-WITHOUT_INPUT = (
-    'Below is an instruction that describes a task. '
-    'Write a response that appropriately completes the request.\n\n'
-    '### Instruction:\n{instruction}\n\n### Response:'
-)
+_TASK = 'Below is an instruction that describes a task'
+_WRITE = 'Write a response that appropriately completes the request.\n\n'
+PREAMBLES = {  # before an instruction with an input, and before one without
+    'alpaca': (
+        f'{_TASK}, paired with an input that provides further context. {_WRITE}',
+        f'{_TASK}. {_WRITE}',
+    ),
+    'none': ('', ''),
+}
+
+
+def instruction_prompt(instruction: str, input: str = '', preamble: str = 'alpaca') -> str:
+    """The text that a fine-tuned model continues with its answer.
+
+    Args:
+        instruction: What to do.
+        input: What to do it with; an empty one has no part in the prompt.
+        preamble: 'alpaca' begins with the sentences of Stanford Alpaca; 'none' begins with the instruction,
+            as in the published fine-tuning of GrootL.
+    """
+    if preamble not in PREAMBLES:
+        raise UserError(f'preamble is one of {", ".join(PREAMBLES)}, got {preamble!r}')
+    begin, given = PREAMBLES[preamble][not input], f'### Input:\n{input}\n\n' if input else ''
+    return f'{begin}### Instruction:\n{instruction}\n\n{given}### Response:'
 
 
 @DATASETS.register_module()
 class InstructionDataset(Dataset):
-    """Prompts made from instructions by Alpaca's two templates, and the answers to learn.
+    """Prompts made from instructions by :func:`instruction_prompt`, and the answers to learn.
 
-    The file is a JSON list of items with the texts ``instruction``, ``output`` and, where there is one,
+    The file is JSON, a list of items, or JSON lines, an item each, with the texts ``instruction``, ``output`` and, where there is one,
     ``input``. Prompt and answer are tokenised by themselves, so that no token belongs to both, and
     end-of-text follows the answer; an empty answer is end-of-text alone. An item longer than ``max_length``
     loses the end of its answer, and end-of-text with it. Items are not packed.
@@ -49,6 +63,11 @@ class InstructionDataset(Dataset):
         data_root: Folder that ``ann_file`` is relative to.
         max_length: Most tokens of an item, at least 2.
         indices: Take the first items of the file, this many; or the last ones, if negative.
+        preamble: As for :func:`instruction_prompt`.
+
+    Attributes:
+        path: The file.
+        numbers: Which of its items, from 0.
 
     Raises:
         UserError: Names the file, the item and the rule where one is broken: no JSON, no list, a text is
@@ -62,6 +81,7 @@ class InstructionDataset(Dataset):
         data_root: str = '',
         max_length: int = 2048,
         indices: int | None = None,
+        preamble: str = 'alpaca',
     ):
         path = Path(data_root, ann_file)
         if max_length < 2:
@@ -73,10 +93,13 @@ class InstructionDataset(Dataset):
         if not numbers:
             raise UserError(f'InstructionDataset: {path} with indices={indices} has no item')
         places = [f'InstructionDataset: {path}, item {number} (from 0)' for number in numbers]
-        texts = [text_of(place, items[number]) for place, number in zip(places, numbers, strict=True)]
+        texts = [
+            text_of(place, items[number], preamble) for place, number in zip(places, numbers, strict=True)
+        ]
         loaded = load_tokenizer_with_end(tokenizer)
         prompts, answers = (encode(loaded, side) for side in zip(*texts, strict=True))
         self.metainfo: dict[str, Any] = {}
+        self.path, self.numbers = path, numbers
         self._items = []
         for place, prompt, answer in zip(places, prompts, answers, strict=True):
             if len(prompt) >= max_length:
@@ -102,7 +125,7 @@ class InstructionDataset(Dataset):
 class TextDataset(Dataset):
     """Windows over texts that follow each other, end-of-text after each, to learn the language itself.
 
-    The file is a JSON list of objects with a ``text``. A window begins with the last token of the one before,
+    The file is JSON, a list of objects with a ``text``, or JSON lines. A window begins with the last token of the one before,
     so that every token but the very first is predicted once.
 
     Each item is a dict as :func:`pad_right` takes it: ``input_ids`` (L,) int64, ``labels``, the same, and
@@ -120,17 +143,15 @@ class TextDataset(Dataset):
         path = Path(data_root, ann_file)
         if length < 2:
             raise UserError(f'TextDataset: length is at least 2, got {length}')
-        records = read_items('TextDataset', path)
-        for number, record in enumerate(records):
-            if not isinstance(record, dict) or not isinstance(record.get('text'), str):
-                raise UserError(f'TextDataset: {path}, item {number} (from 0): an item has a text')
+        texts = read_texts('TextDataset', path)
         loaded = load_tokenizer_with_end(tokenizer)
-        tokens = encode(loaded, [record['text'] for record in records])
+        tokens = encode(loaded, texts)
         self._tokens = torch.tensor([i for text in tokens for i in (*text, loaded.eos_token_id)])
         if len(self._tokens) < 2:
             raise UserError(f'TextDataset: {path} has {len(self._tokens)} tokens, nothing to predict')
         self._length = length
         self.metainfo: dict[str, Any] = {}
+        self.path, self.numbers = path, range(len(texts))
 
     def __len__(self) -> int:
         return -(-(len(self._tokens) - 1) // (self._length - 1))
@@ -165,19 +186,39 @@ def pad_right(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     )
 
 
-def read_items(dataset: str, path: Path) -> list:
+def read_items(reader: str, path: Path) -> list:
+    """The items of a JSON list, or of JSON lines."""
+    where = str(path)
     try:
-        items = json.loads(path.read_text(encoding='utf-8'))
+        text = path.read_text(encoding='utf-8-sig')
+        lines = [(number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+        start = lines[0][1].strip() if len(lines) > 1 else ''
+        if path.suffix == '.jsonl' or start[:1] + start[-1:] == '{}':
+            items = []
+            for number, line in lines:
+                where = f'{path}, line {number},'
+                items.append(json.loads(line))
+            return items
+        items = json.loads(text)
     except FileNotFoundError as error:
-        raise UserError(f'{dataset}: {path} does not exist: check the path') from error
+        raise UserError(f'{reader}: {path} does not exist: check the path') from error
     except ValueError as error:  # not JSON, or not text at all
-        raise UserError(f'{dataset}: {path} is no JSON: {error}') from error
+        raise UserError(f'{reader}: {where} is no JSON: {error}') from error
     if not isinstance(items, list):
-        raise UserError(f'{dataset}: {path} holds a list of items, got a {type(items).__name__}')
+        raise UserError(f'{reader}: {path} holds a list of items, got a {type(items).__name__}')
     return items
 
 
-def text_of(place: str, item: Any) -> tuple[str, str]:
+def read_texts(reader: str, path: Path) -> list[str]:
+    """The ``text`` of every item."""
+    records = read_items(reader, path)
+    for number, record in enumerate(records):
+        if not isinstance(record, dict) or not isinstance(record.get('text'), str):
+            raise UserError(f'{reader}: {path}, item {number} (from 0): an item has a text')
+    return [record['text'] for record in records]
+
+
+def text_of(place: str, item: Any, preamble: str) -> tuple[str, str]:
     """Prompt and answer of an item."""
     if not isinstance(item, dict):
         raise UserError(f'{place}: an item has instruction, input and output, got a {type(item).__name__}')
@@ -188,8 +229,7 @@ def text_of(place: str, item: Any) -> tuple[str, str]:
     for key in ('instruction', 'input', 'output'):
         if not isinstance(item[key], str):
             raise UserError(f'{place}: {key} is a text, got {item[key]!r}')
-    template = WITH_INPUT if item['input'] else WITHOUT_INPUT
-    return template.format(instruction=item['instruction'], input=item['input']), item['output']
+    return instruction_prompt(item['instruction'], item['input'], preamble), item['output']
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -10,11 +10,15 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from grootv.errors import UserError
 from grootv.registry import METRICS, MODELS
 
 from .model import MambaForCausalLM, load_language_model
+
+ADAPTED = BaseTunerLayer, AuxiliaryTrainingWrapper  # what peft makes of a layer
 
 
 @MODELS.register_module()
@@ -29,11 +33,17 @@ class LanguageModel(BaseModel):
         tree: Arguments of ``grootv.language.use_tree_scan``; what is not given is the folder's, or its
             default.
         lora: Arguments of ``peft.LoraConfig``; None trains all weights instead.
+        keep_tied: What :meth:`merge` does with an adapter of the embeddings, where the output layer shares
+            their weights.
         **kwargs: ``data_preprocessor`` and ``init_cfg`` of MMEngine's ``BaseModel``.
 
     Attributes:
         model: transformers' model.
         tokenizer: That of the folder, or None.
+
+    Raises:
+        UserError: As ``load_language_model``, or if ``keep_tied`` is set and the output layer has an adapter
+            of its own.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class LanguageModel(BaseModel):
         pretrained: str,
         tree: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
+        keep_tied: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -49,6 +60,11 @@ class LanguageModel(BaseModel):
             # Not into self.model: peft refuses out_proj of a Mamba, because some kernels read its weight and
             # bypass its adapter. TreeMambaMixer calls it.
             inject_adapter_in_model(LoraConfig(**lora), self)
+        self.keep_tied = keep_tied
+        if keep_tied and isinstance(self.model.get_output_embeddings(), ADAPTED):
+            raise UserError(
+                'LanguageModel: keep_tied is for an output layer without an adapter: set it to False'
+            )
         self._register_state_dict_hook(_keep_trained)
         self.register_load_state_dict_post_hook(_ignore_untrained)
 
@@ -90,20 +106,32 @@ class LanguageModel(BaseModel):
     def merge(self) -> MambaForCausalLM:
         """Fold the adapters into the weights of the model, and remove them.
 
-        If the embeddings have one, the output layer keeps the weights that it shared with them, as in
-        training, and the two are no longer tied.
+        An output layer that shares the weights of the embeddings keeps what it had in training, where each
+        of the two has its own adapter or none: they are then no longer tied. With ``keep_tied`` they stay
+        tied, so that the output layer carries the embeddings' adapter as well, which it did not in training.
 
         Returns:
-            The model without adapters, which computes the same as before.
+            The model without adapters, which computes the same as before unless ``keep_tied`` is set.
         """
-        model = self.model
-        if isinstance(model.get_input_embeddings(), BaseTunerLayer) and model.config.tie_word_embeddings:
-            model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
-            model.config.tie_word_embeddings = False
+        model, config = self.model, self.model.config
+        output = model.get_output_embeddings()
+        if config.tie_word_embeddings and not self.keep_tied:
+            layers = model.get_input_embeddings(), output
+            config.tie_word_embeddings = not any(isinstance(layer, ADAPTED) for layer in layers)
+            if not config.tie_word_embeddings and not isinstance(output, AuxiliaryTrainingWrapper):
+                base = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
+                base.weight = nn.Parameter(base.weight.clone())
+        done: tuple[str, ...] = ()
         for name, module in list(model.named_modules()):
+            if not isinstance(module, ADAPTED) or name.startswith(done):
+                continue
             if isinstance(module, BaseTunerLayer):
                 module.merge()
-                model.set_submodule(name, module.get_base_layer())
+                merged = module.get_base_layer()
+            else:
+                merged = module.unload_and_optionally_merge_module(True, False, None)
+            model.set_submodule(name, merged)
+            done += (f'{name}.',)
         return model
 
 

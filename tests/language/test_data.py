@@ -7,7 +7,14 @@ import torch
 from transformers import AutoTokenizer
 
 from grootv.errors import UserError
-from grootv.language.data import IGNORED, InstructionDataset, TextDataset, pad_right
+from grootv.language.data import (
+    IGNORED,
+    InstructionDataset,
+    TextDataset,
+    pad_right,
+    read_items,
+    read_texts,
+)
 
 from .tiny import END, ITEMS, write_items
 
@@ -78,6 +85,28 @@ def test_indices_take_the_first_items_or_the_last(make):
         assert len(part) == len(numbers)
         for item, number in zip(part, numbers, strict=False):
             assert torch.equal(item['input_ids'], whole[number]['input_ids'])
+
+
+def test_json_lines_are_read_as_a_list(make, tmp_path):
+    whole, lines = make(), '\n'.join(map(json.dumps, ITEMS)).encode()
+    for content in (lines, b'\xef\xbb\xbf' + lines.replace(b'\n', b'\r\n\r\n') + b'\n'):
+        found = make(content)
+        assert len(found) == len(ITEMS) and torch.equal(found[3]['labels'], whole[3]['labels'])
+    (tmp_path / 'one.jsonl').write_bytes(lines.split(b'\n')[0])
+    assert read_texts('a', write_items(tmp_path / 'list.json', TEXTS)) == [text['text'] for text in TEXTS]
+    assert read_items('a', tmp_path / 'one.jsonl') == ITEMS[:1]
+    with pytest.raises(UserError, match=r'items\.json, line 3, is no JSON: '):
+        make(lines.replace(b'{"instruction": "Tell me about tides."', b'{"instruction" "Tell me'))
+
+
+def test_published_prompt_has_no_preamble(make, folder):
+    decode = AutoTokenizer.from_pretrained(folder).decode
+    prompts = [
+        decode(item['input_ids'][: item['context_length']]) for item in make(ITEMS[:2], preamble='none')
+    ]
+    assert prompts == [text[text.index('### Instruction') :] for text in (BREAD, RIVERS)]
+    with pytest.raises(UserError, match="preamble is one of alpaca, none, got 'no'"):
+        make(preamble='no')
 
 
 def test_padding_follows_the_tokens(make):

@@ -6,7 +6,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 from mmengine.config import Config
 
-from grootv.language.data import WITH_INPUT
+from grootv.language.data import instruction_prompt
 from grootv.language.lm_eval_model import GrootLM
 from tests.tools.tiny_run import ROOT, load_tool, run_tool
 
@@ -108,7 +108,7 @@ def test_question_on_topics_is_asked_as_in_fine_tuning_and_its_label_is_right(tm
     specification, manager = tool.lm_eval_tasks(config.tasks, data)
     task = manager.load(specification)['tasks']['topic']
     task.build_all_requests()
-    prompt = WITH_INPUT.format(**QUESTION)
+    prompt = instruction_prompt(QUESTION['instruction'], QUESTION['input'])
     assert [request.args for request in task.instances] == [(prompt, choice) for choice in 'abcd']
     (document,) = task.test_docs()
     for chosen in range(4):

@@ -36,4 +36,4 @@ def test_new_model_loads_and_depends_on_its_seed_and_bad_input_is_reported(tmp_p
     assert 'is there already: remove it, or give another folder' in error
     texts.write_text('[{"title": "a"}]')
     assert run(tmp_path / 'model') == 1
-    assert f'{texts} is a JSON list of objects with a text' in capsys.readouterr().err
+    assert f'{texts}, item 0 (from 0): an item has a text' in capsys.readouterr().err

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
 from grootv.language import use_tree_scan
-from grootv.language.data import WITH_INPUT, WITHOUT_INPUT
+from grootv.language.data import instruction_prompt
 from grootv.language.fine_tuning import LanguageModel
 from tests.tools.tiny_run import load_tool
 
@@ -59,7 +59,7 @@ def write_model(folder: Path) -> Path:
     """A random model whose state reaches far, so that the tree matters, and its tokenizer."""
     texts = [text for item in ITEMS for text in item.values()]
     train_tokenizer = load_tool('language/new_model.py').train_tokenizer
-    tokenizer = train_tokenizer([*texts, *4 * [WITH_INPUT, WITHOUT_INPUT]], 500)
+    tokenizer = train_tokenizer([*texts, *4 * [instruction_prompt('', 'a'), instruction_prompt('')]], 500)
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -5,7 +5,6 @@ python tools/language/new_model.py data/topics/texts_train.json work_dirs/langua
 
 import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 from grootv import cli
 from grootv.errors import UserError
 from grootv.files import write_atomically
+from grootv.language.data import read_texts
 
 END = '<|endoftext|>'
 
@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('texts', type=Path, help='JSON list of objects with a text')
+    parser.add_argument('texts', type=Path, help='JSON list, or JSON lines, of objects with a text')
     parser.add_argument('out', type=Path, help='folder to create')
     parser.add_argument('--vocabulary', type=cli.positive, default=1024, help='most tokens; default 1024')
     parser.add_argument('--layers', type=cli.positive, default=4, help='default 4')
@@ -47,10 +47,7 @@ def main() -> None:
         raise UserError(f'--vocabulary: 256 bytes and end-of-text make 257, got {args.vocabulary}')
     if args.out.exists():
         raise UserError(f'{args.out} is there already: remove it, or give another folder')
-    try:
-        texts = [record['text'] for record in json.loads(args.texts.read_text())]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{args.texts} is a JSON list of objects with a text, got something else') from error
+    texts = read_texts('new_model', args.texts)
     tokenizer = train_tokenizer(texts, args.vocabulary)
     torch.manual_seed(args.seed)
     config = MambaConfig(
