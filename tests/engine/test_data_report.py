@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.optim import OptimWrapper
 from mmengine.runner.base_loop import BaseLoop
 from PIL import Image
 from torch import nn
@@ -251,3 +253,46 @@ def test_the_file_of_a_metric_must_be_that_of_the_data(images, box, fault):
         fault = 'evaluates 2 images, and the validation data are 1 of them'
     with pytest.raises(UserError, match=fault):
         report(validation=evaluated)
+
+
+def test_a_training_tells_its_batch_its_length_its_rates_and_what_decays(said):
+    """2 x 3 items an update; 10 iterations of 2 items are 4 updates, and 20 of 8 items."""
+    network = model(norm=True)  # a weight and a bias of two numbers each
+    (weight, bias), frozen = network.parameters(), nn.Parameter(torch.zeros(9), requires_grad=False)
+    groups = [
+        dict(params=[weight], weight_decay=0.05),
+        dict(params=[bias, frozen], weight_decay=0.0, lr=1e-5),
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1)
+    training = loop(Data(), batch_size=2)
+    training.max_iters = 10
+    wrapper = OptimWrapper(optimizer, accumulative_counts=3)
+    loops = dict(_train_loop=training, _val_loop=None, _test_loop=None)
+    DataReportHook().before_run(SimpleNamespace(model=network, optim_wrapper=wrapper, **loops))
+    assert said[0].split('training\n')[-1].splitlines() == [
+        'update: 6 items (1 process x 2 batch x 3 accumulated)',
+        'length: 4 updates, 2.5 times through 8 items',
+        'optimizer: AdamW, learning rate 1e-05 to 0.001 (1e-06 to 0.0001 at the start)',
+        'weight decay 0: 1 parameters of 2 numbers, learning rate 1e-05',
+        'weight decay 0.05: 1 parameters of 2 numbers, learning rate 0.001',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('change', 'warned'),
+    [
+        ({}, True),
+        (dict(ann_file='b.txt'), False),
+        (dict(data_prefix={'img': 'x'}), False),
+        (dict(_indices=2), False),
+    ],
+)
+def test_images_that_are_learned_and_validated_are_reported(said, change, warned):
+    first, second = Data(), Data()
+    for data in (first, second):
+        data.ann_file, data.data_prefix = 'a.txt', {'img': 'images'}
+    for name, value in change.items():
+        setattr(second, name, value)
+    report(loop(first), loop(second))
+    assert any('the training learns the images of the validation data' in text for text in said) == warned

@@ -19,6 +19,8 @@ from grootv.datasets.summary import Summary, content_key, difference, merged, sp
 from grootv.errors import UserError, first
 from grootv.registry import HOOKS
 
+from .training_report import check_held_out, training_lines
+
 _MOST_ROWS = 30  # classes of a table
 
 
@@ -27,7 +29,8 @@ class DataReportHook(Hook):
     """Look at the data when they are loaded and the run has not begun.
 
     A table shows items, counts by class, and files that are left out. A data set tells by its ``summary()``,
-    as those of ``grootv.datasets`` do; of any other the items are counted.
+    as those of ``grootv.datasets`` do; of any other the items are counted. For a training follow the items of
+    an update, the learning rate and what decays.
 
     Raises:
         UserError: If the loader gives no batch, or a last one of one image to BatchNorm; if the classes of
@@ -43,8 +46,12 @@ class DataReportHook(Hook):
         classes = {side: names_of(found[0]) for side, found in datasets.items()}
         summaries = {side: merged([summary_of(part) for part in found]) for side, found in datasets.items()}
         items = {side: len(loop.dataloader.dataset) for side, loop in built.items()}
-        print_log('\n'.join(['data', *table(items, summaries)]), 'current')
+        lines = ['data', *table(items, summaries)]
+        if 'training' in built:
+            lines += training_lines(runner, built['training'])
+        print_log('\n'.join(lines), 'current')
         check_equal(classes)
+        check_held_out(datasets)
         for side, names in classes.items():
             if names:
                 check_model(runner.model, side, names)
