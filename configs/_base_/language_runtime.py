@@ -13,7 +13,6 @@ default_hooks = dict(
         by_epoch=False,
         interval=2000,  # a multiple of the accumulated iterations: none is lost when a run is resumed
         max_keep_ckpts=3,
-        save_best='perplexity',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     epoch_seed=dict(type='grootv.EpochSeedHook'),

@@ -2,5 +2,6 @@
 
 from .mixer import TreeMambaMixer
 from .model import load_language_model, use_tree_scan
+from .prompts import instruction_prompt
 
-__all__ = ['TreeMambaMixer', 'load_language_model', 'use_tree_scan']
+__all__ = ['TreeMambaMixer', 'instruction_prompt', 'load_language_model', 'use_tree_scan']

@@ -16,43 +16,20 @@ from grootv.errors import UserError
 from grootv.registry import DATASETS, FUNCTIONS
 
 from .model import load_tokenizer
+from .prompts import instruction_prompt
 
 IGNORED = -100  # label of a token that no loss counts
 _AT_ONCE = 1000
-_TASK = 'Below is an instruction that describes a task'
-_WRITE = 'Write a response that appropriately completes the request.\n\n'
-PREAMBLES = {  # before an instruction with an input, and before one without
-    'alpaca': (
-        f'{_TASK}, paired with an input that provides further context. {_WRITE}',
-        f'{_TASK}. {_WRITE}',
-    ),
-    'none': ('', ''),
-}
-
-
-def instruction_prompt(instruction: str, input: str = '', preamble: str = 'alpaca') -> str:
-    """The text that a fine-tuned model continues with its answer.
-
-    Args:
-        instruction: What to do.
-        input: What to do it with; an empty one has no part in the prompt.
-        preamble: 'alpaca' begins with the sentences of Stanford Alpaca; 'none' begins with the instruction,
-            as in the published fine-tuning of GrootL.
-    """
-    if preamble not in PREAMBLES:
-        raise UserError(f'preamble is one of {", ".join(PREAMBLES)}, got {preamble!r}')
-    begin, given = PREAMBLES[preamble][not input], f'### Input:\n{input}\n\n' if input else ''
-    return f'{begin}### Instruction:\n{instruction}\n\n{given}### Response:'
 
 
 @DATASETS.register_module()
 class InstructionDataset(Dataset):
     """Prompts made from instructions by :func:`instruction_prompt`, and the answers to learn.
 
-    The file is JSON, a list of items, or JSON lines, an item each, with the texts ``instruction``, ``output`` and, where there is one,
-    ``input``. Prompt and answer are tokenised by themselves, so that no token belongs to both, and
-    end-of-text follows the answer; an empty answer is end-of-text alone. An item longer than ``max_length``
-    loses the end of its answer, and end-of-text with it. Items are not packed.
+    The file is JSON, a list of items, or JSON lines, an item each, with the texts ``instruction``, ``output``
+    and, where there is one, ``input``. Prompt and answer are tokenised by themselves, so that no token
+    belongs to both, and end-of-text follows the answer; an empty answer is end-of-text alone. An item longer
+    than ``max_length`` loses the end of its answer, and end-of-text with it. Items are not packed.
 
     Each item is a dict: ``input_ids`` (L,) int64; ``labels``, equal to it but -100 on the prompt; and
     ``context_length``, the number of tokens of the prompt, an int.
@@ -125,8 +102,8 @@ class InstructionDataset(Dataset):
 class TextDataset(Dataset):
     """Windows over texts that follow each other, end-of-text after each, to learn the language itself.
 
-    The file is JSON, a list of objects with a ``text``, or JSON lines. A window begins with the last token of the one before,
-    so that every token but the very first is predicted once.
+    The file is JSON, a list of objects with a ``text``, or JSON lines. A window begins with the last token of
+    the one before, so that every token but the very first is predicted once.
 
     Each item is a dict as :func:`pad_right` takes it: ``input_ids`` (L,) int64, ``labels``, the same, and
     ``context_length`` 0, because nothing is given.

@@ -63,7 +63,7 @@ class LanguageModel(BaseModel):
         self.keep_tied = keep_tied
         if keep_tied and isinstance(self.model.get_output_embeddings(), ADAPTED):
             raise UserError(
-                'LanguageModel: keep_tied is for an output layer without an adapter: set it to False'
+                'LanguageModel: keep_tied is for an output layer without an adapter: leave it out'
             )
         self._register_state_dict_hook(_keep_trained)
         self.register_load_state_dict_post_hook(_ignore_untrained)
@@ -114,12 +114,12 @@ class LanguageModel(BaseModel):
             The model without adapters, which computes the same as before unless ``keep_tied`` is set.
         """
         model, config = self.model, self.model.config
-        output = model.get_output_embeddings()
+        output: Any = model.get_output_embeddings()
         if config.tie_word_embeddings and not self.keep_tied:
             layers = model.get_input_embeddings(), output
             config.tie_word_embeddings = not any(isinstance(layer, ADAPTED) for layer in layers)
             if not config.tie_word_embeddings and not isinstance(output, AuxiliaryTrainingWrapper):
-                base = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
+                base: Any = output.get_base_layer() if isinstance(output, BaseTunerLayer) else output
                 base.weight = nn.Parameter(base.weight.clone())
         done: tuple[str, ...] = ()
         for name, module in list(model.named_modules()):

@@ -1,17 +1,20 @@
 """GrootL in the lm-eval harness. Needs the packages of requirements/language.txt."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from grootv.errors import UserError
+from grootv.checkpoint import warn
+from grootv.errors import UserError, first
 
 from .model import load_language_model
 
@@ -21,16 +24,18 @@ class GrootLM(HFLM):
     """lm-eval's ``hf`` model for a Mamba with the tree scan: each item's own context forms its tree.
 
     The context of a likelihood is what the task gives before the continuation that is scored; that of a
-    generation is its prompt. A text that is scored whole (``loglikelihood_rolling``), in windows if it is
-    long, has no context: its tree is the chain, in every window alike. Items of a batch do not influence each
-    other, except under the published rule, by which the smallest context of a batch serves all of it.
+    generation is its prompt. Where the tokens of a continuation all merge into the context's last one, that
+    token is scored, and the run tells how often. A text that is scored whole (``loglikelihood_rolling``), in
+    windows if it is long, has no context: its tree is the chain, in every window alike. Items of a batch do
+    not influence each other, except under the published rule, by which the smallest context of a batch serves
+    all of it.
 
     Args:
         pretrained: Folder of the model and its tokenizer.
         scale, reach, causal, context_rule: As for :func:`grootv.language.use_tree_scan`; None for what the
             folder says, or the default.
         device: Where to compute; None for a GPU if there is one.
-        dtype: Of the parameters, 'float32' or 'bfloat16'.
+        dtype: Of the parameters, 'float32', 'bfloat16' or 'float16'.
         batch_size: Items computed at once, a number.
         options: As for lm-eval's ``HFLM``: ``max_length``, ``add_bos_token`` ...
 
@@ -43,6 +48,8 @@ class GrootLM(HFLM):
     batch_size: int
     max_length: int
     softmax_dtype: torch.dtype | None
+    tok_encode: Callable[[str], list[int]]
+    prefix_token_id: int
 
     def __init__(
         self,
@@ -67,7 +74,33 @@ class GrootLM(HFLM):
         moved: Any = model  # transformers wraps the method ``to``
         model = moved.to(device, getattr(torch, dtype)).eval()
         arguments: Any = dict(tokenizer=tokenizer, batch_size=int(batch_size), **options)
+        self._merged: list[str] = []  # continuations without a token of their own
         super().__init__(model, **arguments)  # pyright: ignore[reportCallIssue]: as above
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-eval's ``HFLM``, with a warning if a continuation has no token of its own."""
+        texts: list[Any] = [request.args for request in requests]
+        empty = next((pair for pair in texts if not pair[1]), None)
+        if empty is not None:
+            raise UserError(f'grootl: a continuation is a text, got an empty one after {empty[0][-40:]!r}')
+        self._merged.clear()
+        model: Any = super()
+        results = model.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        if self._merged:
+            warn(
+                f'the tokens of {len(self._merged)} continuations merge into the last one of their context, '
+                f'which is scored in their place: {first(self._merged)}'
+            )
+        return results
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        model: Any = super()
+        given, wanted = model._encode_pair(context, continuation)
+        if continuation and not wanted:
+            self._merged.append(repr(context[-20:] + continuation))
+            *given, last = self.tok_encode(context + continuation)
+            return given or [self.prefix_token_id], [last]
+        return given, wanted
 
     def _loglikelihood_tokens(
         self,

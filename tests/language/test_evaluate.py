@@ -4,10 +4,12 @@ from pathlib import Path
 import lm_eval.tasks
 import pytest
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks.race import preprocess_race as race
 from mmengine.config import Config
 
-from grootv.language.data import instruction_prompt
+from grootv.language import instruction_prompt
 from grootv.language.lm_eval_model import GrootLM
+from grootv.language.lm_eval_tasks import SETTINGS, race_as_published
 from tests.tools.tiny_run import ROOT, load_tool, run_tool
 
 TOOL, TASKS = 'language/evaluate.py', Path(lm_eval.tasks.__file__).parent
@@ -42,6 +44,8 @@ def data(tmp_path_factory) -> Path:
     """Three items a task; one data set is a repository, whose other configuration has one item."""
     root = tmp_path_factory.mktemp('data')
     for name, task in Config.fromfile(SEVEN).tasks.items():
+        if task.data != name:  # another task's
+            continue
         write_lines(root / name / f'{task.split}.jsonl', 3 * [ITEMS[name]])
     (root / 'openbookqa/main').mkdir()
     (root / 'openbookqa/test.jsonl').rename(root / 'openbookqa/main/test.jsonl')
@@ -54,7 +58,7 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-def test_seven_tasks_run_on_data_of_this_machine(folder, data, tmp_path, monkeypatch, capsys):
+def test_published_tasks_run_on_data_of_this_machine(folder, data, tmp_path, monkeypatch, capsys):
     contexts = set()
     forward = GrootLM._continuation_logits
 
@@ -68,11 +72,12 @@ def test_seven_tasks_run_on_data_of_this_machine(folder, data, tmp_path, monkeyp
     monkeypatch.setattr('lm_eval.tasks.TaskManager', lambda include_defaults: {True: own}[include_defaults])
     monkeypatch.setattr(GrootLM, '_continuation_logits', record)
     out = tmp_path / 'new/zero-shot.json'
-    assert run_tool(TOOL, folder, '--data-root', data, '--out', out, '--causal', '--limit', 2) == 0
+    options = ('--causal', '--limit', 2, '--dtype', 'float16')
+    assert run_tool(TOOL, folder, '--data-root', data, '--out', out, *options) == 0
     record = json.loads(out.read_text())
     (measured,) = record['measured']
     assert measured['tree'] == dict(scale=0.3, reach=3, causal=True)
-    assert measured['tasks'].keys() == ITEMS.keys()
+    assert measured['tasks'].keys() == {*ITEMS, 'race_as_published'}
     for name, figures in measured['tasks'].items():
         assert figures['items'] == 2
         # Two equal items: all right or all wrong.
@@ -99,6 +104,25 @@ def test_unusable_data_are_reported_before_a_model_is_loaded(arguments, sentence
     write_lines(tmp_path / 'sst2/train.jsonl', [ITEMS['sst2']])
     assert run_tool(TOOL, 'no-model', '--data-root', tmp_path, *arguments) == 1
     assert sentence.format(root=tmp_path) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_published_prompt_of_race_keeps_of_a_cloze_question_its_blank():
+    questions = ('What is it?', 'Sheep give  _  .', 'Who knits?')
+    problems = [dict(PROBLEM, question=question) for question in questions]
+    item = dict(article='Wool comes from sheep.', problems=str(problems))
+    start = 'Article: Wool comes from sheep.\n\nQuestion: What is it?\nAnswer: glass\n'
+    assert race_as_published(item) == f'{start} _  .glass\nWho knits?'
+    assert race.doc_to_text(item) == f'{start}Sheep give glass\nWho knits?'
+    settings = SETTINGS['race_as_published']
+    for name in ('doc_to_choice', 'doc_to_target'):
+        assert settings[name](item) == getattr(race, name)(item)
+
+
+def test_unknown_settings_are_reported(tmp_path, capsys):
+    config = tmp_path / 'tasks.yml'
+    config.write_text('tasks: {a: {data: a, split: test, metric: acc, settings: race}}')
+    assert run_tool(TOOL, 'no-model', '--config', config) == 1
+    assert "settings of task a: 'race' is none of race_as_published" in capsys.readouterr().err
 
 
 def test_question_on_topics_is_asked_as_in_fine_tuning_and_its_label_is_right(tmp_path):

@@ -12,7 +12,7 @@ from mmengine.registry import METRICS
 from grootv.language.data import InstructionDataset, pad_right
 from tests.tools.tiny_run import losses, run_tool, scalars
 
-from .tiny import adapted_model, write_config, write_items
+from .tiny import adapted_model, write_config, write_items, write_published_config
 
 
 @pytest.fixture
@@ -102,6 +102,32 @@ def test_run_learns_and_validates_and_its_checkpoint_gives_the_perplexity_again(
     assert run_tool('test.py', *arguments) == 0
     tested = json.loads((tmp_path / 'metrics.json').read_text())
     assert tested == dict(perplexity=pytest.approx(perplexities[1]))
+
+
+def test_published_run_says_what_it_does(folder, tmp_path, capsys):
+    config = write_published_config(tmp_path, folder)
+    assert run_tool('train.py', config, '--work-dir', tmp_path / 'run') == 0
+    output = capsys.readouterr().out
+    trained = [p.numel() for p in adapted_model(folder).parameters() if p.requires_grad]
+    for line in (
+        'items  8',
+        'update: 16 items (1 process x 1 batch x 16 accumulated)',
+        'length: 1 updates, 1 times through 8 items',
+        'optimizer: AdamW, learning rate 2e-05 (6.25e-08 at the start)',
+        f'weight decay 0: {len(trained)} parameters of {sum(trained)} numbers, learning rate 2e-05',
+    ):
+        assert line in output
+    assert (tmp_path / 'run/iter_8.pth').is_file()
+
+
+def test_items_that_are_learned_and_validated_are_reported(folder, tmp_path, capsys):
+    config = write_config(tmp_path, folder)
+    options = ('train_dataloader.dataset.indices=None', 'train_cfg.max_iters=2')
+    assert run_tool('train.py', config, '--work-dir', tmp_path / 'run', options=options) == 0
+    assert 'the training learns 2 items of the validation data' in capsys.readouterr().out
+    options = (*options, f'val_dataloader.dataset.ann_file={write_items(tmp_path / "others.json")}')
+    assert run_tool('train.py', config, '--work-dir', tmp_path / 'other', options=options) == 0
+    assert 'the training learns' not in capsys.readouterr().out
 
 
 def test_resumed_run_equals_a_whole_one(whole, tmp_path):

@@ -101,11 +101,41 @@ def test_lm_eval_knows_the_model_and_passes_its_arguments(folder):
     assert model.batch_size == 2
 
 
+def test_continuation_that_merges_into_its_context_is_reported_and_scored(folder, model, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr('grootv.language.lm_eval_model.warn', said.append)
+    tokenizer = load_language_model(folder)[1]
+    before = 'Tell me about '
+
+    def count(text: str) -> int:
+        return len(tokenizer(text).input_ids)
+
+    words = (word for word in sorted(tokenizer.get_vocab()) if word.isascii() and word.isalpha())
+    word = next(
+        word for word in words if count(word) == 1 and count(before + word) == count(before + word[:-1])
+    )
+    pair = word[:-1], word[-1]
+    requests = [REQUESTS[0], (before + pair[0], pair[1]), pair]
+    whole = tokenizer(before + word).input_ids
+    found = likelihoods(model, requests)
+    end = tokenizer.eos_token_id
+    alone = tokenizer(word).input_ids
+    for row, (given, wanted) in enumerate(((whole[:-1], whole[-1:]), ([end], alone)), 1):
+        assert found[row, 0].item() == pytest.approx(
+            scores(model.model, given, len(given), wanted)[1], abs=1e-4
+        )
+    assert torch.equal(found[0], likelihoods(model, REQUESTS[:1])[0])
+    assert [text[:35] for text in said] == ['the tokens of 2 continuations merge']
+
+
 def test_bad_input_raises_one_sentence(folder, model, tmp_path):
     with pytest.raises(UserError, match='grootl: batch_size is a whole number from 1 on, got auto'):
         GrootLM(folder, batch_size='auto')
     load_language_model(folder)[0].save_pretrained(tmp_path)
     with pytest.raises(UserError, match='has no tokenizer'):
         GrootLM(tmp_path)
-    with pytest.raises(UserError, match='a continuation has 1 to 2048 tokens, got 0'):
-        likelihoods(model, [('Salt', '')])
+    for context in ('Salt', ''):
+        with pytest.raises(UserError, match=f'a continuation is a text, got an empty one after {context!r}'):
+            likelihoods(model, [('Salt', ' is'), (context, '')])
+    with pytest.raises(UserError, match='a continuation has 1 to 2048 tokens, got 2049'):
+        model._loglikelihood_tokens([(('a', 'b'), [1], 2049 * [1])])

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
-from grootv.language import use_tree_scan
-from grootv.language.data import instruction_prompt
+from grootv.language import instruction_prompt, use_tree_scan
 from grootv.language.fine_tuning import LanguageModel
 from tests.tools.tiny_run import load_tool
 
@@ -59,7 +58,8 @@ def write_model(folder: Path) -> Path:
     """A random model whose state reaches far, so that the tree matters, and its tokenizer."""
     texts = [text for item in ITEMS for text in item.values()]
     train_tokenizer = load_tool('language/new_model.py').train_tokenizer
-    tokenizer = train_tokenizer([*texts, *4 * [instruction_prompt('', 'a'), instruction_prompt('')]], 500)
+    prompts = [instruction_prompt('{instruction}', '{input}'), instruction_prompt('{instruction}')]
+    tokenizer = train_tokenizer([*texts, *4 * prompts], 500)
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -90,15 +90,29 @@ def write_items(path: Path, items: object = ITEMS) -> Path:
     return path
 
 
+def write_published_config(folder: Path, model: Path) -> Path:
+    """GrootL's config with the tiny model, on a file of 8 items."""
+    path = folder / 'published.py'
+    items = write_items(folder / 'items.json')
+    path.write_text(f"""
+_base_ = '{ROOT}/configs/language/grootl-130m_lora_alpaca.py'
+model = dict(pretrained='{model}')
+train_dataloader = dict(dataset=dict(data_root='', ann_file='{items}', tokenizer='{model}'))
+train_cfg = dict(max_iters=8)
+""")
+    return path
+
+
 def write_config(folder: Path, model: Path, settings: str = '') -> Path:
     """GrootL's config with the tiny model: 6 items to train, 2 held out, 12 iterations."""
     folder.mkdir(parents=True, exist_ok=True)
     write_items(folder / 'items.json')
     path = folder / 'tiny.py'
     path.write_text(f"""
-_base_ = '{ROOT}/configs/language/grootl-130m_lora_alpaca.py'
+_base_ = '{ROOT}/configs/language/grootl-130m_lora_alpaca-50k.py'
 model = dict(pretrained='{model}')
 dataset = dict(data_root='{folder}', ann_file='items.json', tokenizer='{model}', max_length=96)
+dataset.update(preamble='alpaca')
 train_dataloader = dict(dataset=dict(indices=6, **dataset))
 val_dataloader = dict(dataset=dict(indices=-2, **dataset))
 test_dataloader = val_dataloader

@@ -30,6 +30,7 @@ from grootv import cli
 from grootv.errors import UserError
 from grootv.files import write_atomically
 from grootv.language.lm_eval_model import GrootLM
+from grootv.language.lm_eval_tasks import SETTINGS
 from grootv.language.model import CONTEXT_RULES
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/language/zero-shot.yml'
@@ -51,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     add('--limit', type=cli.positive, help='take the first items of each task only')
     add('--batch-size', type=cli.positive, default=8, help='items at once; default 8')
     add('--device', help='default a GPU if there is one')
-    add('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    add('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
     add('--out', type=Path, help='JSON file to write; the tables go next to it, in Markdown')
     return parser.parse_args()
 
@@ -92,6 +93,7 @@ def lm_eval_tasks(tasks: Tasks, data: Tasks) -> tuple[list[dict], TaskManager]:
     new, own = [], []
     for name, task in tasks.items():
         settings = task.get('settings')
+        settings = SETTINGS[settings] if isinstance(settings, str) else settings
         splits = dict(training_split=None, validation_split=None, test_split=task['split'])
         member = dict(task=name, **splits, **(settings or {}), **data[name])
         (new if settings else own).append(member)
@@ -148,6 +150,9 @@ def main() -> None:
     if unknown:
         raise UserError(f'--tasks: {unknown[0]} is none of {", ".join(config.tasks)}')
     tasks = {name: config.tasks[name] for name in args.tasks or config.tasks}
+    for name, task in tasks.items():
+        if isinstance(task.get('settings'), str) and task.settings not in SETTINGS:
+            raise UserError(f'settings of task {name}: {task.settings!r} is none of {", ".join(SETTINGS)}')
     data = {name: data_of(name, task, root) for name, task in tasks.items()}
     record = dict(
         command=shlex.join(['python', *sys.argv]),
