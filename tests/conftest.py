@@ -4,6 +4,8 @@ from functools import cache
 import pytest
 import torch
 
+import grootv  # noqa: F401 # before the libraries that import mmcv's operators
+
 collect_ignore = ['integration']  # a link to system, the name that the Slurm tests had
 
 
