@@ -21,17 +21,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # Three equals signs ask for the registry's own build: torchvision's binary fits the torch it was built with.
 TORCH_PAIR = ['torch===2.13.0', 'torchvision===0.28.0']
 MMCV = 'onedl-mmcv==2.3.6'
-# Whether mmcv comes with its operators, which detection and segmentation import, and the reference imports
-# detection. None: no mmcv.
+# Whether mmcv is needed.
 PROFILES = {
-    'demo': False,
+    'demo': True,
     'demo-detection': True,
     'demo-segmentation': True,
-    'demo-language': None,
+    'demo-language': False,
     'test': True,
-    'app': False,
+    'app': True,
     'test-app': True,
-    'test-ops': None,
+    'test-ops': False,
     'docs': True,
 }
 BUILD_TOOLS = ['setuptools>=80', 'wheel', 'ninja', 'psutil', 'packaging', 'numpy']
@@ -97,24 +96,28 @@ def constraints() -> str:
     return str(path)
 
 
-def ensure_mmcv(torch_version: str, compiled: bool) -> None:
-    """Install mmcv; ``compiled`` asks for its C++ operators, which mmdet and mmseg import."""
-    if python('from mmcv.ops import nms')[0] or (version('onedl-mmcv') and not compiled):
+def ensure_mmcv(torch_version: str) -> None:
+    """Install mmcv, whose C++ operators are compiled only if GROOTV_COMPILE_MMCV=1 asks for them."""
+    compiled = os.environ.get('GROOTV_COMPILE_MMCV') == '1'
+    look = f'{"" if compiled else "import grootv; "}from mmcv.ops import nms'
+    if python(look)[0]:
         return
-    key = f'{MMCV.replace("==", "-")}-torch{torch_version}-cp{sys.version_info.major}{sys.version_info.minor}'
-    folder = WHEEL_CACHE / key
-    wheel = next(folder.glob('*.whl'), None)
-    if not wheel and not compiled:
-        say('installing mmcv without its operators, which classification does not use')
-        pip('install', '-q', '--no-cache-dir', '-c', constraints(), MMCV)
-        return
-    wheel = wheel or build_mmcv(folder)
-    say(f'installing {wheel.name} with its operators')
-    pip('install', '-q', '--force-reinstall', '--no-deps', str(wheel))
-    pip('install', '-q', '-c', constraints(), MMCV)
-    works, message = python('from mmcv.ops import nms')
+    if version('onedl-mmcv'):
+        pip('uninstall', '-q', '-y', 'onedl-mmcv')
+    wheel = compiled_mmcv(torch_version) if compiled else None
+    say(f'installing mmcv {"with" if compiled else "without"} its compiled operators')
+    # pip's isolation hides torch, and its cache may have operators for another.
+    pip('install', '-q', '--no-cache-dir', '-c', constraints(), str(wheel or MMCV))
+    works, message = python(look)
     if not works:
-        fail(f'the mmcv wheel in {folder} does not work here ({message}): delete it and try again.')
+        fix = f'delete {wheel.parent} and try again' if wheel else 'install another torch'
+        fail(f'mmcv does not work here ({message}): {fix}.')
+
+
+def compiled_mmcv(torch_version: str) -> Path:
+    """The wheel of mmcv with operators for this torch and Python, built if there is none."""
+    key = f'{MMCV.replace("==", "-")}-torch{torch_version}-cp{sys.version_info.major}{sys.version_info.minor}'
+    return next((WHEEL_CACHE / key).glob('*.whl'), None) or build_mmcv(WHEEL_CACHE / key)
 
 
 def build_mmcv(folder: Path) -> Path:
@@ -196,8 +199,8 @@ def main() -> None:
     if profile == 'wheel':
         return
     finish_operator = start_operator()  # next to the downloads
-    if PROFILES[profile] is not None:
-        ensure_mmcv(torch_version, compiled=PROFILES[profile])
+    if PROFILES[profile]:
+        ensure_mmcv(torch_version)
     ensure_requirements(profile)
     finish_operator()
     if profile != 'test-ops' and version('grootv') is None:

@@ -1,7 +1,7 @@
 """The operators of ``mmcv._ext`` that detection and segmentation call, by torchvision and PyTorch.
 
 Signatures are those of mmcv 2, which writes results into tensors that it has allocated. CUDA tensors go to
-torchvision's CUDA kernels. bfloat16 and float16 are computed in float32. Any other operator raises at its call.
+torchvision's CUDA kernels. bfloat16 and float16 are computed in float32. Other operators raise at their call.
 """
 
 from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ def _by_grid(
 ) -> Iterator[tuple[Tensor, int, int]]:
     """Indices of the RoIs with equal numbers of samples in a bin, and these numbers, unless they are 0."""
     ratios = rois.new_full((len(rois), 2), sampling_ratio)
-    if sampling_ratio <= 0:
+    if sampling_ratio <= 0:  # rounded like the kernels
         corners = rois[:, 1:] * spatial_scale - 0.5 * aligned
         sides = (corners[:, 2:] - corners[:, :2]).clamp(min=0 if aligned else 1)
         ratios = torch.ceil(sides.flip(1) / sides.new_tensor(size))
