@@ -110,8 +110,8 @@ def ensure_mmcv(torch_version: str) -> None:
     pip('install', '-q', '--no-cache-dir', '-c', constraints(), str(wheel or MMCV))
     works, message = python(look)
     if not works:
-        fix = f'delete {wheel.parent} and try again' if wheel else 'install another torch'
-        fail(f'mmcv does not work here ({message}): {fix}.')
+        place = wheel.parent if wheel else f'torch {torch_version}'
+        fail(f'mmcv does not work here ({message}): delete {place} and try again.')
 
 
 def compiled_mmcv(torch_version: str) -> Path:
