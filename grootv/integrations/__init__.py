@@ -1,1 +1,1 @@
-"""GrootV in other libraries, a module for each; nothing is imported before it is asked for."""
+"""GrootV in other libraries, a module for each; none of them imports its library before it is asked for."""

@@ -244,7 +244,7 @@ def ms_deform_attn_forward(
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch as attend
 
     features, locations, weights = map(_computable, (value, sampling_locations, attention_weights))
-    return attend(features, value_spatial_shapes, locations, weights).to(value)
+    return attend(features, value_spatial_shapes.cpu(), locations, weights).to(value)
 
 
 def ms_deform_attn_backward(
