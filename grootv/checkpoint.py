@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import safetensors.torch
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, print_log
@@ -22,6 +23,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -84,7 +86,7 @@ def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: An
     """Read a checkpoint from disk.
 
     Args:
-        path: File written by ``torch.save``: a state dict, or a dict that holds one.
+        path: File written by ``torch.save``, a state dict or a dict that holds one, or by safetensors.
         trust: Unpickle whatever the file contains, which runs any code its author put there.
         map_location: As for :func:`torch.load`.
 
@@ -99,7 +101,14 @@ def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: An
 
 
 def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any]:
-    damaged = f'checkpoint {name} is cut short or was not written by torch.save: get the file again'
+    kind = 'safetensors' if name.endswith('.safetensors') else 'torch.save'
+    damaged = f'checkpoint {name} is cut short or was not written by {kind}: get the file again'
+    if kind == 'safetensors':
+        try:
+            content = file.read() if hasattr(file, 'read') else Path(file).read_bytes()
+            return safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise UserError(damaged) from error
     try:
         with torch.serialization.safe_globals(safe_globals()):
             checkpoint = torch.load(file, map_location=map_location, weights_only=not trust)

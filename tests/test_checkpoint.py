@@ -14,6 +14,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
+from safetensors.torch import save_file
 from torch import nn
 
 from grootv import checkpoint as module
@@ -162,6 +163,22 @@ def test_file_that_is_no_whole_checkpoint_is_reported(tmp_path, content):
         path.write_bytes(path.read_bytes()[:-200] if content is None else content)
     fault = 'holds a list, not a dict' if content == [1] else 'is cut short or was not written'
     with pytest.raises(UserError, match=f'checkpoint {path} {fault}'):
+        load_checkpoint_file(path)
+
+
+def test_safetensors_are_read_wherever_a_checkpoint_is(tmp_path, restored_loader):
+    path, state = tmp_path / 'net.safetensors', nn.Linear(2, 1).state_dict()
+    save_file(state, path)
+    install_safe_loader()
+    loaded, pretrained, model = CheckpointLoader.load_checkpoint(str(path)), BaseModule(), nn.Linear(2, 1)
+    assert loaded.keys() == state.keys()
+    load_weights(model, path)
+    pretrained.weight, pretrained.bias = nn.Parameter(torch.zeros(1, 2)), nn.Parameter(torch.zeros(1))
+    PretrainedInit(str(path))(pretrained)
+    for found in (loaded, model.state_dict(), pretrained.state_dict()):
+        assert all(torch.equal(found[name], value) for name, value in state.items())
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(UserError, match=f'checkpoint {path} is cut short or was not written by safetensors'):
         load_checkpoint_file(path)
 
 

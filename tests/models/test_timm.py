@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import FeatureInfo, group_parameters
 from timm.optim import create_optimizer_v2
@@ -239,6 +240,11 @@ def test_a_trained_checkpoint_gives_the_logits_of_the_image_classifier(tmp_path)
     model = timm.create_model('grootv_tiny', num_classes=10, checkpoint_path=str(path), **arch).eval()
     x = image(48, 40)
     assert torch.equal(model(x), reference(x))
+    save_file(model.state_dict(), tmp_path / 'net.safetensors')
+    path = str(tmp_path / 'net.safetensors')
+    again = timm.create_model('grootv_tiny', num_classes=10, checkpoint_path=path, **arch).eval()
+    assert torch.equal(again(x), reference(x))
+    torch.testing.assert_close(load_checkpoint_file(path), dict(model.state_dict()))
 
 
 def test_weights_adapt_to_other_classes_channels_and_feature_extractors(tmp_path):

@@ -1,9 +1,12 @@
+import json
 import os
 
 import pytest
 import torch
 from mmpretrain.registry import MODELS
+from safetensors import safe_open
 
+from grootv.checkpoint import load_checkpoint_file
 from grootv.errors import UserError
 from tests.tools import published_network
 from tests.tools.tiny_run import Call, load_tool
@@ -69,6 +72,14 @@ def test_converted_file_builds_and_loads(tmp_path, wrap, capsys):
     assert len(checkpoint['meta']['source']['sha256']) == 64
     assert '5 classes' in capsys.readouterr().out
     assert os.listdir(tmp_path / 'new') == ['ours.pth']
+    again = tmp_path / 'ours.safetensors'
+    official_to_grootv.main([source, str(again)])
+    found = load_checkpoint_file(again)
+    assert found.keys() == checkpoint['state_dict'].keys()
+    assert all(torch.equal(found[name], value) for name, value in checkpoint['state_dict'].items())
+    with safe_open(again, 'pt') as file:
+        notes = {name: json.loads(text) for name, text in file.metadata().items()}
+    assert notes == checkpoint['meta']
 
 
 @pytest.mark.parametrize(('width', 'depth', 'arch'), [(80, 9, 'tiny'), (96, 13, 'small')])

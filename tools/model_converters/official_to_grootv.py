@@ -2,8 +2,8 @@
 
     python tools/model_converters/official_to_grootv.py SRC DST
 
-SRC holds the published network's parameters, bare or under 'model'; DST becomes an mmpretrain
-classifier checkpoint that loads strictly into configs/classification/grootv-*. Width, depths,
+SRC holds the published network's parameters, bare or under 'model'; DST, .pth or .safetensors, becomes an
+mmpretrain classifier checkpoint that loads strictly into configs/classification/grootv-*. Width, depths,
 classes and layer scale are read off the shapes; every key must be there, known, and of the right
 shape. Post-norm leaves no trace in a checkpoint: pre-norm, as published, is assumed.
 """
@@ -11,11 +11,13 @@ shape. Post-norm leaves no trace in a checkpoint: pre-norm, as published, is ass
 import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import hashlib
+import json
 import re
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from safetensors.torch import save_file
 from torch import Tensor
 
 from grootv.checkpoint import build_model, load_checkpoint_file
@@ -144,7 +146,9 @@ def check_keys(found: set[str], expected: set[str]) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Convert a published GrootV checkpoint.')
     parser.add_argument('src', type=Path, help='checkpoint of the first implementation')
-    parser.add_argument('dst', type=Path, help='checkpoint to write; replaced if it is there')
+    parser.add_argument(
+        'dst', type=Path, help='checkpoint to write, .pth or .safetensors; replaced if it is there'
+    )
     parser.add_argument(
         '--trust-checkpoint', action='store_true', help='let SRC execute code while it is loaded'
     )
@@ -158,8 +162,12 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = load_checkpoint_file(args.src, trust=args.trust_checkpoint)
     state_dict, config = convert(checkpoint.get('model', checkpoint))
     source = dict(name=args.src.name, sha256=hashlib.sha256(args.src.read_bytes()).hexdigest())
+    meta = dict(model=config, source=source)
     with write_atomically(args.dst) as draft:
-        torch.save(dict(state_dict=state_dict, meta=dict(model=config, source=source)), draft)
+        if args.dst.suffix == '.safetensors':
+            save_file(state_dict, draft, {name: json.dumps(value) for name, value in meta.items()})
+        else:
+            torch.save(dict(state_dict=state_dict, meta=meta), draft)
     backbone, head = config['backbone'], config['head']
     print(f'{args.dst}: GrootV {backbone["arch"]}, {head["num_classes"]} classes')
 

@@ -9,7 +9,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from grootv.models.layers.tree_ssm import TreeSSM, conv2d, convolve, linear, recompute
+from grootv.models.layers.tree_ssm import TreeSSM, convolve, linear, recompute
 from grootv.ops import METRICS, Tree
 from grootv.registry import MODELS
 
@@ -171,9 +171,9 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.conv1 = conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
         self.norm1 = nn.LayerNorm(channels // 2, eps=1e-6)
-        self.conv2 = conv2d(channels // 2, channels, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
         self.norm = nn.LayerNorm(2 * channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:

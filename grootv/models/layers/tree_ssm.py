@@ -37,7 +37,7 @@ class TreeSSM(nn.Module):
         width, rank = 2 * channels, math.ceil(channels / 16)
         self.metric = metric
         self.in_proj = linear(channels, 2 * width, bias=False)
-        self.conv = conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.x_proj = nn.Linear(width, rank + 2, bias=False)
         self.dt_proj = step_projection(rank, width)
         self.A_log = nn.Parameter(torch.zeros(width, 1))
@@ -171,16 +171,6 @@ def step_projection(rank: int, width: int, shortest: float = 1e-3, longest: floa
 def inverse_softplus(x: Tensor) -> Tensor:
     """The y with softplus(y) = x, for x > 0; exact for small x."""
     return x + torch.log(-torch.expm1(-x))
-
-
-def conv2d(*args, **options) -> nn.Conv2d:
-    """A convolution for maps (B, H, W, C), its weight in channels-last memory.
-
-    PyTorch would copy a weight of another format in every call. ``fully_shard`` takes contiguous weights
-    only: call ``model.to(memory_format=torch.contiguous_format)`` before.
-    """
-    conv = nn.Conv2d(*args, **options)
-    return conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]: torch omits it
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
