@@ -3,7 +3,8 @@
 Environment variables:
     FORCE_CUDA: 1 builds the CUDA library or fails, 0 leaves it out. Otherwise it is built where nvcc is
         found and fits the CUDA version of torch; a GPU or a CUDA build of torch is not needed.
-    TORCH_CUDA_ARCH_LIST: GPU architectures of the CUDA library, "8.0;9.0+PTX" unless set.
+    TORCH_CUDA_ARCH_LIST: GPU architectures of the CUDA library. Unless set, those of 8.0, 9.0, 10.0 and 12.0
+        that nvcc knows, and PTX of the newest, which later GPUs compile.
     GROOTV_DEBUG: 1 builds for a debugger: -O0 -g, one copy of every function.
     GROOTV_PREBUILT: 1 takes the libraries that are in ops/ already (an editable install).
     GROOTV_WERROR: 1 turns compiler warnings into errors (continuous integration does).
@@ -102,6 +103,13 @@ def cuda_toolkit() -> tuple[Path | None, str]:
     return Path(re.search(r'^#\$ TOP=(.+)$', steps.stderr, re.MULTILINE).group(1)).resolve(), ''
 
 
+def known_architectures(toolkit: Path) -> str:
+    """The architectures to build for unless TORCH_CUDA_ARCH_LIST is set, as that writes them."""
+    listed = subprocess.check_output([toolkit / 'bin/nvcc', '--list-gpu-arch'], text=True).split()
+    wanted = ('8.0', '9.0', '10.0', '12.0')
+    return ';'.join(name for name in wanted if f'compute_{name.replace(".", "")}' in listed) + '+PTX'
+
+
 def onnxruntime_library() -> Extension:
     """The CPU kernels on images as operators of ONNX Runtime, linked with neither torch nor ONNX Runtime."""
     return Extension(
@@ -123,7 +131,7 @@ def libraries() -> list[Extension]:
             raise SystemExit(f'setup.py: FORCE_CUDA=1 asks for the CUDA library, but {reason}')
         print(f'grootv: no CUDA library: {reason}')
         return built
-    architectures = os.environ.setdefault('TORCH_CUDA_ARCH_LIST', '8.0;9.0+PTX')
+    architectures = os.environ.setdefault('TORCH_CUDA_ARCH_LIST', known_architectures(toolkit))
     print(f'grootv: CPU and CUDA libraries, nvcc of {toolkit}, architectures {architectures}')
     cuda = extension(
         '_cuda',
