@@ -110,7 +110,7 @@ __global__ void read_out_backward_kernel(ReadOutParameters<acc_t> in, int64_t ro
     sums.mean = sums.slope = 0;
     for (int64_t c = lane; c < channels; c += WARP) {
         const acc_t from = static_cast<acc_t>(grad[offset + c]), gate = vertex.gate(c), open = sigmoid(gate);
-        const acc_t normed = sums.outer(vertex.y(sums.state, c)), from_normed = from * gate * open * in.y_weight[c];
+        const acc_t normed = sums.outer(vertex.y(sums.state, c)), from_normed = from * (gate * open) * in.y_weight[c];
         const acc_t output = in.y_weight[c] * normed + in.y_bias[c];
         gradients.z[offset + c] = static_cast<scalar_t>(from * output * (open * (1 + gate * (1 - open))));
         sums.mean += from_normed;

@@ -38,7 +38,7 @@ __device__ acc_t sum_over_lanes(acc_t value) {
 }
 
 // Calls visited(i, p, state) for every token, at place p of the walk and i of the stage, and done(stage, first) after
-// each stage.
+// each stage, which leaves the block synchronised.
 template <class scalar_t, class acc_t, class Visited, class Done>
 __device__ void up_pass(const TokenInputs<scalar_t>& in, const TokenTile& tile, StagedTokens<acc_t>& shared,
                         const StateRows<acc_t>& rows, Visited visited, Done done) {
@@ -69,7 +69,6 @@ __device__ void up_pass(const TokenInputs<scalar_t>& in, const TokenTile& tile, 
         }
         __syncthreads();
         done(stage, first);
-        __syncthreads();
     }
 }
 
@@ -97,6 +96,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
             else
                 y[i] = static_cast<scalar_t>(shared.x[e]);
         });
+        __syncthreads();
     });
 }
 

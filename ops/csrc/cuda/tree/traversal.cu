@@ -42,8 +42,7 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
     auto* found = reinterpret_cast<int32_t*>(shared_memory() + WalkMemory::bytes(vertices) / 4 * 4 + 4);
     if (thread < WARP) {
         int32_t begin = 0, end = 1;
-        if (thread == 0) memory.queue[0] = memory.parent[0] = static_cast<int16_t>(root);
-        __syncwarp();
+        if (thread == 0) memory.queue[0] = memory.parent[0] = static_cast<int16_t>(root);  // lane 0 reads it
         while (begin < end && end <= vertices) {
             int32_t tail = end;
             for (int32_t base = begin; base < end; base += WARP) {
