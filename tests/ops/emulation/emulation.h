@@ -37,7 +37,7 @@ namespace grootv {
 constexpr int WARP = 32;
 #ifdef GROOTV_FULL_SIZE
 constexpr int64_t BLOCK_VERTICES = 4096, SHARED_BYTES = 227 << 10;
-constexpr int GROUP_THREADS = 1024, SCAN_THREADS = 256, ELEMENT_THREADS = 256;
+constexpr int GROUP_THREADS = 1024, SCAN_THREADS = 512, ELEMENT_THREADS = 256;
 #else  // so small that small inputs run every variant
 constexpr int64_t BLOCK_VERTICES = 64, SHARED_BYTES = 99 << 10;
 constexpr int GROUP_THREADS = 64, SCAN_THREADS = 64, ELEMENT_THREADS = 64;
@@ -170,6 +170,15 @@ inline void sync_grid() {
 
 inline void store_relaxed(int32_t* address, int32_t value) {
     __atomic_store_n(address, value, __ATOMIC_RELAXED);
+}
+
+template <class Element>
+Element load_once(const Element* address) {
+    return *address;
+}
+template <class Element>
+void store_once(Element* address, const Element& value) {
+    *address = value;
 }
 
 class Device {

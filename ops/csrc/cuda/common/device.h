@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "checks.h"
 
@@ -35,7 +36,7 @@ namespace grootv {
 constexpr int WARP = 32;
 constexpr int64_t BLOCK_VERTICES = 4096;
 // Threads of a block: in thread groups, in scans, and in launches with a thread per element.
-constexpr int GROUP_THREADS = 1024, SCAN_THREADS = 256, ELEMENT_THREADS = 256;
+constexpr int GROUP_THREADS = 1024, SCAN_THREADS = 512, ELEMENT_THREADS = 256;
 
 // Dynamic shared memory of the block, 16-byte aligned.
 __device__ inline std::byte* shared_memory() {
@@ -46,6 +47,21 @@ __device__ inline std::byte* shared_memory() {
 // A store that other threads may repeat, and read after the next barrier.
 __device__ inline void store_relaxed(int32_t* address, int32_t value) {
     *static_cast<volatile int32_t*>(address) = value;
+}
+
+// What is read or written a single time leaves the caches to the rest. 8 or 16 bytes.
+template <class Element>
+__device__ Element load_once(const Element* address) {
+    using Bits = std::conditional_t<sizeof(Element) == sizeof(uint4), uint4, uint2>;
+    static_assert(sizeof(Element) == sizeof(Bits));
+    const Bits bits = __ldcs(reinterpret_cast<const Bits*>(address));
+    return *reinterpret_cast<const Element*>(&bits);
+}
+template <class Element>
+__device__ void store_once(Element* address, const Element& value) {
+    using Bits = std::conditional_t<sizeof(Element) == sizeof(uint4), uint4, uint2>;
+    static_assert(sizeof(Element) == sizeof(Bits));
+    __stcs(reinterpret_cast<Bits*>(address), *reinterpret_cast<const Bits*>(&value));
 }
 
 __device__ inline void sync_grid() {

@@ -5,7 +5,8 @@
 namespace grootv {
 namespace {
 
-constexpr int LENGTH = Chunk::LENGTH, LONGEST = Chunk::LONGEST, LIGHT_DEPTHS = HeavyLight::LIGHT_DEPTHS;
+constexpr int LENGTH = Chunk::LENGTH, WINDOW = Chunk::WINDOW, LONGEST = Chunk::LONGEST,
+              LIGHT_DEPTHS = HeavyLight::LIGHT_DEPTHS;
 
 struct HeavyPath {
     int32_t light_depth, length;  // 0: none
@@ -101,7 +102,7 @@ struct LaneBegins {
         auto total = [&](Tables::Kind kind) { return tables.total[kind * LIGHT_DEPTHS + lane_of_warp()]; };
         auto before = [](int32_t own) { return sum_to_lane(own) - own; };
         const int32_t pieces = total(Tables::PIECES), short_total = total(Tables::SHORT_ENTRIES);
-        const int32_t own_chunks = pieces + (short_total + LENGTH - 1) / LENGTH;
+        const int32_t own_chunks = pieces + (short_total + WINDOW - 1) / WINDOW;
         long_entries = before(total(Tables::LONG_ENTRIES));
         short_entries =
             __shfl_sync(~0u, long_entries + total(Tables::LONG_ENTRIES), LIGHT_DEPTHS - 1) + before(short_total);
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
                 piece += pieces.count;
             } else {
                 const int32_t first = begins.short_entries + short_entry;
-                Chunk& chunk = lists.chunks[begins.short_paths + short_entry / LENGTH];
+                Chunk& chunk = lists.chunks[begins.short_paths + short_entry / WINDOW];
                 atomicMin(&chunk.first, first);
                 atomicMax(&chunk.end, first + length);
                 first_entry[i] = first;

@@ -48,10 +48,12 @@ private:
     uint32_t vertex_, parent_;
 };
 
-// Entries first ... end - 1: short paths that start within LENGTH entries, or a piece of a long path, one of more than
-// LONGEST entries. Pieces have LENGTH entries or, so that no path has more than MOST_PIECES, a multiple of that.
+// Entries first ... end - 1: short paths that start within WINDOW entries, or a piece of a long path, one of more than
+// LONGEST entries. Pieces have LENGTH entries or, so that no path has more than MOST_PIECES, a multiple of that. So
+// short paths make chunks of at most LENGTH entries, as pieces do, whose inputs are loaded together.
 struct alignas(16) Chunk {
-    static constexpr int LENGTH = 16, LONGEST = 3 * LENGTH, MOST_PIECES = 256;
+    static constexpr int LENGTH = 8, WINDOW = 4, LONGEST = 5, MOST_PIECES = 256;
+    static_assert(WINDOW - 1 + LONGEST <= LENGTH);
 
     int32_t first, end;
     int32_t carry;  // index of a piece's carry, -1 for short paths
@@ -91,17 +93,19 @@ struct HeavyLight {
                 all_in_one ? items : 1};
     }
 
-    // Of one item, at most. Long paths have at least LONGEST entries; each light depth may end in a shorter chunk.
+    // Of one item, at most. Pieces have more than LENGTH / 2 entries on average; each light depth may end in a shorter
+    // chunk.
     static __host__ __device__ int64_t entries_of_one(int64_t vertices) { return 2 * vertices; }
     static __host__ __device__ int64_t carries_of_one(int64_t vertices) {
-        return entries_of_one(vertices) / Chunk::LENGTH + long_paths_of_one(vertices);
+        return entries_of_one(vertices) * 2 / (Chunk::LENGTH + 1);
     }
     static __host__ __device__ int64_t chunks_of_one(int64_t vertices) {
-        return carries_of_one(vertices) + (vertices < LIGHT_DEPTHS ? vertices : LIGHT_DEPTHS);
+        return entries_of_one(vertices) / Chunk::WINDOW + (vertices < LIGHT_DEPTHS ? vertices : LIGHT_DEPTHS);
     }
     static __host__ __device__ int64_t long_paths_of_one(int64_t vertices) {
-        return entries_of_one(vertices) / Chunk::LONGEST;
+        return entries_of_one(vertices) / (Chunk::LONGEST + 1);
     }
+    static_assert(2 * Chunk::LONGEST > Chunk::LENGTH && 2 * Chunk::WINDOW <= Chunk::LENGTH + 1);
 
     bool all_in_one;
     int32_t items, vertices;

@@ -53,20 +53,23 @@ public:
                 else
                     return take<acc_t>();
             });
+            if constexpr (requires { inputs.A; }) set_decays(inputs, Group::IS_BLOCK ? output : nullptr);
             auto* kernel = scan_kernel<Group, Inputs>;
             launch<Group>(make_plan(kernel, totals, 0), kernel, inputs, decomposition, both, totals, output);
         });
     }
 
-    // With two signals for direction `both`, with one for `up`. make_gradients(tiles, blocks) with the numbers of
-    // channel tiles and of blocks for each.
+    // With two signals for direction `both`, with one for `up`. `gradient` is a result that a decay may stand in until
+    // then. make_gradients(tiles, blocks) with the numbers of channel tiles and of blocks for each.
     template <int SIGNALS, class Inputs, class MakeGradients>
-    void backward(Inputs inputs, const typename Inputs::scalar_t* grad, MakeGradients make_gradients) {
+    void backward(Inputs inputs, const typename Inputs::scalar_t* grad, typename Inputs::scalar_t* gradient,
+                  MakeGradients make_gradients) {
         using acc_t = typename Inputs::acc_t;
         using Gradients = decltype(make_gradients(0, 0));
         with_group<acc_t, SIGNALS>([&](auto group, const HeavyLight& decomposition) {
             using Group = decltype(group);
             auto totals = make_totals<Group, acc_t, SIGNALS>([&] { return take<acc_t>(); });
+            if constexpr (requires { inputs.A; }) set_decays(inputs, gradient);
             auto* kernel = scan_backward_kernel<Group, SIGNALS, Inputs, Gradients>;
             const Plan plan = make_plan(kernel, totals, Gradients::SHARED_VECTORS);
             launch<Group>(plan, kernel, inputs, grad, decomposition, totals, make_gradients(plan.tiles, plan.blocks));
@@ -101,6 +104,14 @@ private:
     template <class acc_t>
     acc_t* take() {
         return workspace_.take<acc_t>(sizes.batch * sizes.vertices * channels_);
+    }
+
+    // Where decays that are not given go: to the rows of a result that is written later, if it has their type.
+    template <class Inputs, class scalar_t = typename Inputs::scalar_t>
+    void set_decays(Inputs& inputs, scalar_t* result) {
+        using acc_t = typename Inputs::acc_t;
+        if constexpr (std::is_same_v<scalar_t, acc_t>) inputs.decays = result;
+        if (!inputs.decays) inputs.decays = take<acc_t>();
     }
 
     template <class Group, class acc_t, int SIGNALS, class TakeRows>
@@ -148,7 +159,7 @@ private:
             plan.tiles_at_once = std::clamp<int64_t>((int64_t{1} << 30) / plan.blocks, 1, plan.tiles);
         } else {
             const int64_t threads =
-                sizes.batch * sizes.vertices / ENTRIES_AHEAD<SIGNALS> * plan.tiles * plan.tile_threads;
+                sizes.batch * sizes.vertices / ENTRIES_AHEAD<Group, SIGNALS> * plan.tiles * plan.tile_threads;
             const int64_t blocks = device_.resident_blocks(kernel, threads, plan.threads, plan.shared_bytes);
             plan.tiles_at_once = std::min(plan.tiles, blocks);
             plan.blocks = blocks / plan.tiles_at_once;

@@ -1,7 +1,7 @@
 // The kernels of a scan and of its gradient, made of the two passes.
 //
 // Inputs give the signal and the decay of the channels that select(channel) names: load(row, at) returns the Loaded
-// that signal takes, load_decay(at) the LoadedDecay, also part of Loaded, that decay takes; `at` counts elements.
+// that signal(loaded, at) takes, which writes the decay if it is not given; `at` counts elements.
 #pragma once
 
 #include <cmath>
@@ -10,32 +10,33 @@
 
 namespace grootv {
 
-// What the pass up sums: the signal and, as a second one, the gradient of the result.
-template <class Group, class Inputs, int SIGNALS>
-struct GivenSignals {
-    using acc_t = typename Inputs::acc_t;
+// Gives every row of the sums the signal and, as a second one, the gradient of the result. Their loads do not wait for
+// each other, and neither pass has to repeat them.
+template <class Group, class acc_t, int SIGNALS, class Inputs>
+__device__ void start_sums(const HeavyLight& decomposition, const HeavyLight::Lists& lists,
+                           const ChannelTile<Group, acc_t>& tile, const Inputs& inputs,
+                           const typename Inputs::scalar_t* grad, const Totals<Group, acc_t, SIGNALS>& totals) {
     using scalar_t = typename Inputs::scalar_t;
     struct Loaded {
         typename Inputs::Loaded inputs;
         Vector<scalar_t> grad;
     };
-    const ChannelTile<Group, acc_t>& tile;
-    const Inputs& inputs;
-    const scalar_t* grad;
-
-    __device__ Loaded load(int32_t row) const {
-        const int64_t at = tile.at(row);
-        Loaded loaded{inputs.load(row, at), {}};
-        if constexpr (SIGNALS == 2) loaded.grad = as_vector(grad + at);
-        return loaded;
-    }
-    __device__ Vector<acc_t> decay(const Loaded& loaded) const { return inputs.decay(loaded.inputs.decay); }
-    __device__ Vectors<acc_t, SIGNALS> values(const Loaded& loaded) const {
-        Vectors<acc_t, SIGNALS> values{{inputs.signal(loaded.inputs)}};
-        if constexpr (SIGNALS == 2) values.signal[1] = cast<acc_t>(loaded.grad);
-        return values;
-    }
-};
+    const int64_t vertices = decomposition.vertices, begin = lists.first_item * vertices;
+    tile.for_each_ahead(
+        begin, begin + lists.items * vertices,
+        [&](int64_t row) {
+            const int64_t at = tile.at(static_cast<int32_t>(row));
+            Loaded loaded{inputs.load(static_cast<int32_t>(row), at), {}};
+            if constexpr (SIGNALS == 2) loaded.grad = load_once(&as_vector(grad + at));
+            return loaded;
+        },
+        [&](int64_t row, const Loaded& loaded) {
+            Vectors<acc_t, SIGNALS> values{{inputs.signal(loaded.inputs, tile.at(static_cast<int32_t>(row)))}};
+            if constexpr (SIGNALS == 2) values.signal[1] = cast<acc_t>(loaded.grad);
+            totals.store(static_cast<int32_t>(row), tile, values);
+        });
+    Group::sync();
+}
 
 // What a vertex adds to what comes from above. Its own sum already flowed into the parent's: that share is taken out
 // before the parent's total flows back.
@@ -44,26 +45,15 @@ __device__ Vector<acc_t> without_own_share(const Vector<acc_t>& sum, const Vecto
     return map<acc_t>([](auto sum, auto decay) { return std::fma(-decay, decay * sum, sum); }, sum, decay);
 }
 
-template <class Group, class Inputs, int SIGNALS>
+template <class acc_t, int SIGNALS>
 struct OwnSums {
-    using acc_t = typename Inputs::acc_t;
-    struct Loaded {
-        typename Inputs::LoadedDecay decay;
-        Vectors<acc_t, SIGNALS> sums;
-    };
-    const ChannelTile<Group, acc_t>& tile;
-    const Inputs& inputs;
-    const Totals<Group, acc_t, SIGNALS>& sums;
+    struct Loaded {};
 
-    __device__ Loaded load(int32_t row, bool live) const {
-        Loaded loaded{inputs.load_decay(tile.at(row)), {}};
-        if (live) loaded.sums = sums.load(row, tile);
-        return loaded;
-    }
-    __device__ Vector<acc_t> decay(const Loaded& loaded) const { return inputs.decay(loaded.decay); }
-    __device__ Vectors<acc_t, SIGNALS> values(const Loaded& loaded, const Vector<acc_t>& decay) const {
+    __device__ Loaded load(int32_t) const { return {}; }
+    __device__ Vectors<acc_t, SIGNALS> values(Loaded, const Vectors<acc_t, SIGNALS>& sums,
+                                              const Vector<acc_t>& decay) const {
         Vectors<acc_t, SIGNALS> own;
-        for (int k = 0; k < SIGNALS; ++k) own.signal[k] = without_own_share(loaded.sums.signal[k], decay);
+        for (int k = 0; k < SIGNALS; ++k) own.signal[k] = without_own_share(sums.signal[k], decay);
         return own;
     }
 };
@@ -78,11 +68,10 @@ struct StoreOutput {
 
     __device__ Loaded load(int32_t) const { return {}; }
     __device__ void store(int32_t row, const Vector<acc_t>& value, bool live) const {
-        if (live) as_vector(output + tile.at(row)) = cast<scalar_t>(value);
+        if (live) store_once(&as_vector(output + tile.at(row)), cast<scalar_t>(value));
     }
-    template <class Source>
-    __device__ void operator()(PathEntry entry, const Source&, Loaded, const Vector<acc_t>&, const Vectors<acc_t, 1>&,
-                               const Vectors<acc_t, 1>& x, bool live) const {
+    __device__ void operator()(PathEntry entry, Loaded, const Vectors<acc_t, 1>&, const Vector<acc_t>&,
+                               const Vectors<acc_t, 1>&, const Vectors<acc_t, 1>& x, bool live) const {
         store(entry.vertex(), x.signal[0], live);
     }
 };
@@ -99,14 +88,16 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     auto store = [&](int32_t row, const Vectors<acc_t, 1>& sum, bool live) {
         output.store(row, sum.signal[0], live && !both);
     };
-    up_pass(lists, tile, GivenSignals<Group, Inputs, 1>{tile, inputs, nullptr}, totals, store);
-    if (both) down_pass(lists, tile, OwnSums<Group, Inputs, 1>{tile, inputs, totals}, totals, output);
+    const Decays<Group, acc_t, typename Inputs::decay_t> decays{tile, inputs.decays};
+    start_sums(decomposition, lists, tile, inputs, nullptr, totals);
+    up_pass(lists, tile, decays, totals, store);
+    if (both) down_pass(lists, tile, decays, OwnSums<acc_t, 1>{}, totals, output);
     for_each_invalid(decomposition, lists, tile,
                      [&](int32_t row, bool live) { output.store(row, filled(acc_t(NAN)), live); });
 }
 
 // ---- its gradient. Gradients take those of signal and decay: load(inputs, row, at) returns a Loaded for store(tile,
-// inputs, row, loaded, loaded decay, decay, gradients of signal and decay, live); end(tile) comes last, with
+// inputs, row, loaded, decay, gradients of signal and decay, live); end(tile) comes last, with
 // SHARED_VECTORS vectors of shared memory for each thread.
 
 // For direction `up`, where a vertex receives its own subtree only: its gradient comes from above only.
@@ -114,25 +105,13 @@ template <class Group, class Inputs>
 struct GradFromAbove {
     using acc_t = typename Inputs::acc_t;
     using scalar_t = typename Inputs::scalar_t;
-    struct Loaded {
-        typename Inputs::LoadedDecay decay;
-        Vector<scalar_t> grad;
-        Vectors<acc_t, 1> sums;
-    };
+    using Loaded = Vector<scalar_t>;
     const ChannelTile<Group, acc_t>& tile;
-    const Inputs& inputs;
     const scalar_t* grad;
-    const Totals<Group, acc_t, 1>& sums;
 
-    __device__ Loaded load(int32_t row, bool live) const {
-        const int64_t at = tile.at(row);
-        Loaded loaded{inputs.load_decay(at), as_vector(grad + at), {}};
-        if (live) loaded.sums = sums.load(row, tile);
-        return loaded;
-    }
-    __device__ Vector<acc_t> decay(const Loaded& loaded) const { return inputs.decay(loaded.decay); }
-    __device__ Vectors<acc_t, 1> values(const Loaded& loaded, const Vector<acc_t>&) const {
-        return {{cast<acc_t>(loaded.grad)}};
+    __device__ Loaded load(int32_t row) const { return as_vector(grad + tile.at(row)); }
+    __device__ Vectors<acc_t, 1> values(const Loaded& loaded, const Vectors<acc_t, 1>&, const Vector<acc_t>&) const {
+        return {{cast<acc_t>(loaded)}};
     }
 };
 
@@ -163,12 +142,12 @@ struct StoreGradients {
     Gradients& gradients;
 
     __device__ Loaded load(int32_t row) const { return gradients.load(inputs, row, tile.at(row)); }
-    template <class Source, int SIGNALS>
-    __device__ void operator()(PathEntry entry, const Source& source, const Loaded& loaded, const Vector<acc_t>& decay,
-                               const Vectors<acc_t, SIGNALS>& above, const Vectors<acc_t, SIGNALS>& x, bool live) {
-        const Vector<acc_t> grad_decay = entry.is_root() ? Vector<acc_t>{} : grad_of_decay(source.sums, decay, above);
-        gradients.store(tile, inputs, entry.vertex(), loaded, source.decay, decay, x.signal[SIGNALS - 1], grad_decay,
-                        live);
+    template <int SIGNALS>
+    __device__ void operator()(PathEntry entry, const Loaded& loaded, const Vectors<acc_t, SIGNALS>& sums,
+                               const Vector<acc_t>& decay, const Vectors<acc_t, SIGNALS>& above,
+                               const Vectors<acc_t, SIGNALS>& x, bool live) {
+        const Vector<acc_t> grad_decay = entry.is_root() ? Vector<acc_t>{} : grad_of_decay(sums, decay, above);
+        gradients.store(tile, inputs, entry.vertex(), loaded, decay, x.signal[SIGNALS - 1], grad_decay, live);
     }
 };
 
@@ -184,14 +163,16 @@ __global__ void __launch_bounds__(SCAN_THREADS, 1)
     const HeavyLight::Lists lists = decomposition.lists(tile.block);
     inputs.select(tile.channel);
     StoreGradients<Group, Inputs, Gradients> store{tile, inputs, gradients};
-    up_pass(lists, tile, GivenSignals<Group, Inputs, SIGNALS>{tile, inputs, grad}, totals, [](auto...) {});
+    const Decays<Group, acc_t, typename Inputs::decay_t> decays{tile, inputs.decays};
+    start_sums(decomposition, lists, tile, inputs, grad, totals);
+    up_pass(lists, tile, decays, totals, [](auto...) {});
     if constexpr (SIGNALS == 2)
-        down_pass(lists, tile, OwnSums<Group, Inputs, 2>{tile, inputs, totals}, totals, store);
+        down_pass(lists, tile, decays, OwnSums<acc_t, 2>{}, totals, store);
     else
-        down_pass(lists, tile, GradFromAbove<Group, Inputs>{tile, inputs, grad, totals}, totals, store);
+        down_pass(lists, tile, decays, GradFromAbove<Group, Inputs>{tile, grad}, totals, store);
     for_each_invalid(decomposition, lists, tile, [&](int32_t row, bool live) {
         const Vector<acc_t> nan = filled(acc_t(NAN));
-        gradients.store(tile, inputs, row, store.load(row), inputs.load_decay(tile.at(row)), nan, nan, nan, live);
+        gradients.store(tile, inputs, row, store.load(row), nan, nan, nan, live);
     });
     gradients.end(tile);
 }

@@ -1,9 +1,10 @@
 // The two passes of the scan along the heavy paths, for one or two signals with the same decay.
 //
-// A few threads take a chunk of entries, each thread a vector of channels. On a path every vertex depends on the one
-// before it through the linear recurrence x <- b + a x alone, so the pieces of a long path are scanned like any chunked
-// recurrence: a local scan of each piece from 0, a scan of the carries between pieces, and a correction. The correction
-// scans the piece again from its carry, because the results of the local scan are not kept.
+// First every row of the sums gets the vertex's own signal. A few threads take a chunk of entries, each thread a vector
+// of channels. On a path every vertex depends on the one before it through the linear recurrence x <- b + a x alone, so
+// the pieces of a long path are scanned like any chunked recurrence: a local scan of each piece from 0, a scan of the
+// carries between pieces, and a correction. The correction scans the piece again from its carry, because the results of
+// the local scan are not kept.
 #pragma once
 
 #include <cmath>
@@ -14,9 +15,11 @@
 
 namespace grootv {
 
-// Entries whose inputs are loaded ahead of the recurrence: as many as registers hold.
+// Entries whose inputs are loaded ahead of the recurrence: a whole chunk if registers hold them.
+template <class Group, int SIGNALS>
+constexpr int ENTRIES_AHEAD = Group::IS_BLOCK ? 8 : 8 / SIGNALS;
 template <int SIGNALS>
-constexpr int ENTRIES_AHEAD = 8 / SIGNALS;
+constexpr int CARRIES_AHEAD = 8 / SIGNALS;
 
 // How a launch divides the channels: a tile is a vector for each of a few threads, at most 32 channels together.
 struct TileLayout {
@@ -52,6 +55,26 @@ struct ChannelTile {
         for (int64_t first = begin + task - in_warp; first < end; first += tasks) {
             const int64_t i = first + in_warp;
             run(i < end ? i : end - 1, exists && i < end);
+        }
+    }
+
+    // The same for tasks that load and then use, in no order: the loads of a few come before the first use.
+    template <class Load, class Use>
+    __device__ void for_each_ahead(int64_t begin, int64_t end, Load load, Use use) const {
+        constexpr int COUNT = 4;
+        const int32_t in_warp = task % (WARP / threads);
+        for (int64_t first = begin + task; first - in_warp < end; first += int64_t{COUNT} * tasks) {
+            decltype(load(first)) loaded[COUNT];
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) {
+                const int64_t i = first + int64_t{j} * tasks;
+                loaded[j] = load(i < end ? i : end - 1);
+            }
+#pragma unroll
+            for (int j = 0; j < COUNT; ++j) {
+                const int64_t i = first + int64_t{j} * tasks;
+                if (exists && i < end) use(i, loaded[j]);
+            }
         }
     }
 
@@ -98,6 +121,41 @@ struct Totals {
                           const Vectors<acc_t, SIGNALS>& vectors) const {
         for (int k = 0; k < SIGNALS; ++k) at(k, row, tile) = vectors.signal[k];
     }
+    __device__ void add(int32_t row, const ChannelTile<Group, acc_t>& tile,
+                        const Vectors<acc_t, SIGNALS>& vectors) const {
+        for (int k = 0; k < SIGNALS; ++k) {
+            Vector<acc_t>& sum = at(k, row, tile);
+            sum = map<acc_t>([](auto sum, auto more) { return sum + more; }, sum, vectors.signal[k]);
+        }
+    }
+
+    // Rows in shared memory are near enough to be loaded when they are used, which takes no registers ahead.
+    struct None {};
+    using Ahead = std::conditional_t<Group::IS_BLOCK, None, Vectors<acc_t, SIGNALS>>;
+    __device__ Ahead load_ahead(int32_t row, const ChannelTile<Group, acc_t>& tile, bool live) const {
+        if constexpr (Group::IS_BLOCK)
+            return {};
+        else
+            return live ? load(row, tile) : Ahead{};
+    }
+    __device__ Vectors<acc_t, SIGNALS> loaded(const Ahead& ahead, int32_t row, const ChannelTile<Group, acc_t>& tile,
+                                              bool live) const {
+        if constexpr (Group::IS_BLOCK)
+            return live ? load(row, tile) : Vectors<acc_t, SIGNALS>{};
+        else
+            return ahead;
+    }
+};
+
+// The decays of all vertices and channels.
+template <class Group, class acc_t, class decay_t>
+struct Decays {
+    const ChannelTile<Group, acc_t>& tile;
+    const decay_t* decays;
+
+    __device__ Vector<decay_t> load(int32_t row, bool live) const {
+        return live ? as_vector(decays + tile.at(row)) : Vector<decay_t>{};
+    }
 };
 
 // Calls use(entry, loaded, in_chunk) for the entries of a chunk, from its end up or from its start down, with loaded =
@@ -133,7 +191,7 @@ struct ChunkState {
 template <bool UP, class Group, class acc_t, int SIGNALS>
 __device__ void scan_carries(const HeavyLight::Lists& lists, int light_depth, const ChannelTile<Group, acc_t>& tile,
                              const Totals<Group, acc_t, SIGNALS>& totals) {
-    constexpr int COUNT = ENTRIES_AHEAD<SIGNALS>;
+    constexpr int COUNT = CARRIES_AHEAD<SIGNALS>;
     const int32_t* begins = lists.begins->long_paths + light_depth;
     tile.for_each(begins[0], begins[1], [&](int64_t i, bool live) {
         if (!live) return;
@@ -192,35 +250,33 @@ __device__ void scan_light_depth(const HeavyLight::Lists& lists, int light_depth
     if (begin < end) Group::sync();
 }
 
-// From the leaves to the root: sum = signal + sum over children of decay * sum. source.load(row) returns what
-// source.decay(loaded) and source.values(loaded) take; finish(row, sum, live) receives the results.
-template <class Group, class acc_t, int SIGNALS, class Source, class Finish>
-__device__ void up_pass(const HeavyLight::Lists& lists, const ChannelTile<Group, acc_t>& tile, const Source& source,
-                        const Totals<Group, acc_t, SIGNALS>& totals, Finish finish) {
+// From the leaves to the root: the sums, which are the vertices' own signals before, become those of the subtrees, sum
+// = signal + sum over children of decay * sum. finish(row, sum, live) receives them.
+template <class Group, class acc_t, int SIGNALS, class decay_t, class Finish>
+__device__ void up_pass(const HeavyLight::Lists& lists, const ChannelTile<Group, acc_t>& tile,
+                        const Decays<Group, acc_t, decay_t>& decays, const Totals<Group, acc_t, SIGNALS>& totals,
+                        Finish finish) {
     struct Loaded {
-        typename Source::Loaded source;
-        Vectors<acc_t, SIGNALS> row;  // what a light child has left there, or a light child's own sum
+        Vector<decay_t> decay;
+        typename Totals<Group, acc_t, SIGNALS>::Ahead row;
     };
     auto scan_chunk = [&](const Chunk& chunk, bool live, ChunkState<acc_t, SIGNALS>& state, auto is_final) {
         auto load = [&](PathEntry entry) {
-            Loaded loaded{source.load(entry.vertex()), {}};
-            if (live && (entry.has_light_child() || entry.is_light_edge()))
-                loaded.row = totals.load(entry.vertex(), tile);
-            return loaded;
+            return Loaded{decays.load(entry.vertex(), live), totals.load_ahead(entry.vertex(), tile, live)};
         };
         auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk) {
-            const Vector<acc_t> decay = source.decay(loaded.source);
-            const Vectors<acc_t, SIGNALS> own = source.values(loaded.source);
+            const Vector<acc_t> decay = cast<acc_t>(loaded.decay);
+            // The signal and what a light child has added to it, or a light child's own sum.
+            const Vectors<acc_t, SIGNALS> row = totals.loaded(loaded.row, entry.vertex(), tile, live);
             const bool is_vertex = !entry.is_light_edge();
             Vectors<acc_t, SIGNALS> sum, next;
             for (int k = 0; k < SIGNALS; ++k) {
                 const Vector<acc_t> below = entry.is_leaf() ? Vector<acc_t>{} : state.x.signal[k];
-                sum.signal[k] = map<acc_t>([](auto own, auto row, auto below) { return own + row + below; },
-                                           own.signal[k], loaded.row.signal[k], below);
+                sum.signal[k] = map<acc_t>([](auto row, auto below) { return row + below; }, row.signal[k], below);
                 next.signal[k] =
                     map<acc_t>([=](auto decay, auto sum, auto row,
                                    auto below) { return is_vertex ? decay * sum : std::fma(decay, row, below); },
-                               decay, sum.signal[k], loaded.row.signal[k], below);
+                               decay, sum.signal[k], row.signal[k], below);
             }
             if (in_chunk) {
                 state.x = next;
@@ -229,42 +285,51 @@ __device__ void up_pass(const HeavyLight::Lists& lists, const ChannelTile<Group,
             if constexpr (decltype(is_final)::value) {
                 const bool vertex_live = live && in_chunk && is_vertex;
                 if (vertex_live) totals.store(entry.vertex(), tile, sum);
-                if (vertex_live && entry.is_first_light_child()) totals.store(entry.parent(), tile, next);
+                if (vertex_live && entry.is_first_light_child()) totals.add(entry.parent(), tile, next);
                 finish(entry.vertex(), sum, vertex_live);
             }
         };
-        for_each_entry<true, ENTRIES_AHEAD<SIGNALS>>(lists.entries, chunk, load, use);
+        for_each_entry<true, ENTRIES_AHEAD<Group, SIGNALS>>(lists.entries, chunk, load, use);
     };
     for (int light_depth = HeavyLight::LIGHT_DEPTHS - 1; light_depth >= 0; --light_depth)
         scan_light_depth<true>(lists, light_depth, tile, totals, scan_chunk);
 }
 
-// From the root to the leaves: x = own + decay * x of the parent, with a decay of 0 at the root. source.load(row, live)
-// returns what source.decay(loaded) and source.values(loaded, decay) take; it may read the totals, which get those
-// results that light children need. finish.load(row) is loaded with it; finish(entry, both loaded, decay, x above, x,
+// From the root to the leaves: x = own + decay * x of the parent, with a decay of 0 at the root. source.load(row)
+// returns what source.values(loaded, sums, decay) takes, which returns own; the totals are the sums and then get those
+// results that light children need. finish.load(row) is loaded with it; finish(entry, loaded, sums, decay, x above, x,
 // live) receives the results.
-template <class Group, class acc_t, int SIGNALS, class Source, class Finish>
-__device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Group, acc_t>& tile, const Source& source,
+template <class Group, class acc_t, int SIGNALS, class decay_t, class Source, class Finish>
+__device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Group, acc_t>& tile,
+                          const Decays<Group, acc_t, decay_t>& decays, const Source& source,
                           const Totals<Group, acc_t, SIGNALS>& totals, Finish& finish) {
+    using Ahead = typename Totals<Group, acc_t, SIGNALS>::Ahead;
     struct Loaded {
+        Vector<decay_t> decay;
+        Ahead sums, above;  // above: of a top
         typename Source::Loaded source;
         typename Finish::Loaded finish;
-        Vectors<acc_t, SIGNALS> above;  // of a top
     };
     auto scan_chunk = [&](const Chunk& chunk, bool live, ChunkState<acc_t, SIGNALS>& state, auto is_final) {
+        auto has_above = [=](PathEntry entry) { return live && entry.is_top() && !entry.is_root(); };
         auto load = [&](PathEntry entry) {
-            Loaded loaded{source.load(entry.vertex(), live), {}, {}};
+            Loaded loaded{decays.load(entry.vertex(), live),
+                          totals.load_ahead(entry.vertex(), tile, live),
+                          totals.load_ahead(entry.parent(), tile, has_above(entry)),
+                          source.load(entry.vertex()),
+                          {}};
             if constexpr (decltype(is_final)::value) loaded.finish = finish.load(entry.vertex());
-            if (live && entry.is_top() && !entry.is_root()) loaded.above = totals.load(entry.parent(), tile);
             return loaded;
         };
         auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk) {
-            const Vector<acc_t> decay = entry.is_root() ? Vector<acc_t>{} : source.decay(loaded.source);
-            const Vectors<acc_t, SIGNALS> own = source.values(loaded.source, decay);
+            const Vector<acc_t> decay = entry.is_root() ? Vector<acc_t>{} : cast<acc_t>(loaded.decay);
+            const auto sums = totals.loaded(loaded.sums, entry.vertex(), tile, live);
+            const auto given = totals.loaded(loaded.above, entry.parent(), tile, has_above(entry));
+            const Vectors<acc_t, SIGNALS> own = source.values(loaded.source, sums, decay);
             const bool is_vertex = !entry.is_light_edge();
             Vectors<acc_t, SIGNALS> above, x;
             for (int k = 0; k < SIGNALS; ++k) {
-                above.signal[k] = entry.is_top() ? loaded.above.signal[k] : state.x.signal[k];
+                above.signal[k] = entry.is_top() ? given.signal[k] : state.x.signal[k];
                 x.signal[k] = map<acc_t>([](auto decay, auto above, auto own) { return std::fma(decay, above, own); },
                                          decay, above.signal[k], own.signal[k]);
             }
@@ -275,10 +340,12 @@ __device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Grou
             if constexpr (decltype(is_final)::value) {
                 const bool vertex_live = live && in_chunk && is_vertex;
                 if (vertex_live && entry.has_light_child()) totals.store(entry.vertex(), tile, x);
-                finish(entry, loaded.source, loaded.finish, decay, above, x, vertex_live);
+                finish(entry, loaded.finish, sums, decay, above, x, vertex_live);
             }
         };
-        for_each_entry<false, ENTRIES_AHEAD<SIGNALS>>(lists.entries, chunk, load, use);
+        constexpr bool MORE = !std::is_empty_v<typename Source::Loaded> || !std::is_empty_v<typename Finish::Loaded>;
+        constexpr int AHEAD = ENTRIES_AHEAD<Group, SIGNALS> / (MORE ? 2 : 1);
+        for_each_entry<false, AHEAD>(lists.entries, chunk, load, use);
     };
     for (int light_depth = 0; light_depth < HeavyLight::LIGHT_DEPTHS; ++light_depth)
         scan_light_depth<false>(lists, light_depth, tile, totals, scan_chunk);

@@ -1,5 +1,6 @@
-// The tree scan of decay exp(step A) and signal step B x, which are computed on the way, as are the gradients of x,
-// delta, A, B and the bias from those of signal and decay.
+// The tree scan of decay exp(step A) and signal step B x. Signals are computed into the sums, decays into scratch
+// memory or into a result that is not there yet. The gradients of x, delta, A, B and the bias are computed from those
+// of signal and decay on the way.
 #include <optional>
 
 #include "cuda/scan/scan.h"
@@ -12,15 +13,16 @@ template <class T>
 struct SelectiveScanInputs {
     using scalar_t = T;
     using acc_t = acc_type<T>;
-    using LoadedDecay = Vector<scalar_t>;  // of delta
+    using decay_t = acc_t;
     struct Loaded {
-        Vector<scalar_t> x, decay;
+        Vector<scalar_t> x, delta;
         scalar_t B;
     };
 
     const scalar_t *x_ptr, *delta_ptr, *B_ptr;  // B: one value per vertex
     const acc_t *A_ptr, *bias_ptr;              // one value per channel
     bool with_softplus;
+    acc_t* decays;          // of every vertex and channel: scratch
     Vector<acc_t> A, bias;  // of the thread's channels
 
     __device__ void select(int64_t channel) {
@@ -30,8 +32,6 @@ struct SelectiveScanInputs {
     __device__ Loaded load(int32_t row, int64_t at) const {
         return {as_vector(x_ptr + at), as_vector(delta_ptr + at), B_ptr[row]};
     }
-    __device__ LoadedDecay load_decay(int64_t at) const { return as_vector(delta_ptr + at); }
-
     __device__ Vector<acc_t> shifted(const Vector<scalar_t>& delta) const {
         return map<acc_t>([](auto delta, auto bias) { return static_cast<acc_t>(delta) + bias; }, delta, bias);
     }
@@ -39,16 +39,11 @@ struct SelectiveScanInputs {
         const Vector<acc_t> given = shifted(delta);
         return with_softplus ? map<acc_t>([](auto x) { return softplus(x); }, given) : given;
     }
-    __device__ Vector<acc_t> step_slope(const Vector<scalar_t>& delta) const {
-        return with_softplus ? map<acc_t>([](auto x) { return softplus_slope(x); }, shifted(delta)) : filled(acc_t{1});
-    }
-    __device__ Vector<acc_t> signal(const Loaded& loaded) const {
+    __device__ Vector<acc_t> signal(const Loaded& loaded, int64_t at) const {
+        const Vector<acc_t> step = this->step(loaded.delta);
+        as_vector(decays + at) = map<acc_t>([](auto step, auto A) { return std::exp(step * A); }, step, A);
         const acc_t B = static_cast<acc_t>(loaded.B);
-        return map<acc_t>([=](auto step, auto x) { return step * (B * static_cast<acc_t>(x)); }, step(loaded.decay),
-                          loaded.x);
-    }
-    __device__ Vector<acc_t> decay(const Vector<scalar_t>& delta) const {
-        return map<acc_t>([](auto step, auto A) { return std::exp(step * A); }, step(delta), A);
+        return map<acc_t>([=](auto step, auto x) { return step * (B * static_cast<acc_t>(x)); }, step, loaded.x);
     }
 };
 
@@ -57,10 +52,7 @@ struct SelectiveScanGradients {
     static constexpr int SHARED_VECTORS = 2;
     using Inputs = SelectiveScanInputs<scalar_t>;
     using acc_t = acc_type<scalar_t>;
-    struct Loaded {
-        Vector<scalar_t> x;
-        scalar_t B;
-    };
+    using Loaded = typename Inputs::Loaded;
 
     scalar_t *x, *delta;
     acc_t* B_parts;               // (tiles, vertices of the batch)
@@ -68,15 +60,18 @@ struct SelectiveScanGradients {
     int64_t rows;
     Vector<acc_t> A_sum, bias_sum;  // over the vertices of this thread, from 0
 
-    __device__ Loaded load(const Inputs& in, int32_t row, int64_t at) const {
-        return {as_vector(in.x_ptr + at), in.B_ptr[row]};
-    }
+    __device__ Loaded load(const Inputs& in, int32_t row, int64_t at) const { return in.load(row, at); }
 
     template <class Group>
     __device__ void store(const ChannelTile<Group, acc_t>& tile, const Inputs& in, int32_t row, const Loaded& loaded,
-                          const Vector<scalar_t>& loaded_delta, const Vector<acc_t>& decay,
-                          const Vector<acc_t>& grad_signal, const Vector<acc_t>& grad_decay, bool live) {
-        const Vector<acc_t> step = in.step(loaded_delta), slope = in.step_slope(loaded_delta);
+                          const Vector<acc_t>& decay, const Vector<acc_t>& grad_signal, const Vector<acc_t>& grad_decay,
+                          bool live) {
+        const Vector<acc_t> given = in.shifted(loaded.delta);
+        Vector<acc_t> step = given, slope = filled(acc_t{1});
+        if (in.with_softplus) {
+            step = map<acc_t>([](auto x) { return softplus(x); }, given);
+            slope = map<acc_t>([](auto x) { return softplus_slope(x); }, given);
+        }
         const acc_t B = static_cast<acc_t>(loaded.B);
         Vector<scalar_t> grad_x, grad_delta;
         acc_t grad_B = 0;  // of the tile's channels
@@ -93,8 +88,8 @@ struct SelectiveScanGradients {
             bias_sum.element[i] += shifted;
         }
         if (live) {
-            as_vector(x + tile.at(row)) = grad_x;
-            as_vector(delta + tile.at(row)) = grad_delta;
+            store_once(&as_vector(x + tile.at(row)), grad_x);
+            store_once(&as_vector(delta + tile.at(row)), grad_delta);
         } else {
             grad_B = 0;
         }
@@ -107,7 +102,6 @@ struct SelectiveScanGradients {
     __device__ void end(const ChannelTile<Group, acc_t>& tile) const {
         auto* sums = reinterpret_cast<Vector<acc_t>*>(shared_memory());
         const auto thread = static_cast<int32_t>(threadIdx.x), threads = static_cast<int32_t>(blockDim.x);
-        __syncthreads();
         sums[thread] = A_sum;
         sums[threads + thread] = bias_sum;
         __syncthreads();
@@ -140,6 +134,7 @@ struct PaddedArguments {
                 A.const_data_ptr<acc_t>(),
                 bias ? bias->const_data_ptr<acc_t>() : nullptr,
                 softplus,
+                nullptr,
                 {},
                 {}};
     }
@@ -179,19 +174,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
         dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
             using acc_t = acc_type<scalar_t>;
             const auto inputs = arguments.inputs<scalar_t>();
-            scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), [&](int64_t tiles, int64_t blocks) {
-                B_parts = make_empty(A, {tiles, sizes.batch, sizes.vertices});
-                A_parts = scan.new_parts(A, blocks);
-                bias_parts = scan.new_parts(A, blocks);
-                return SelectiveScanGradients<scalar_t>{grad_x.mutable_data_ptr<scalar_t>(),
-                                                        grad_delta.mutable_data_ptr<scalar_t>(),
-                                                        B_parts.mutable_data_ptr<acc_t>(),
-                                                        A_parts.mutable_data_ptr<acc_t>(),
-                                                        bias_parts.mutable_data_ptr<acc_t>(),
-                                                        sizes.batch * sizes.vertices,
-                                                        {},
-                                                        {}};
-            });
+            scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), grad_x.mutable_data_ptr<scalar_t>(),
+                             [&](int64_t tiles, int64_t blocks) {
+                                 B_parts = make_empty(A, {tiles, sizes.batch, sizes.vertices});
+                                 A_parts = scan.new_parts(A, blocks);
+                                 bias_parts = scan.new_parts(A, blocks);
+                                 return SelectiveScanGradients<scalar_t>{grad_x.mutable_data_ptr<scalar_t>(),
+                                                                         grad_delta.mutable_data_ptr<scalar_t>(),
+                                                                         B_parts.mutable_data_ptr<acc_t>(),
+                                                                         A_parts.mutable_data_ptr<acc_t>(),
+                                                                         bias_parts.mutable_data_ptr<acc_t>(),
+                                                                         sizes.batch * sizes.vertices,
+                                                                         {},
+                                                                         {}};
+                             });
         });
     }
     torch::stable::copy_(grad_B, sum_parts(B_parts));

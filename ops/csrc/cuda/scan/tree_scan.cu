@@ -10,18 +10,14 @@ template <class T>
 struct TreeScanInputs {
     using scalar_t = T;
     using acc_t = acc_type<T>;
-    using LoadedDecay = Vector<scalar_t>;
-    struct Loaded {
-        Vector<scalar_t> signal, decay;
-    };
+    using decay_t = T;
+    using Loaded = Vector<scalar_t>;
 
     const scalar_t *signals, *decays;
 
     __device__ void select(int64_t) {}
-    __device__ Loaded load(int32_t, int64_t at) const { return {as_vector(signals + at), as_vector(decays + at)}; }
-    __device__ LoadedDecay load_decay(int64_t at) const { return as_vector(decays + at); }
-    __device__ Vector<acc_t> signal(const Loaded& loaded) const { return cast<acc_t>(loaded.signal); }
-    __device__ Vector<acc_t> decay(const LoadedDecay& loaded) const { return cast<acc_t>(loaded); }
+    __device__ Loaded load(int32_t, int64_t at) const { return load_once(&as_vector(signals + at)); }
+    __device__ Vector<acc_t> signal(const Loaded& loaded, int64_t) const { return cast<acc_t>(loaded); }
 };
 
 template <class scalar_t>
@@ -36,11 +32,11 @@ struct TreeScanGradients {
     __device__ Loaded load(const Inputs&, int32_t, int64_t) const { return {}; }
     template <class Group>
     __device__ void store(const ChannelTile<Group, acc_t>& tile, const Inputs&, int32_t row, Loaded,
-                          const Vector<scalar_t>&, const Vector<acc_t>&, const Vector<acc_t>& grad_signal,
-                          const Vector<acc_t>& grad_decay, bool live) const {
+                          const Vector<acc_t>&, const Vector<acc_t>& grad_signal, const Vector<acc_t>& grad_decay,
+                          bool live) const {
         if (!live) return;
-        as_vector(signal + tile.at(row)) = cast<scalar_t>(grad_signal);
-        as_vector(decay + tile.at(row)) = cast<scalar_t>(grad_decay);
+        store_once(&as_vector(signal + tile.at(row)), cast<scalar_t>(grad_signal));
+        store_once(&as_vector(decay + tile.at(row)), cast<scalar_t>(grad_decay));
     }
     template <class Group>
     __device__ void end(const ChannelTile<Group, acc_t>&) const {}
@@ -73,9 +69,9 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
                                                     grad_decay.mutable_data_ptr<scalar_t>()};
         auto give = [&](int64_t, int64_t) { return gradients; };
         if (arguments.both)
-            scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), give);
+            scan.backward<2>(inputs, g.const_data_ptr<scalar_t>(), nullptr, give);
         else
-            scan.backward<1>(inputs, g.const_data_ptr<scalar_t>(), give);
+            scan.backward<1>(inputs, g.const_data_ptr<scalar_t>(), nullptr, give);
     });
     return {scan.unpadded(grad_input), scan.unpadded(grad_decay)};
 }
