@@ -10,15 +10,20 @@ struct alignas(8) Link {
     int32_t next, distance;
 };
 
-// Doubles every link until it spans a list of `longest` elements: then next is the last element and distance the number
-// of links to it. The elements are named first ... first + count - 1. Returns the array that holds the result, links or
-// spare, and leaves the group synchronised.
+// Lengthens every link by four in each round until it spans a list of `longest` elements: then next is the last element
+// and distance the number of links to it. The elements are named first ... first + count - 1. Returns the array that
+// holds the result, links or spare, and leaves the group synchronised.
 template <class Group>
 __device__ Link* rank_lists(Link* links, Link* spare, int64_t first, int64_t count, int64_t longest) {
-    for (int64_t span = 1; span < longest; span *= 2) {
+    constexpr int STEPS = 4;
+    for (int64_t span = 1; span < longest; span *= STEPS) {
         for_each<Group>(count, [=](int64_t i) {
-            const Link near = links[i], far = links[near.next - first];
-            spare[i] = {far.next, near.distance + far.distance};
+            Link reached = links[i];
+            for (int step = 1; step < STEPS; ++step) {
+                const Link further = links[reached.next - first];
+                reached = {further.next, reached.distance + further.distance};
+            }
+            spare[i] = reached;
         });
         Group::sync();
         Link* swapped = links;

@@ -120,16 +120,20 @@ struct LaneBegins {
 
 template <class Group>
 __global__ void __launch_bounds__(GROUP_THREADS, 1)
-    heavy_light_kernel(HeavyLight result, Subtrees trees, Scratch scratch) {
+    heavy_light_kernel(HeavyLight result, Subtrees trees, Scratch scratch, bool links_shared) {
     const int32_t vertices = result.vertices;
     const auto lists = result.lists(blockIdx.x);
     const int64_t begin = int64_t{lists.first_item} * vertices, count = int64_t{lists.items} * vertices;
-    const int32_t *order = trees.order, *valid = trees.valid;
+    const int32_t* order = trees.order;
     int32_t* memory = Group::IS_BLOCK ? reinterpret_cast<int32_t*>(shared_memory()) : scratch.tables;
     const Tables tables(memory, count, MOST_SEGMENTS<Group>);
     HeavyPath* paths = scratch.path + begin;
     int32_t* first_entry = scratch.first_entry + begin;
 
+    if constexpr (Group::IS_BLOCK) {
+        Link* shared = links_shared ? reinterpret_cast<Link*>(memory + Tables::size(MOST_SEGMENTS<Group>)) : nullptr;
+        trees.restrict_to(lists.first_item, shared);
+    }
     trees.measure<Group>(lists.first_item, lists.items);
     Link *links = trees.links + 2 * begin, *spare = trees.spare + 2 * begin;
 
@@ -147,7 +151,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
     // The leaf of a path finds its length and light depth.
     for_each<Group>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i), root = trees.root_of(p);
-        if (!valid[p / vertices] || trees.heavy_child(p) >= 0) return;
+        if (!trees.is_valid(p) || trees.heavy_child(p) >= 0) return;
         int32_t light_depth = 0;
         for (int32_t top = path[i].next; top != root; ++light_depth) top = path[trees.parent_of(top) - begin].next;
         paths[path[i].next - begin] = {light_depth, path[i].distance + 1};
@@ -218,7 +222,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
     });
     for_each<Group>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i), root = trees.root_of(p), children = trees.child_count(p);
-        if (!valid[p / vertices]) return;
+        if (!trees.is_valid(p)) return;
         auto place_of = [=](int64_t j) { return first_entry[path[j].next - begin] + path[j].distance; };
         PathEntry entry = PathEntry::of_vertex(root + order[p], children == 0, children > 1);
         if (p == root) {
@@ -250,10 +254,13 @@ HeavyLight decompose_heavy_light(const Device& device, Workspace& workspace, con
     Scratch scratch{workspace.take<HeavyPath>(count), workspace.take<int32_t>(count), nullptr};
     if (all_in_one) {
         scratch.tables = workspace.take<int32_t>(Tables::size(MOST_SEGMENTS<GridGroup>));
-        launch_grid_group(device, heavy_light_kernel<GridGroup>, count, result, trees, scratch);
+        launch_grid_group(device, heavy_light_kernel<GridGroup>, count, result, trees, scratch, false);
     } else {
-        device.launch(heavy_light_kernel<BlockGroup>, batch, GROUP_THREADS,
-                      Tables::size(MOST_SEGMENTS<BlockGroup>) * sizeof(int32_t), result, trees, scratch);
+        const int64_t tables = Tables::size(MOST_SEGMENTS<BlockGroup>) * static_cast<int64_t>(sizeof(int32_t));
+        const int64_t links = Subtrees::link_bytes(vertices);
+        const bool links_shared = tables + links <= device.shared_bytes();
+        device.launch(heavy_light_kernel<BlockGroup>, batch, GROUP_THREADS, tables + (links_shared ? links : 0), result,
+                      trees, scratch, links_shared);
     }
     return result;
 }

@@ -26,10 +26,23 @@ struct Subtrees {
           links(workspace.take<Link>(2 * batch * vertices)),
           spare(workspace.take<Link>(2 * batch * vertices)) {}
 
-    __device__ int32_t root_of(int64_t p) const { return static_cast<int32_t>(p / vertices * vertices); }
+    // What a block of one item knows without a division, and its links in shared memory, two times two for each vertex.
+    __device__ void restrict_to(int32_t item, Link* memory) {
+        only_item = item;
+        if (!memory) return;
+        links = memory - int64_t{2} * item * vertices;
+        spare = links + int64_t{2} * vertices;
+    }
+    static __host__ __device__ int64_t link_bytes(int64_t vertices) {
+        return 4 * vertices * static_cast<int64_t>(sizeof(Link));
+    }
+
+    __device__ int32_t item_of(int32_t p) const { return only_item >= 0 ? only_item : p / vertices; }
+    __device__ int32_t root_of(int32_t p) const { return item_of(p) * vertices; }
+    __device__ bool is_valid(int32_t p) const { return valid[item_of(p)]; }
 
     // The parent's position, for the root its own. An invalid tree counts as a star, which is harmless.
-    __device__ int32_t parent_of(int32_t p) const { return valid[p / vertices] ? parent_position[p] : root_of(p); }
+    __device__ int32_t parent_of(int32_t p) const { return is_valid(p) ? parent_position[p] : root_of(p); }
 
     __device__ int32_t child_count(int32_t p) const { return end_child[p] - first_child[p]; }
 
@@ -49,7 +62,8 @@ struct Subtrees {
     int32_t* position;  // by vertex
     int32_t *parent_position, *first_child, *end_child;
     SizeAndTop* heaviest;
-    Link *links, *spare;  // two for each position
+    Link *links, *spare;     // two for each position
+    int32_t only_item = -1;  // of a block
 };
 
 template <class Group>
@@ -64,7 +78,7 @@ __device__ const Link* Subtrees::measure(int64_t first_item, int64_t items) cons
     for_each<Group>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i), root = self.root_of(p), vertex = self.order[p];
         const bool fine = vertex >= 0 && vertex < self.vertices;
-        if (!fine || atomicExch(self.position + root + vertex, p) != -1) atomicExch(self.valid + p / self.vertices, 0);
+        if (!fine || atomicExch(self.position + root + vertex, p) != -1) atomicExch(self.valid + self.item_of(p), 0);
     });
     Group::sync();
 
@@ -74,7 +88,7 @@ __device__ const Link* Subtrees::measure(int64_t first_item, int64_t items) cons
         const int32_t parent = known ? self.parent[root + vertex] : -1;
         const int32_t found = parent >= 0 && parent < self.vertices ? self.position[root + parent] : -1;
         const bool fine = p == root ? found == root : found >= root && found < p;
-        if (!fine) atomicExch(self.valid + p / self.vertices, 0);
+        if (!fine) atomicExch(self.valid + self.item_of(p), 0);
         self.parent_position[p] = fine ? found : root;
         self.first_child[p] = self.end_child[p] = 0;
     });
@@ -82,7 +96,7 @@ __device__ const Link* Subtrees::measure(int64_t first_item, int64_t items) cons
     for_each<Group>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i);
         if (p > self.root_of(p) + 1 && self.parent_position[p - 1] > self.parent_position[p])
-            atomicExch(self.valid + p / self.vertices, 0);
+            atomicExch(self.valid + self.item_of(p), 0);
     });
     Group::sync();
 
@@ -109,7 +123,7 @@ __device__ const Link* Subtrees::measure(int64_t first_item, int64_t items) cons
     for_each<Group>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(begin + i), parent = self.parent_of(p);
         const int32_t distance = tour[2 * i].distance - tour[2 * i + 1].distance;
-        if (p != parent && self.valid[p / self.vertices])
+        if (p != parent && self.is_valid(p))
             atomicMax(self.heaviest + parent, static_cast<SizeAndTop>(distance) << 32 | ~static_cast<uint32_t>(p));
     });
     Group::sync();
