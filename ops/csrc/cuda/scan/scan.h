@@ -136,7 +136,7 @@ private:
         Plan plan{};
         plan.tile_threads =
             std::min<int64_t>(MOST_CHANNELS / VECTOR_SIZE<acc_t>, std::bit_ceil(static_cast<uint64_t>(vectors)));
-        plan.threads = SCAN_THREADS;
+        plan.threads = BLOCK_THREADS<Group>;
         if constexpr (Group::IS_BLOCK) {
             // The greatest tile whose sums fit into shared memory and which gives every multiprocessor a block, but no
             // less than 32 bytes of sums. Threads in proportion to the shared memory, so that the blocks of a

@@ -62,6 +62,7 @@ template <class Group, class Inputs>
 struct StoreOutput {
     using acc_t = typename Inputs::acc_t;
     using scalar_t = typename Inputs::scalar_t;
+    static constexpr bool BY_WARPS = false;
     struct Loaded {};
     const ChannelTile<Group, acc_t>& tile;
     scalar_t* output;
@@ -77,7 +78,7 @@ struct StoreOutput {
 };
 
 template <class Group, class Inputs>
-__global__ void __launch_bounds__(SCAN_THREADS, 1)
+__global__ void __launch_bounds__(BLOCK_THREADS<Group>, 1)
     scan_kernel(TileLayout layout, Inputs inputs, HeavyLight decomposition, bool both,
                 Totals<Group, typename Inputs::acc_t, 1> totals, typename Inputs::scalar_t* to) {
     using acc_t = typename Inputs::acc_t;
@@ -137,6 +138,7 @@ template <class Group, class Inputs, class Gradients>
 struct StoreGradients {
     using acc_t = typename Inputs::acc_t;
     using Loaded = typename Gradients::Loaded;
+    static constexpr bool BY_WARPS = Gradients::BY_WARPS;
     const ChannelTile<Group, acc_t>& tile;
     const Inputs& inputs;
     Gradients& gradients;
@@ -154,7 +156,7 @@ struct StoreGradients {
 // For direction `both` with two signals, because the gradient of the signal is then the scan of the gradient: P(i, j)
 // is symmetric.
 template <class Group, int SIGNALS, class Inputs, class Gradients>
-__global__ void __launch_bounds__(SCAN_THREADS, 1)
+__global__ void __launch_bounds__(BLOCK_THREADS<Group>, 1)
     scan_backward_kernel(TileLayout layout, Inputs inputs, const typename Inputs::scalar_t* grad,
                          HeavyLight decomposition, Totals<Group, typename Inputs::acc_t, SIGNALS> totals,
                          Gradients gradients) {

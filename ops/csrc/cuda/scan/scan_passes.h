@@ -18,8 +18,11 @@ namespace grootv {
 // Entries whose inputs are loaded ahead of the recurrence: a whole chunk if registers hold them.
 template <class Group, int SIGNALS>
 constexpr int ENTRIES_AHEAD = Group::IS_BLOCK ? 8 : 8 / SIGNALS;
-template <int SIGNALS>
-constexpr int CARRIES_AHEAD = 8 / SIGNALS;
+constexpr int CARRIES_AHEAD = 8;
+
+// A grid's rows, which it keeps in memory, take registers too.
+template <class Group>
+constexpr int BLOCK_THREADS = Group::IS_BLOCK ? SCAN_THREADS : SCAN_THREADS / 2;
 
 // How a launch divides the channels: a tile is a vector for each of a few threads, at most 32 channels together.
 struct TileLayout {
@@ -158,24 +161,27 @@ struct Decays {
     }
 };
 
-// Calls use(entry, loaded, in_chunk) for the entries of a chunk, from its end up or from its start down, with loaded =
-// load(entry). The loads of COUNT entries come before the first use, so that none waits for another; beyond the end of
-// the chunk its last entry is loaded again.
-template <bool UP, int COUNT, class Load, class Use>
-__device__ void for_each_entry(const PathEntry* entries, const Chunk& chunk, Load load, Use use) {
+// Calls use(entry, loaded, in_chunk, live) for the entries of a chunk, from its end up or from its start down, with
+// loaded = load(entry, live). The loads of COUNT entries come before the first use, so that none waits for another;
+// beyond the end of the chunk its last entry is loaded again. Threads that have nothing to do leave, or stay TOGETHER
+// with their warp and are not live.
+template <bool UP, bool TOGETHER, int COUNT, class Load, class Use>
+__device__ void for_each_entry(const PathEntry* entries, const Chunk& chunk, bool live, Load load, Use use) {
     const int32_t length = chunk.end - chunk.first;
-    for (int32_t begin = 0; __any_sync(~0u, begin < length); begin += COUNT) {
+    auto more = [=](int32_t begin) { return TOGETHER ? __any_sync(~0u, begin < length) : live && begin < length; };
+    for (int32_t begin = 0; more(begin); begin += COUNT) {
+        const bool active = !TOGETHER || (live && begin < length);
         PathEntry entry[COUNT];
-        decltype(load(entry[0])) loaded[COUNT];
+        decltype(load(entry[0], active)) loaded[COUNT];
 #pragma unroll
         for (int j = 0; j < COUNT; ++j) {
             const int32_t place = begin + j < length ? begin + j : length - 1;
             entry[j] = entries[UP ? chunk.end - 1 - place : chunk.first + place];
         }
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) loaded[j] = load(entry[j]);
+        for (int j = 0; j < COUNT; ++j) loaded[j] = load(entry[j], active);
 #pragma unroll
-        for (int j = 0; j < COUNT; ++j) use(entry[j], loaded[j], begin + j < length);
+        for (int j = 0; j < COUNT; ++j) use(entry[j], loaded[j], begin + j < length, active);
     }
 }
 
@@ -187,34 +193,32 @@ struct ChunkState {
 };
 
 // Scan of carries: replaces the results of the local scans of a light depth's long paths by the carries into the
-// pieces.
+// pieces. The signals of a path are tasks of their own.
 template <bool UP, class Group, class acc_t, int SIGNALS>
 __device__ void scan_carries(const HeavyLight::Lists& lists, int light_depth, const ChannelTile<Group, acc_t>& tile,
                              const Totals<Group, acc_t, SIGNALS>& totals) {
-    constexpr int COUNT = CARRIES_AHEAD<SIGNALS>;
+    constexpr int COUNT = CARRIES_AHEAD;
     const int32_t* begins = lists.begins->long_paths + light_depth;
-    tile.for_each(begins[0], begins[1], [&](int64_t i, bool live) {
+    tile.for_each(SIGNALS * begins[0], SIGNALS * begins[1], [&](int64_t i, bool live) {
         if (!live) return;
-        const LongPath path = lists.long_paths[i];
-        Vectors<acc_t, SIGNALS> carry{};
+        const LongPath path = lists.long_paths[i / SIGNALS];
+        acc_t* const carries = i % SIGNALS == 0 ? totals.carry[0] : totals.carry[SIGNALS - 1];
+        Vector<acc_t> carry{};
         for (int32_t begin = 0; begin < path.count; begin += COUNT) {
-            ChunkState<acc_t, SIGNALS> local[COUNT];
+            Vector<acc_t> x[COUNT], product[COUNT];
             int64_t at[COUNT];
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) {
                 const int32_t piece = begin + j < path.count ? begin + j : path.count - 1;
                 at[j] = tile.at(path.carry + (UP ? path.count - 1 - piece : piece));
-                for (int k = 0; k < SIGNALS; ++k) local[j].x.signal[k] = as_vector(totals.carry[k] + at[j]);
-                local[j].product = as_vector(totals.product + at[j]);
+                x[j] = as_vector(carries + at[j]);
+                product[j] = as_vector(totals.product + at[j]);
             }
 #pragma unroll
             for (int j = 0; j < COUNT; ++j) {
-                for (int k = 0; k < SIGNALS; ++k) {
-                    if (begin + j < path.count) as_vector(totals.carry[k] + at[j]) = carry.signal[k];
-                    carry.signal[k] =
-                        map<acc_t>([](auto product, auto carry, auto x) { return std::fma(product, carry, x); },
-                                   local[j].product, carry.signal[k], local[j].x.signal[k]);
-                }
+                if (begin + j < path.count) as_vector(carries + at[j]) = carry;
+                carry = map<acc_t>([](auto product, auto carry, auto x) { return std::fma(product, carry, x); },
+                                   product[j], carry, x[j]);
             }
         }
     });
@@ -261,10 +265,11 @@ __device__ void up_pass(const HeavyLight::Lists& lists, const ChannelTile<Group,
         typename Totals<Group, acc_t, SIGNALS>::Ahead row;
     };
     auto scan_chunk = [&](const Chunk& chunk, bool live, ChunkState<acc_t, SIGNALS>& state, auto is_final) {
-        auto load = [&](PathEntry entry) {
+        constexpr bool FINAL = decltype(is_final)::value;  // then the state is of no use beyond the chunk
+        auto load = [&](PathEntry entry, bool live) {
             return Loaded{decays.load(entry.vertex(), live), totals.load_ahead(entry.vertex(), tile, live)};
         };
-        auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk) {
+        auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk, bool live) {
             const Vector<acc_t> decay = cast<acc_t>(loaded.decay);
             // The signal and what a light child has added to it, or a light child's own sum.
             const Vectors<acc_t, SIGNALS> row = totals.loaded(loaded.row, entry.vertex(), tile, live);
@@ -278,18 +283,18 @@ __device__ void up_pass(const HeavyLight::Lists& lists, const ChannelTile<Group,
                                    auto below) { return is_vertex ? decay * sum : std::fma(decay, row, below); },
                                decay, sum.signal[k], row.signal[k], below);
             }
-            if (in_chunk) {
+            if (FINAL || in_chunk) {
                 state.x = next;
                 if (is_vertex) state.product = state.product * decay;
             }
-            if constexpr (decltype(is_final)::value) {
+            if constexpr (FINAL) {
                 const bool vertex_live = live && in_chunk && is_vertex;
                 if (vertex_live) totals.store(entry.vertex(), tile, sum);
                 if (vertex_live && entry.is_first_light_child()) totals.add(entry.parent(), tile, next);
                 finish(entry.vertex(), sum, vertex_live);
             }
         };
-        for_each_entry<true, ENTRIES_AHEAD<Group, SIGNALS>>(lists.entries, chunk, load, use);
+        for_each_entry<true, false, ENTRIES_AHEAD<Group, SIGNALS>>(lists.entries, chunk, live, load, use);
     };
     for (int light_depth = HeavyLight::LIGHT_DEPTHS - 1; light_depth >= 0; --light_depth)
         scan_light_depth<true>(lists, light_depth, tile, totals, scan_chunk);
@@ -311,20 +316,21 @@ __device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Grou
         typename Finish::Loaded finish;
     };
     auto scan_chunk = [&](const Chunk& chunk, bool live, ChunkState<acc_t, SIGNALS>& state, auto is_final) {
-        auto has_above = [=](PathEntry entry) { return live && entry.is_top() && !entry.is_root(); };
-        auto load = [&](PathEntry entry) {
+        constexpr bool FINAL = decltype(is_final)::value;  // then the state is of no use beyond the chunk
+        auto has_above = [](PathEntry entry, bool live) { return live && entry.is_top() && !entry.is_root(); };
+        auto load = [&](PathEntry entry, bool live) {
             Loaded loaded{decays.load(entry.vertex(), live),
                           totals.load_ahead(entry.vertex(), tile, live),
-                          totals.load_ahead(entry.parent(), tile, has_above(entry)),
+                          totals.load_ahead(entry.parent(), tile, has_above(entry, live)),
                           source.load(entry.vertex()),
                           {}};
-            if constexpr (decltype(is_final)::value) loaded.finish = finish.load(entry.vertex());
+            if constexpr (FINAL) loaded.finish = finish.load(entry.vertex());
             return loaded;
         };
-        auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk) {
+        auto use = [&](PathEntry entry, const Loaded& loaded, bool in_chunk, bool live) {
             const Vector<acc_t> decay = entry.is_root() ? Vector<acc_t>{} : cast<acc_t>(loaded.decay);
             const auto sums = totals.loaded(loaded.sums, entry.vertex(), tile, live);
-            const auto given = totals.loaded(loaded.above, entry.parent(), tile, has_above(entry));
+            const auto given = totals.loaded(loaded.above, entry.parent(), tile, has_above(entry, live));
             const Vectors<acc_t, SIGNALS> own = source.values(loaded.source, sums, decay);
             const bool is_vertex = !entry.is_light_edge();
             Vectors<acc_t, SIGNALS> above, x;
@@ -333,11 +339,11 @@ __device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Grou
                 x.signal[k] = map<acc_t>([](auto decay, auto above, auto own) { return std::fma(decay, above, own); },
                                          decay, above.signal[k], own.signal[k]);
             }
-            if (in_chunk && is_vertex) {
+            if ((FINAL || in_chunk) && is_vertex) {
                 state.x = x;
                 state.product = state.product * decay;
             }
-            if constexpr (decltype(is_final)::value) {
+            if constexpr (FINAL) {
                 const bool vertex_live = live && in_chunk && is_vertex;
                 if (vertex_live && entry.has_light_child()) totals.store(entry.vertex(), tile, x);
                 finish(entry, loaded.finish, sums, decay, above, x, vertex_live);
@@ -345,7 +351,7 @@ __device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Grou
         };
         constexpr bool MORE = !std::is_empty_v<typename Source::Loaded> || !std::is_empty_v<typename Finish::Loaded>;
         constexpr int AHEAD = ENTRIES_AHEAD<Group, SIGNALS> / (MORE ? 2 : 1);
-        for_each_entry<false, AHEAD>(lists.entries, chunk, load, use);
+        for_each_entry<false, FINAL && Finish::BY_WARPS, AHEAD>(lists.entries, chunk, live, load, use);
     };
     for (int light_depth = 0; light_depth < HeavyLight::LIGHT_DEPTHS; ++light_depth)
         scan_light_depth<false>(lists, light_depth, tile, totals, scan_chunk);

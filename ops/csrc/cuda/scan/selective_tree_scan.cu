@@ -50,6 +50,7 @@ struct SelectiveScanInputs {
 template <class scalar_t>
 struct SelectiveScanGradients {
     static constexpr int SHARED_VECTORS = 2;
+    static constexpr bool BY_WARPS = true;
     using Inputs = SelectiveScanInputs<scalar_t>;
     using acc_t = acc_type<scalar_t>;
     using Loaded = typename Inputs::Loaded;

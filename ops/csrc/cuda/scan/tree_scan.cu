@@ -23,6 +23,7 @@ struct TreeScanInputs {
 template <class scalar_t>
 struct TreeScanGradients {
     static constexpr int SHARED_VECTORS = 0;
+    static constexpr bool BY_WARPS = false;
     using Inputs = TreeScanInputs<scalar_t>;
     using acc_t = acc_type<scalar_t>;
     struct Loaded {};
