@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import io
+import json
 import logging
 import pickle
 import re
@@ -300,6 +302,22 @@ def download(url: str, folder: str | None = None) -> Path:
         except OSError as error:
             raise UserError(f'checkpoint {url} cannot be downloaded ({error}): check the address') from error
     return path
+
+
+def pack_weights(state_dict: Mapping[str, Tensor], meta: Mapping[str, Any], kind: str) -> bytes:
+    """The content of a checkpoint file that holds weights alone.
+
+    Args:
+        state_dict: The weights.
+        meta: What can be said of them, of types that JSON has.
+        kind: Ending of the file's name, 'safetensors' or any other, which is a file of ``torch.save``.
+    """
+    if kind == 'safetensors':
+        notes = {name: json.dumps(value) for name, value in meta.items()}
+        return safetensors.torch.save(dict(state_dict), notes)
+    content = io.BytesIO()
+    torch.save(dict(state_dict=dict(state_dict), meta=dict(meta)), content)
+    return content.getvalue()
 
 
 def state_dict_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:

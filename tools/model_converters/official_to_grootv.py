@@ -11,16 +11,14 @@ shape. Post-norm leaves no trace in a checkpoint: pre-norm, as published, is ass
 import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import hashlib
-import json
 import re
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from safetensors.torch import save_file
 from torch import Tensor
 
-from grootv.checkpoint import build_model, load_checkpoint_file
+from grootv.checkpoint import build_model, load_checkpoint_file, pack_weights
 from grootv.cli import run
 from grootv.errors import UserError
 from grootv.files import write_atomically
@@ -164,10 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     source = dict(name=args.src.name, sha256=hashlib.sha256(args.src.read_bytes()).hexdigest())
     meta = dict(model=config, source=source)
     with write_atomically(args.dst) as draft:
-        if args.dst.suffix == '.safetensors':
-            save_file(state_dict, draft, {name: json.dumps(value) for name, value in meta.items()})
-        else:
-            torch.save(dict(state_dict=state_dict, meta=meta), draft)
+        draft.write_bytes(pack_weights(state_dict, meta, args.dst.suffix[1:]))
     backbone, head = config['backbone'], config['head']
     print(f'{args.dst}: GrootV {backbone["arch"]}, {head["num_classes"]} classes')
 
