@@ -42,8 +42,8 @@ class LanguageModel(BaseModel):
         tokenizer: That of the folder, or None.
 
     Raises:
-        UserError: As ``load_language_model``, or if ``keep_tied`` is set and the output layer has an adapter
-            of its own.
+        UserError: As ``load_language_model``, or if peft refuses ``lora``, or if ``keep_tied`` is set and the
+            output layer has an adapter of its own.
     """
 
     def __init__(
@@ -59,7 +59,17 @@ class LanguageModel(BaseModel):
         if lora is not None:
             # Not into self.model: peft refuses out_proj of a Mamba, because some kernels read its weight and
             # bypass its adapter. TreeMambaMixer calls it.
-            inject_adapter_in_model(LoraConfig(**lora), self)
+            try:
+                inject_adapter_in_model(LoraConfig(**lora), self)
+            except Exception as error:  # each option has exceptions of its own
+                reason = str(error).strip().partition('\n')[0]
+                raise UserError(f'LanguageModel: peft refuses lora={dict(lora)}: {reason}') from error
+            if not all(isinstance(m.dt_proj, nn.Linear) for m in self.modules() if hasattr(m, 'dt_proj')):
+                raise UserError(
+                    'LanguageModel: dt_proj takes no adapter: leave it out of the modules in lora'
+                )
+            if lora.get('ensure_weight_tying'):
+                raise UserError('LanguageModel: lora.ensure_weight_tying has no effect here: set keep_tied')
         self.keep_tied = keep_tied
         if keep_tied and isinstance(self.model.get_output_embeddings(), ADAPTED):
             raise UserError(
@@ -132,6 +142,8 @@ class LanguageModel(BaseModel):
                 merged = module.unload_and_optionally_merge_module(True, False, None)
             model.set_submodule(name, merged)
             done += (f'{name}.',)
+        if config.tie_word_embeddings:  # a trained copy of the embeddings is another tensor
+            model.lm_head.weight = model.get_input_embeddings().weight
         return model
 
 

@@ -47,7 +47,7 @@ class TreeMambaMixer(MambaMixer):
         if stepping and hidden_states.shape[1] != 1:
             raise ValueError(
                 'TreeMambaMixer: after the first call a cache takes one token at a time, '
-                f'got {hidden_states.shape[1]}'
+                f'got {hidden_states.shape[1]}: give the whole text without the cache'
             )
         if not isinstance(self.dt_proj, nn.Linear):
             raise ValueError(

@@ -163,7 +163,7 @@ class MambaForCausalLM(transformers_mamba.MambaForCausalLM):
             embedded, mask = model_kwargs.get('inputs_embeds'), model_kwargs.get('attention_mask')
             tokens = input_ids if embedded is None else embedded
             marked = tokens.new_ones(tokens.shape[:2], dtype=torch.long) if mask is None else mask
-            model_kwargs['context_length'] = marked.sum(dim=1)
+            model_kwargs['context_length'] = marked.ne(0).sum(dim=1)
         generation: Any = super()  # declares more than any model has
         return generation._expand_inputs_for_generation(*args, input_ids=input_ids, **model_kwargs)
 
@@ -185,7 +185,8 @@ def use_tree_scan(
     """Let a Mamba scan its context along a tree as well: GrootL (arXiv 2406.02395).
 
     The model then takes ``context_length``, see :meth:`MambaModel.forward`; called again, this function
-    changes the settings. They are kept in ``model.config.tree``, and with it in a saved folder.
+    changes the settings. ``scale``, ``reach`` and ``causal`` are kept in ``model.config.tree``, and with it
+    in a saved folder.
 
     Args:
         model: A ``MambaModel`` or ``MambaForCausalLM`` of transformers, or what wraps one, as peft does.

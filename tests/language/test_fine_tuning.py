@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import METRICS
 
+from grootv.errors import UserError
 from grootv.language.data import InstructionDataset, pad_right
 from tests.tools.tiny_run import losses, run_tool, scalars
 
@@ -62,6 +63,22 @@ def test_perplexity_counts_tokens():
     assert metric.evaluate(2) == dict(perplexity=pytest.approx(2**1.5))
     metric.process(None, [dict(loss=1e4, tokens=1)])
     assert metric.evaluate(1) == dict(perplexity=math.inf)
+
+
+@pytest.mark.parametrize(
+    ('lora', 'sentence'),
+    [
+        (dict(rank=4), r"peft refuses lora={'rank': 4}: .*unexpected keyword argument 'rank'"),
+        (dict(r=0, target_modules=['in_proj']), 'peft refuses lora=.*: `r` should be a positive integer'),
+        (dict(target_modules=['nothing']), 'peft refuses lora=.*nothing'),
+        (dict(target_modules=['dt_proj']), 'dt_proj takes no adapter'),
+        (dict(target_modules=['in_proj'], modules_to_save=['dt_proj']), 'dt_proj takes no adapter'),
+        (dict(target_modules=['embeddings'], ensure_weight_tying=True), 'lora.ensure_weight_tying has no'),
+    ],
+)
+def test_adapters_that_cannot_be_are_reported(build, lora, sentence):
+    with pytest.raises(UserError, match=f'LanguageModel: {sentence}'):
+        build(lora=lora)
 
 
 def test_checkpoint_holds_what_trains(build, items):
@@ -118,6 +135,7 @@ def test_published_run_says_what_it_does(folder, tmp_path, capsys):
     ):
         assert line in output
     assert (tmp_path / 'run/iter_8.pth').is_file()
+    assert 'the warm-up takes 320 iterations and the run has 8, so that it never' in output
 
 
 def test_items_that_are_learned_and_validated_are_reported(folder, tmp_path, capsys):

@@ -33,7 +33,7 @@ def test_left_padded_batch_generates_what_its_items_do():
     model = tree_mamba(use_bias=True)
     items = [tokens(n) for n in PROMPTS]
     ids, mask = pad_left(items)
-    batch = model.generate(ids, attention_mask=mask, max_new_tokens=6, **GREEDY)
+    batch = model.generate(ids, attention_mask=mask.float(), max_new_tokens=6, **GREEDY)
     for row, item in enumerate(items):
         single = model.generate(item.unsqueeze(0), max_new_tokens=6, **GREEDY)
         for found, expected in zip(batch.logits, single.logits, strict=True):

@@ -99,6 +99,11 @@ def test_output_layer_carries_the_adapter_of_the_embeddings_where_it_stays_tied(
     assert merged.config.tie_word_embeddings
     assert merged.lm_head.weight is merged.get_input_embeddings().weight
     torch.testing.assert_close(merged.lm_head.weight, adapted)
+    copied = dict(target_modules=['in_proj'], modules_to_save=['embeddings'])
+    model = changed_model(folder, copied).merge()
+    assert not model.config.tie_word_embeddings
+    tied = LanguageModel(str(folder), lora=copied, keep_tied=True).merge()
+    assert tied.lm_head.weight is tied.get_input_embeddings().weight
     with pytest.raises(UserError, match='keep_tied is for an output layer without an adapter'):
         LanguageModel(str(folder), lora=dict(target_modules=['lm_head']), keep_tied=True)
 

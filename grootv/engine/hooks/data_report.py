@@ -19,7 +19,7 @@ from grootv.datasets.summary import Summary, content_key, difference, merged, sp
 from grootv.errors import UserError, first
 from grootv.registry import HOOKS
 
-from .training_report import check_held_out, training_lines
+from .training_report import check_held_out, check_warm_up, training_lines
 
 _MOST_ROWS = 30  # classes of a table
 
@@ -70,6 +70,7 @@ class DataReportHook(Hook):
                     )
         if 'training' in built:
             check_batches(built['training'].dataloader, runner.model)
+            check_warm_up(runner, built['training'])
 
 
 def parts(dataset: Any) -> Iterator[Any]:

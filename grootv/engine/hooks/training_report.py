@@ -41,6 +41,18 @@ def training_lines(runner: Runner, loop: Any) -> Iterator[str]:
         yield f'weight decay {decay:g}: {count}, learning rate {peak}'
 
 
+def check_warm_up(runner: Runner, loop: Any) -> None:
+    """A warm-up should end before the run does."""
+    schedulers: Any = getattr(runner, 'param_schedulers', None)
+    for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
+        rising = getattr(scheduler, 'start_factor', 1.0) < getattr(scheduler, 'end_factor', 1.0)
+        if rising and not scheduler.by_epoch and scheduler.end > loop.max_iters:
+            warn(
+                f'the warm-up takes {scheduler.end} iterations and the run has {loop.max_iters}, so that it '
+                f'never reaches its learning rate: lower param_scheduler.{index}.end'
+            )
+
+
 def interval(values: list[float]) -> str:
     low, high = min(values), max(values)
     return f'{low:.4g}' if low == high else f'{low:.4g} to {high:.4g}'
