@@ -1,5 +1,6 @@
 """Shared by the command-line tools: arguments, configs, and running with every failure in one sentence."""
 
+import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import difflib
 import errno
@@ -328,15 +329,11 @@ def run(main: Callable[[], None]) -> None:
     A failure that the user can fix prints the sentence alone; GROOTV_TRACEBACK=1 adds the
     traceback. Any other failure is a fault of the program and keeps its traceback.
 
-    Large tensors on the CPU get huge pages, because fresh small pages cost a training step up to a tenth of
-    its time. THP_MEM_ALLOC_ENABLE=0 turns that off.
-
     Args:
         main: The tool. It returns on success.
     """
     global _received
     _received = None
-    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # read by PyTorch when it first needs memory
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, _on_signal) for number in numbers}
     try:
