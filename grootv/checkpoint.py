@@ -103,7 +103,7 @@ def load_checkpoint_file(path: str | Path, trust: bool = False, map_location: An
 
 
 def _read(file: Any, name: str, trust: bool, map_location: Any) -> dict[str, Any]:
-    kind = 'safetensors' if name.endswith('.safetensors') else 'torch.save'
+    kind = 'safetensors' if name.lower().endswith('.safetensors') else 'torch.save'
     damaged = f'checkpoint {name} is cut short or was not written by {kind}: get the file again'
     if kind == 'safetensors':
         try:
@@ -371,15 +371,20 @@ def compare(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[
     """The weights that cannot be loaded, in words (empty if there are none), and whether any can."""
     shared = [name for name in wanted if name in found]
     other = [name for name in shared if shape_of(found[name]) != shape_of(wanted[name])]
+    typed = {name: (found[name].dtype, wanted[name].dtype) for name in shared if name not in other}
+    rounded = [
+        name for name, (has, needs) in typed.items() if needs.is_floating_point > has.is_floating_point
+    ]
     misfits = {
         'missing': [name for name in wanted if name not in found and 'num_batches_tracked' not in name],
         'unknown': [name for name in found if name not in wanted],
         'other shape': [
             f'{name} {shape_of(found[name])} instead of {shape_of(wanted[name])}' for name in other
         ],
+        'other type': ['{} {} instead of {}'.format(name, *typed[name]) for name in rounded],
     }
     text = '; '.join(f'{kind}: {first(names)}' for kind, names in misfits.items() if names)
-    return text, len(shared) > len(other)
+    return text, len(shared) > len(other) + len(rounded)
 
 
 def shape_of(value: Any) -> tuple[int, ...] | str:

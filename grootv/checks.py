@@ -144,6 +144,9 @@ def _compare_pretrained(module: nn.Module, path: str, prefix: str | None) -> Non
 
 def check_schedule(cfg: Config) -> None:
     """Check that every learning-rate schedule begins, and none reaches a rate of 0, before the run ends."""
+    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if isinstance(counts, bool) or not isinstance(counts, int) or counts < 1:
+        raise UserError(f'optim_wrapper.accumulative_counts is a whole number from 1 on, got {counts!r}')
     schedulers = cfg.get('param_scheduler')
     for index, scheduler in enumerate(schedulers if isinstance(schedulers, list) else []):
         unit = 'epoch' if scheduler.get('by_epoch', True) else 'iter'

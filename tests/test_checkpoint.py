@@ -177,6 +177,11 @@ def test_safetensors_are_read_wherever_a_checkpoint_is(tmp_path, restored_loader
     PretrainedInit(str(path))(pretrained)
     for found in (loaded, model.state_dict(), pretrained.state_dict()):
         assert all(torch.equal(found[name], value) for name, value in state.items())
+    for dtype in (torch.int8, torch.bool, torch.complex64):
+        other = tmp_path / 'other.SAFETENSORS'
+        save_file({name: value.to(dtype) for name, value in state.items()}, other)
+        with pytest.raises(UserError, match=f'other type: weight {dtype} instead of torch.float32'):
+            load_weights(model, other)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(UserError, match=f'checkpoint {path} is cut short or was not written by safetensors'):
         load_checkpoint_file(path)

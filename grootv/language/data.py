@@ -60,9 +60,10 @@ class InstructionDataset(Dataset):
         indices: int | None = None,
         preamble: str = 'alpaca',
     ):
-        path = Path(data_root, ann_file)
-        if max_length < 2:
-            raise UserError(f'InstructionDataset: max_length is at least 2, got {max_length}')
+        path = path_of('InstructionDataset', data_root, ann_file)
+        check_number('InstructionDataset: max_length', max_length)
+        if isinstance(indices, bool) or not isinstance(indices, int | None):
+            raise UserError(f'InstructionDataset: indices is a whole number or None, got {indices!r}')
         items = read_items('InstructionDataset', path)
         numbers = range(len(items))
         if indices is not None:
@@ -117,9 +118,8 @@ class TextDataset(Dataset):
     """
 
     def __init__(self, ann_file: str, tokenizer: str, data_root: str = '', length: int = 256):
-        path = Path(data_root, ann_file)
-        if length < 2:
-            raise UserError(f'TextDataset: length is at least 2, got {length}')
+        path = path_of('TextDataset', data_root, ann_file)
+        check_number('TextDataset: length', length)
         texts = read_texts('TextDataset', path)
         loaded = load_tokenizer_with_end(tokenizer)
         tokens = encode(loaded, texts)
@@ -163,6 +163,17 @@ def pad_right(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     )
 
 
+def path_of(reader: str, data_root: Any, ann_file: Any) -> Path:
+    if not isinstance(data_root, str | Path) or not isinstance(ann_file, str | Path):
+        raise UserError(f'{reader}: data_root and ann_file are texts, got {data_root!r} and {ann_file!r}')
+    return Path(data_root, ann_file)
+
+
+def check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+        raise UserError(f'{name} is a whole number of at least 2, got {value!r}')
+
+
 def read_items(reader: str, path: Path) -> list:
     """The items of a JSON list, or of JSON lines."""
     where = str(path)
@@ -179,10 +190,14 @@ def read_items(reader: str, path: Path) -> list:
         items = json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f'{reader}: {path} does not exist: check the path') from error
-    except ValueError as error:  # not JSON, or not text at all
+    except OSError as error:
+        raise UserError(f'{reader}: {path} cannot be read: {error.strerror}') from error
+    except (ValueError, RecursionError) as error:  # not JSON, or not text at all
         raise UserError(f'{reader}: {where} is no JSON: {error}') from error
     if not isinstance(items, list):
-        raise UserError(f'{reader}: {path} holds a list of items, got a {type(items).__name__}')
+        raise UserError(
+            f'{reader}: {path} holds a list of items, or one a line in a .jsonl, got a {type(items).__name__}'
+        )
     return items
 
 
@@ -211,6 +226,9 @@ def text_of(place: str, item: Any, preamble: str) -> tuple[str, str]:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
     """The tokens of each text, some texts at a time: a tokenizer takes far more memory than its tokens."""
+    broken = next((text for text in texts if text.encode(errors='ignore').decode() != text), None)
+    if broken is not None:
+        raise UserError(f'a text holds half a character, which no tokenizer takes: {broken[:60]!a}')
     for start in range(0, len(texts), _AT_ONCE):
         yield from tokenizer(list(texts[start : start + _AT_ONCE]), add_special_tokens=False).input_ids
 

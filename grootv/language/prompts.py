@@ -20,7 +20,7 @@ def instruction_prompt(instruction: str, input: str = '', preamble: str = 'alpac
         preamble: 'alpaca' begins with the sentences of Stanford Alpaca; 'none' begins with the instruction,
             as in the published fine-tuning of GrootL.
     """
-    if preamble not in PREAMBLES:
+    if preamble not in tuple(PREAMBLES):
         raise UserError(f'preamble is one of {", ".join(PREAMBLES)}, got {preamble!r}')
     begin, given = PREAMBLES[preamble][not input], f'### Input:\n{input}\n\n' if input else ''
     return f'{begin}### Instruction:\n{instruction}\n\n{given}### Response:'

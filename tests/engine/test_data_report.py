@@ -271,7 +271,7 @@ def test_a_training_tells_its_batch_its_length_its_rates_and_what_decays(said):
     loops = dict(_train_loop=training, _val_loop=None, _test_loop=None)
     DataReportHook().before_run(SimpleNamespace(model=network, optim_wrapper=wrapper, **loops))
     assert said[0].split('training\n')[-1].splitlines() == [
-        'update: 6 items (1 process x 2 batch x 3 accumulated)',
+        'update: 6 items (1 process x 2 batch x 3 accumulated), 2 in the last one',
         'length: 4 updates, 2.5 times through 8 items',
         'optimizer: AdamW, learning rate 1e-05 to 0.001 (1e-06 to 0.0001 at the start)',
         'weight decay 0: 1 parameters of 2 numbers, learning rate 1e-05',

@@ -140,7 +140,8 @@ def test_windows_predict_every_token_but_the_first_once(make, folder, length):
 @pytest.mark.parametrize(
     ('kind', 'items', 'sentence'),
     [
-        (InstructionDataset, {}, 'holds a list of items, got a dict'),
+        (InstructionDataset, {}, 'holds a list of items, or one a line in a .jsonl, got a dict'),
+        (InstructionDataset, 100000 * b'[', 'is no JSON'),
         (InstructionDataset, [], 'has no item'),
         (InstructionDataset, [ITEMS[0], 'a'], 'item 1 (from 0): an item has instruction, input and output,'),
         (InstructionDataset, [dict(instruction='a')], 'item 0 (from 0): an item has an output, got instruct'),
@@ -159,11 +160,27 @@ def test_bad_files_are_reported(make, tmp_path, kind, items, sentence):
     assert sentence in str(caught.value)
 
 
+def test_text_that_no_tokenizer_takes_is_reported(make):
+    with pytest.raises(UserError, match='a text holds half a character, which no tokenizer takes'):
+        make([dict(ITEMS[0], output='bread \ud800')])
+
+
 def test_bad_options_are_reported(make, folder, tmp_path):
-    with pytest.raises(UserError, match='max_length is at least 2, got 1'):
+    with pytest.raises(UserError, match='max_length is a whole number of at least 2, got 1'):
         make(max_length=1)
-    with pytest.raises(UserError, match='TextDataset: length is at least 2, got 1'):
+    with pytest.raises(UserError, match='TextDataset: length is a whole number of at least 2, got 1'):
         make(TEXTS, TextDataset, length=1)
+    for options in (dict(max_length=96.5), dict(max_length='96'), dict(indices='2x'), dict(indices=True)):
+        (name,) = options
+        with pytest.raises(UserError, match=f'InstructionDataset: {name} is a whole number'):
+            make(**options)
+    for options in (dict(preamble=['none']), dict(preamble={})):
+        with pytest.raises(UserError, match='preamble is one of alpaca, none, got'):
+            make(**options)
+    with pytest.raises(UserError, match='data_root and ann_file are texts, got None'):
+        InstructionDataset('items.json', str(folder), None)
+    with pytest.raises(UserError, match=f'{tmp_path} cannot be read: Is a directory'):
+        InstructionDataset('.', str(folder), str(tmp_path))
     with pytest.raises(UserError, match=r'none\.json does not exist'):
         InstructionDataset('none.json', str(folder), str(tmp_path))
     settings = json.loads((folder / 'tokenizer_config.json').read_text())

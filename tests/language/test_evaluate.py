@@ -7,6 +7,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.race import preprocess_race as race
 from mmengine.config import Config
 
+from grootv.errors import UserError
 from grootv.language import instruction_prompt
 from grootv.language.lm_eval_model import GrootLM
 from grootv.language.lm_eval_tasks import SETTINGS, race_as_published
@@ -116,6 +117,13 @@ def test_published_prompt_of_race_keeps_of_a_cloze_question_its_blank():
     settings = SETTINGS['race_as_published']
     for name in ('doc_to_choice', 'doc_to_target'):
         assert settings[name](item) == getattr(race, name)(item)
+
+
+@pytest.mark.parametrize('change', [dict(answer='a'), dict(answer=''), dict(options=list('ab')), None, 'x'])
+def test_articles_that_are_not_those_of_race_are_reported(change):
+    problems = str([PROBLEM, {**PROBLEM, **change}]) if isinstance(change, dict) else change
+    with pytest.raises(UserError, match='RACE: problems of an article are a list of question, four options'):
+        race_as_published(dict(article='Wool.', problems=problems))
 
 
 def test_unknown_settings_are_reported(tmp_path, capsys):

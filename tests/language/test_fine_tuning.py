@@ -128,7 +128,7 @@ def test_published_run_says_what_it_does(folder, tmp_path, capsys):
     trained = [p.numel() for p in adapted_model(folder).parameters() if p.requires_grad]
     for line in (
         'items  8',
-        'update: 16 items (1 process x 1 batch x 16 accumulated)',
+        'update: 16 items (1 process x 1 batch x 16 accumulated), 8 in the last one',
         'length: 1 updates, 1 times through 8 items',
         'optimizer: AdamW, learning rate 2e-05 (6.25e-08 at the start)',
         f'weight decay 0: {len(trained)} parameters of {sum(trained)} numbers, learning rate 2e-05',

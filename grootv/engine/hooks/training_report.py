@@ -21,9 +21,10 @@ def training_lines(runner: Runner, loop: Any) -> Iterator[str]:
     factors = {'process': processes, 'batch': loader.batch_size, 'accumulated': counts}
     words = ' x '.join(f'{count} {name}' for name, count in factors.items())
     items = processes * loader.batch_size * counts
-    once = len(loader.dataset)
+    once, rest = len(loader.dataset), loop.max_iters % counts
     yield 'training'
-    yield f'update: {items} items ({words})'
+    last = f', {processes * loader.batch_size * rest} in the last one' if rest else ''
+    yield f'update: {items} items ({words}){last}'
     epochs = loop.max_iters * processes * loader.batch_size / once
     yield f'length: {-(-loop.max_iters // counts)} updates, {epochs:.4g} times through {once} items'
     groups = wrapper.optimizer.param_groups
