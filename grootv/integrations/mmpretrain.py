@@ -1,6 +1,7 @@
-"""mmpretrain beside transformers 5, which dropped names that its multimodal models import.
+"""Let mmpretrain import its models where transformers 5 is installed.
 
-Importing this file, as ``import grootv`` does, lets mmpretrain import its other models without them.
+Its multimodal models import names that transformers 5 no longer has. Importing this file, as
+``import grootv`` does, leaves them out.
 """
 
 import sys

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import mmcv.ops  # noqa: F401
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from . import parts
 @pytest.fixture(scope='module')
 def records(scenes, tmp_path_factory) -> tuple[dict, dict]:
     """Losses, gradients and predictions of every network, with the installed operators and without."""
+    if sys.modules['mmcv._ext'].__file__.endswith('.py'):
+        pytest.skip('mmcv was installed without compiled operators: there is nothing to compare with')
     found = []
     for mode in ('found', 'hidden'):
         path = tmp_path_factory.mktemp('records') / 'record.pt'
