@@ -217,6 +217,8 @@ default_cfgs = generate_default_cfgs({f'grootv_{arch}': CFG for arch in ARCHS})
 def create(arch: str, pretrained: bool, **options) -> nn.Module:
     # timm reads the file of checkpoint_path next, and by itself refuses the log that MMEngine keeps in it.
     torch.serialization.add_safe_globals(safe_globals())
+    if (stride := options.pop('output_stride', 32)) != 32:
+        raise ValueError(f'grootv_{arch}: output_stride must be 32, got {stride}')
     model = build_model_with_cfg(
         TimmGrootV,
         f'grootv_{arch}',
