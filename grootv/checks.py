@@ -87,7 +87,8 @@ def check_pretrained_files(cfg: Config, configs: Path) -> None:
             path = init.get('checkpoint') if is_pretrained(init) else None
             if path and '://' not in path and not Path(path).expanduser().is_file():
                 raise UserError(
-                    f'pretrained weights {path} do not exist: {_how_to_make(Path(path), configs)}'
+                    f'pretrained weights {path} do not exist (docs/model_zoo.md says where there are some): '
+                    f'{_how_to_make(Path(path), configs)}'
                     f'give their place with --cfg-options {key}.init_cfg{end}.checkpoint=FILE, '
                     f'or start from random weights with {key}.init_cfg=None'
                 )

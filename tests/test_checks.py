@@ -137,8 +137,9 @@ def test_missing_pretrained_file_is_named_with_the_ways_out(tmp_path, path, make
     with pytest.raises(UserError) as error:
         checks.check_pretrained_files(config(init), tmp_path / 'configs')
     assert str(error.value) == (
-        f'pretrained weights {path} do not exist: {command}give their place with --cfg-options '
-        f'{place}{end}.checkpoint=FILE, or start from random weights with {place}=None'
+        f'pretrained weights {path} do not exist (docs/model_zoo.md says where there are some): '
+        f'{command}give their place with --cfg-options {place}{end}.checkpoint=FILE, '
+        f'or start from random weights with {place}=None'
     )
 
 
