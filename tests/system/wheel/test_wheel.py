@@ -5,9 +5,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.system.wheel import environment
 from tests.tools.tiny_run import ROOT, load_tool
@@ -31,6 +34,13 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob('*.whl'))
 
 
+def unpacked(wheel: Path, folder: Path) -> Path:
+    """Folder of the wheel's metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return next(folder.glob('*.dist-info'))
+
+
 def run(python: Path, *args: object, **options) -> str:
     outside = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
     result = subprocess.run(
@@ -51,7 +61,7 @@ def test_the_cuda_library_needs_no_more_than_is_stated():
 
 def test_the_operators_where_only_torch_is(wheel, tmp_path):
     python = environment.create(tmp_path / 'environment', ['torch', 'numpy', *TOOLS])
-    run(python, '-m', 'pip', 'install', '--no-index', wheel)
+    run(python, '-m', 'pip', 'install', '--no-index', '--no-deps', wheel)
     tests = tmp_path / 'tests'
     (tests / 'ops').mkdir(parents=True)
     for name in ('__init__.py', 'conftest.py', *(f'ops/{name}.py' for name in OPERATORS)):
@@ -63,6 +73,31 @@ def test_the_operators_where_only_torch_is(wheel, tmp_path):
     options = ('-q', '-p', 'no:cacheprovider', '--device=cpu')
     summary = run(python, '-m', 'pytest', *options, tests, cwd=tmp_path).splitlines()[-1]
     assert 'passed' in summary and 'failed' not in summary
+
+
+TRAIN = """
+import timm, torch
+import grootv.integrations.timm
+model = timm.create_model('grootv_tiny', num_classes=2, embed_dims=8, depths=[1, 1, 1, 1])
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
+for _ in range(30):
+    loss = torch.nn.functional.cross_entropy(model(images), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print(loss.item())
+"""
+
+
+def test_it_trains_with_timm_where_only_its_requirements_are(wheel, tmp_path):
+    needed = [Requirement(line) for line in Distribution.at(unpacked(wheel, tmp_path / 'unpacked')).requires]
+    names = [requirement.name for requirement in needed if requirement.marker is None]
+    assert 'timm' in names and 'onedl-mmcv' not in names
+    python = environment.create(tmp_path / 'environment', [*names, 'pip'])
+    run(python, '-m', 'pip', 'install', '--no-index', '--no-deps', wheel)
+    run(python, '-m', 'pip', 'check')
+    assert float(run(python, '-c', TRAIN, cwd=tmp_path).splitlines()[-1]) < 0.1
 
 
 def compiled(folder: Path, source: str, *options: object, name: str = 'library') -> Path:
