@@ -146,7 +146,8 @@ GROOTV_INLINE TileRows<const acc_t> as_const(TileRows<acc_t> rows) {
 template <class scalar_t, bool SOFTPLUS, class acc_t>
 GROOTV_VECTORIZE void scan_tile(TreeSchedule tree, const SelectiveScanInputs<scalar_t, SOFTPLUS>& in,
                                 TileRows<acc_t> decay, Sums<scalar_t, acc_t>& sum) {
-    up_pass(tree, in.channels, SelectiveScanSignal{in, sum.rows, decay}, as_const(decay), sum.rows);
+    using Signal = SelectiveScanSignal<SelectiveScanInputs<scalar_t, SOFTPLUS>>;
+    up_pass(tree, in.channels, Signal{in, sum.rows, decay}, as_const(decay), sum.rows);
     down_pass(tree, in.channels, as_const(decay), sum.rows);
     sum.store();
 }
@@ -156,7 +157,8 @@ GROOTV_VECTORIZE void scan_tile_backward(TreeSchedule tree, const SelectiveScanI
                                          TileRows<const scalar_t> grad, TileRows<acc_t> window, int64_t window_size,
                                          SelectiveScanGradients<scalar_t, SOFTPLUS> gradients) {
     auto decay = gradients.decay, sum = gradients.grad_decay, grad_sum = gradients.grad_signal;
-    up_pass(tree, in.channels, SelectiveScanSignal{in, sum, decay}, as_const(decay), sum);
+    using Signal = SelectiveScanSignal<SelectiveScanInputs<scalar_t, SOFTPLUS>>;
+    up_pass(tree, in.channels, Signal{in, sum, decay}, as_const(decay), sum);
     up_pass(tree, in.channels, TreeScanSignal<scalar_t>{grad, in.channels}, as_const(decay), grad_sum);
     down_pass_backward(tree, in.channels, as_const(decay), sum, grad_sum, window, window_size, sum, gradients);
     gradients.flush();
