@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 $(BIN)/python:
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch") else "")') $(VENV)
 
-.PHONY: demo demo-detection demo-segmentation demo-language test test-ops test-slurm test-wheel wheel sanitize attack lint format docs bench clean
+.PHONY: demo demo-detection demo-segmentation demo-language test test-ops test-slurm test-aarch64 test-wheel wheel sanitize attack lint format docs bench clean
 demo: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py demo
 	$(BIN)/python demo/train_digits.py
@@ -47,6 +47,11 @@ wheel: $(BIN)/python
 test-wheel: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/wheel
+
+# The CPU libraries for Linux on aarch64, cross-compiled, and the operators' tests under emulation: an hour or more.
+test-aarch64: $(BIN)/python
+	$(BIN)/python tools/setup_environment.py test-ops
+	PYTHON=$(BIN)/python bash tests/system/aarch64/run.sh tests/ops --device cpu -q $(ARGS)
 
 # A page in the browser. ARGS='CONFIG CHECKPOINT --port 7861' offers other networks than the demos'.
 .PHONY: app test-app

@@ -25,6 +25,7 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, i
 ROOT = Path(__file__).parent
 # ninja is installed next to the interpreter, which may be called without its folder in PATH.
 os.environ['PATH'] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', os.defpath)])
+MACOS = sys.platform == 'darwin'
 TORCH_TARGET_VERSION = '0x020a000000000000'  # the oldest torch whose stable ABI the library needs: 2.10
 
 
@@ -82,7 +83,7 @@ def extension(name: str, files: list[str], macros: tuple = (), libraries=(), **o
         extra_compile_args={'cxx': HOST_FLAGS, 'nvcc': NVCC_FLAGS},
         py_limited_api=True,  # leaves libtorch_python out of the link
         # First, because torch exports parts of the newer libstdc++ that it was built with.
-        libraries=['stdc++', *libraries],
+        libraries=[*([] if MACOS else ['stdc++']), *libraries],
         **options,
     )
 
@@ -112,13 +113,15 @@ def known_architectures(toolkit: Path) -> str:
 
 def onnxruntime_library() -> Extension:
     """The CPU kernels on images as operators of ONNX Runtime, linked with neither torch nor ONNX Runtime."""
+    exports = ROOT / 'ops/csrc/onnxruntime/exports.map'
+    only = [f'-Wl,--version-script={exports}', '-Wl,-z,defs']  # of GNU's linker
     return Extension(
         'grootv.ops._onnxruntime',
         sources('onnxruntime/*.cpp') + [path for path in sources('cpu/*.cpp') if '/token_' not in path],
         include_dirs=[str(ROOT / 'ops/csrc'), *include_paths()],  # of torch, what is header-only
         define_macros=[('GROOTV_ONNXRUNTIME', None)],
         extra_compile_args={'cxx': HOST_FLAGS},
-        extra_link_args=[f'-Wl,--version-script={ROOT / "ops/csrc/onnxruntime/exports.map"}', '-Wl,-z,defs'],
+        extra_link_args=['-Wl,-exported_symbol,_RegisterCustomOps'] if MACOS else only,
     )
 
 
