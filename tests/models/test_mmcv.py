@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from grootv.errors import UserError
 from grootv.integrations import mmcv_ext
+from tests.models import mmcv_reference
 
 COMPILED = sys.modules['mmcv._ext']
 WRAPPERS = [module for name, module in sys.modules.items() if name.startswith('mmcv.ops.')]
@@ -29,15 +30,19 @@ def operators(monkeypatch):
     return use
 
 
-@pytest.fixture
-def same(operators):
-    """A function of no arguments gives the same with mmcv's compiled operators."""
-    if COMPILED.__file__.endswith('.py'):
+@pytest.fixture(params=['compiled', 'reference'])
+def same(request, operators, monkeypatch):
+    """A function of no arguments gives the same with mmcv's compiled operators, and with plain loops."""
+    compiled = request.param == 'compiled'
+    if compiled and COMPILED.__file__.endswith('.py'):
         pytest.skip('mmcv was installed without compiled operators')
 
     def compare(function) -> None:
-        operators(COMPILED)
-        expected = function()
+        with monkeypatch.context() as patch:
+            operators(COMPILED if compiled else mmcv_reference)
+            if not compiled:
+                patch.setattr(ops, 'roi_align', mmcv_reference.roi_align)
+            expected = function()
         operators(mmcv_ext)
         torch.testing.assert_close(function(), expected)
 
