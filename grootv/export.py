@@ -175,11 +175,12 @@ def _translation(operator: torch._ops.OpOverload) -> Callable:
     op = Op(Opset('grootv', 1), schema.name, schema)
 
     def translate(*values):
-        by_name = dict(zip((each.name for each in arguments), values, strict=True))
+        # PyTorch leaves out a last argument that has its default, None.
+        by_name = dict(zip((each.name for each in arguments), values, strict=False))
         numbers = {
             name: int(by_name[name]) if kind == 'bool' else by_name[name] for name, kind in attributes.items()
         }
-        return op(*(by_name[name] for name in inputs), **numbers)
+        return op(*(by_name.get(name) for name in inputs), **numbers)
 
     return translate
 

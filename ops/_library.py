@@ -58,6 +58,7 @@ def _load_all():
 
 
 ops = _load_all()
+KEEPS_DECOMPOSITION = ('cuda',)  # devices where a scan and its gradient share a tree's decomposition
 available = not isinstance(ops, _Missing)
 
 

@@ -116,7 +116,7 @@ def register_flops(name: str, shapes: Shapes, multiply_adds: Callable[..., int],
         sizes = {
             axis: size
             for argument, (shape, _) in shapes.items()
-            if given[argument] is not None
+            if given.get(argument) is not None
             for axis, size in zip(shape.split(), given[argument], strict=True)
         }
         return 2 * times * multiply_adds(**given | sizes)
@@ -138,7 +138,7 @@ def register_differentiable(
     backward pass counts as two forward passes, as a matrix product's does.
 
     Args:
-        name: Name of the operator, whose tensors come before its other arguments.
+        name: Name of the operator.
         shapes: Shape of every tensor, and that in words. All tensors are kept for the backward pass.
         results: Shape of every result, under the argument that has its dtype.
         gradients: Number of leading tensors that receive a gradient.
@@ -150,11 +150,12 @@ def register_differentiable(
     grads = {argument: shape for argument, (shape, _) in list(shapes.items())[:gradients]}
 
     def allocate(function, args, results) -> tuple[torch.Tensor, ...]:
-        tensors = dict(zip(_argument_names(function), args, strict=True))
-        tensors = {argument: tensors[argument] for argument in shapes}
+        # PyTorch leaves out a last argument, the decomposition, that is None.
+        given = dict(zip(_argument_names(function), args, strict=False))
+        tensors = {argument: given.get(argument) for argument in shapes}
         sizes = check_shapes(function, {}, **{name: (tensors[name], *shapes[name]) for name in shapes})
-        # delta_bias, the one optional argument, has the dtype of A.
-        like = {argument: tensors['A'] if tensor is None else tensor for argument, tensor in tensors.items()}
+        # delta_bias, the one optional argument with a gradient, has the dtype of A.
+        like = {source: tensors['A'] if tensors[source] is None else tensors[source] for source in results}
         return tuple(
             empty(like[source], [sizes[axis] for axis in shape.split()]) for source, shape in results.items()
         )
@@ -166,15 +167,19 @@ def register_differentiable(
     def fake_backward(*args):
         return allocate(backward, args, grads)
 
+    names = _argument_names(name)
+
     def save(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[: len(shapes)])
-        ctx.options = inputs[len(shapes) :]
+        given = dict(zip(names, inputs, strict=True))
+        ctx.save_for_backward(*(given.pop(tensor) for tensor in shapes))
+        ctx.options = given
 
     def differentiate(ctx, *grads):
         saved = ctx.saved_tensors  # once: a checkpoint unpacks its tensors a single time
-        found = getattr(ops, backward)(*grads, *saved, *ctx.options)
+        given = dict(zip(shapes, saved, strict=True)) | ctx.options
+        found = getattr(ops, backward)(*grads, *(given[argument] for argument in names))
         needed = (grad if saved[i] is not None else None for i, grad in enumerate(found))
-        return *needed, *[None] * (len(saved) + len(ctx.options) - gradients)
+        return *needed, *[None] * (len(names) - gradients)
 
     def refuse(ctx, *grads):
         raise NotImplementedError(

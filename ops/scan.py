@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._library import ops
-from ._register import register_differentiable
+from ._library import KEEPS_DECOMPOSITION, ops
+from ._register import check_shapes, empty, register_differentiable, register_fake
 from .tree import Tree
 
 DIRECTIONS = ('both', 'up')
@@ -38,7 +38,8 @@ def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both')
     """
     if direction not in DIRECTIONS:
         raise ValueError(f'tree_scan: direction must be one of {", ".join(DIRECTIONS)}, got {direction!r}')
-    return ops.tree_scan(input, _expand(decay, input.shape), tree.order, tree.parent, direction)
+    decay, decomposition = _expand(decay, input.shape), _heavy_light('tree_scan', tree)
+    return ops.tree_scan(input, decay, *tree, direction, decomposition)
 
 
 def _expand(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -89,7 +90,13 @@ def selective_tree_scan(
         B = B.squeeze(2)
     bias = None if delta_bias is None else _expand(delta_bias.to(wide), x.shape[-1:])
     delta, A, B = _expand(delta, x.shape), _expand(A.to(wide), x.shape[-1:]), _expand(B, x.shape[:-1])
-    return ops.selective_tree_scan(x, delta, A, B, bias, tree.order, tree.parent, delta_softplus)
+    decomposition = _heavy_light('selective_tree_scan', tree)
+    return ops.selective_tree_scan(x, delta, A, B, bias, *tree, delta_softplus, decomposition)
+
+
+def _heavy_light(function: str, tree: Tree) -> Tensor | None:
+    """Decompose a tree for a scan and its gradient, where the device works by that."""
+    return ops.heavy_light(*tree, function) if tree.order.device.type in KEEPS_DECOMPOSITION else None
 
 
 def gated_read_out(
@@ -134,10 +141,20 @@ LIKE_FIRST = ('B L C', 'one value per vertex and channel')
 PER_VERTEX = ('B L', 'one value per vertex')
 PER_CHANNEL = ('C', 'one value per channel')
 TREE = dict.fromkeys(Tree._fields, ('B L', 'one entry per vertex of each item'))
+DECOMPOSITION = ('B W', 'the result of heavy_light')
+
+
+@register_fake('heavy_light')
+def _(order, parent, function):
+    sizes = check_shapes(function, {}, order=(order, *TREE['order']), parent=(parent, *TREE['parent']))
+    # words_of_one() of csrc/cuda/scan/heavy_light.h
+    words = 7 * sizes['L'] + 256 if order.device.type in KEEPS_DECOMPOSITION else 0
+    return empty(order, (sizes['B'], words))
+
 
 register_differentiable(
     'tree_scan',
-    dict(input=FIRST, decay=LIKE_FIRST, **TREE),
+    dict(input=FIRST, decay=LIKE_FIRST, **TREE, decomposition=DECOMPOSITION),
     results={'input': 'B L C'},
     gradients=2,
     # One on the way to the root, two on the way back.
@@ -145,7 +162,8 @@ register_differentiable(
 )
 register_differentiable(
     'selective_tree_scan',
-    dict(x=FIRST, delta=LIKE_FIRST, A=PER_CHANNEL, B=PER_VERTEX, delta_bias=PER_CHANNEL, **TREE),
+    dict(x=FIRST, delta=LIKE_FIRST, A=PER_CHANNEL, B=PER_VERTEX, delta_bias=PER_CHANNEL, **TREE)
+    | dict(decomposition=DECOMPOSITION),
     results={'x': 'B L C'},
     gradients=5,
     # As Mamba counts its scan, per value of a state.

@@ -54,6 +54,7 @@ def valid_calls(rng: random.Random) -> dict[str, list]:
         'minimum_spanning_tree_from_edges': [edges.expand(b, -1, -1), weight, size, True],
         'breadth_first_order': [chosen, h, w, 0],
         'breadth_first_order_from_edges': [edges.expand(b, -1, -1), chosen, size, 0, True],
+        'heavy_light': [*first, 'tree_scan'],
         'tree_scan': [x, x.sigmoid(), *first, 'both'],
         'selective_tree_scan': [x, x, -norm, one, norm, *first, True],
         'token_edge_weight': [x, one[..., None], torch.zeros(b, 2, dtype=torch.int64), 2],

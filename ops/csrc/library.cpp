@@ -21,19 +21,23 @@ STABLE_TORCH_LIBRARY(grootv, m) {
         "build_tree(Tensor features, str metric, SymInt root)"
         " -> (Tensor order, Tensor parent)");
 
+    // The order in which a CUDA device scans trees, empty on a CPU; scans that do not get it make it. Errors name the
+    // scan `function`.
+    m.def("heavy_light(Tensor order, Tensor parent, str function) -> Tensor");
+
     m.def(
-        "tree_scan(Tensor input, Tensor decay, Tensor order, Tensor parent, str direction)"
-        " -> Tensor");
+        "tree_scan(Tensor input, Tensor decay, Tensor order, Tensor parent, str direction,"
+        " Tensor? decomposition=None) -> Tensor");
     m.def(
         "tree_scan_backward(Tensor grad, Tensor input, Tensor decay, Tensor order, Tensor parent,"
-        " str direction) -> (Tensor grad_input, Tensor grad_decay)");
+        " str direction, Tensor? decomposition=None) -> (Tensor grad_input, Tensor grad_decay)");
 
     m.def(
         "selective_tree_scan(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias, Tensor order,"
-        " Tensor parent, bool delta_softplus) -> Tensor");
+        " Tensor parent, bool delta_softplus, Tensor? decomposition=None) -> Tensor");
     m.def(
         "selective_tree_scan_backward(Tensor grad, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias,"
-        " Tensor order, Tensor parent, bool delta_softplus)"
+        " Tensor order, Tensor parent, bool delta_softplus, Tensor? decomposition=None)"
         " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias)");
 
     m.def("token_edge_weight(Tensor x, Tensor B, Tensor context, SymInt reach) -> Tensor");

@@ -33,6 +33,16 @@ void dispatch_floating(const Tensor& tensor, Function function) {
 #endif
 }
 
+inline void check_tree(const char* function, const Tensor& order, const Tensor& parent) {
+    check_dtype(function, "order", order, ScalarType::Int);
+    check_dim(function, "order", order, 2, "(B, L)");
+    check_num_vertices(function, "order", order.size(1));
+    check(order.size(1) >= 1, function, ": order must have at least one vertex, got shape ",
+          format_shape(order.sizes()));
+    check_tensor(function, "parent", "one entry per vertex of each item", parent, ScalarType::Int,
+                 {order.size(0), order.size(1)}, order);
+}
+
 // Sizes of a scan, and the checks that every scan shares.
 struct ScanSizes {
     ScanSizes(const char* function, const char* name, const Tensor& signal) : function(function) {

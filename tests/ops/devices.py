@@ -63,7 +63,7 @@ def functions_over(library) -> SimpleNamespace:
     """
     package, loaded = ModuleType(f'{library.name}_ops'), ModuleType(f'{library.name}_ops._library')
     package.__path__ = [str(Path(ops.__file__).parent)]
-    loaded.ops, loaded.available = library, True
+    loaded.ops, loaded.available, loaded.KEEPS_DECOMPOSITION = library, True, ('cpu',)
     sys.modules |= {package.__name__: package, loaded.__name__: loaded}
     modules = [importlib.import_module(f'{package.__name__}.{name}') for name in ('tree', 'scan', 'tokens')]
     return SimpleNamespace(

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grootv import ops
 from grootv.ops.grid_graph import grid_edges
@@ -32,6 +33,40 @@ def test_any_order_of_threads_returns_the_same_bits(backend, monkeypatch, form):
             cases.assert_same(one, two)
 
 
+class Recorded(TorchDispatchMode):
+    """Names the operators that run, and the last argument of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.setdefault(function.__name__.partition('.')[0], []).append(args[-1])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.devices('emulated', 'cuda')
+@pytest.mark.parametrize('name', ['tree_scan', 'selective_tree_scan'])
+def test_a_tree_is_decomposed_once_in_training(backend, name):
+    for grid in ((5, 8), (9, 11)):
+        call = cases.make(f'{name} both' if name == 'tree_scan' else name, 2, *grid, 5).to(backend.device)
+        with Recorded() as recorded:
+            found, gradients = call.with_gradients(backend.ops)
+        assert len(recorded.calls['heavy_light']) == 1
+        (given,), (kept,) = recorded.calls[name], recorded.calls[f'{name}_backward']
+        assert given.data_ptr() == kept.data_ptr()
+        # Without it the operators decompose the tree themselves.
+        arguments = *call.tensors, *call.tree, *call.options.values()
+        grad = torch.ones_like(found[0])
+        alone = getattr(backend.library, f'{name}_backward')(grad, *arguments)
+        cases.assert_same(getattr(backend.library, name)(*arguments), found[0])
+        cases.assert_same(alone, gradients)
+        with pytest.raises(
+            RuntimeError, match=f'{name}: decomposition needs the result of heavy_light, shape'
+        ):
+            getattr(backend.library, name)(*arguments, given[:, 1:])
+
+
 @emulated
 @not_sanitized
 def test_blocks_of_a_device(backend):
@@ -46,7 +81,7 @@ def test_blocks_of_a_device(backend):
 @emulated
 @not_sanitized
 def test_sums_beyond_the_shared_memory(backend, monkeypatch):
-    """A smaller device keeps those of a forward pass in a block and gives the grid to a backward pass."""
+    """Where a block has no room for those of a backward pass, the grid takes both passes."""
     monkeypatch.setenv('GROOTV_SHARED_BYTES', str(99 << 10))
     check(load('emulated full size'), cases.tree_scan(cases.spanning_tree(1, 64, 64), 12))
 

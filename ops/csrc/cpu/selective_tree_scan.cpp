@@ -200,7 +200,7 @@ void dispatch(const Tensor& x, bool delta_softplus, Function function) {
 
 Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
                            const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent,
-                           bool delta_softplus) {
+                           bool delta_softplus, const std::optional<Tensor>&) {
     SelectiveScanArguments scan("selective_tree_scan", x, delta, A, B, delta_bias, order, parent);
     ScanTasks tasks(scan, order, parent);
     ContiguousArguments arguments(x, delta, A, B, delta_bias);
@@ -219,7 +219,8 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     const Tensor& grad, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, bool delta_softplus) {
+    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, bool delta_softplus,
+    const std::optional<Tensor>&) {
     SelectiveScanArguments scan("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent);
     scan.check_grad(grad, x);
     ScanTasks tasks(scan, order, parent);

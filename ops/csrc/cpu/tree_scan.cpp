@@ -97,7 +97,7 @@ ScanTasks::ScanTasks(const ScanSizes& sizes, const Tensor& order, const Tensor& 
 namespace {
 
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
-                 const std::string& direction) {
+                 const std::string& direction, const std::optional<Tensor>&) {
     ScanArguments scan("tree_scan", input, decay, order, parent, direction);
     ScanTasks tasks(scan, order, parent);
     Tensor u = as_contiguous(input), a = as_contiguous(decay);
@@ -114,7 +114,8 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
 }
 
 std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& input, const Tensor& decay,
-                                              const Tensor& order, const Tensor& parent, const std::string& direction) {
+                                              const Tensor& order, const Tensor& parent, const std::string& direction,
+                                              const std::optional<Tensor>&) {
     ScanArguments scan("tree_scan_backward", input, decay, order, parent, direction);
     scan.check_grad(grad, input);
     ScanTasks tasks(scan, order, parent);
@@ -135,10 +136,17 @@ std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& 
     return {grad_input, grad_decay};
 }
 
+// A CPU takes the vertices in breadth-first order.
+Tensor heavy_light(const Tensor& order, const Tensor& parent, const std::string& function) {
+    check_tree(function.c_str(), order, parent);
+    return make_empty(order, {order.size(0), 0});
+}
+
 }  // namespace
 }  // namespace grootv
 
 STABLE_TORCH_LIBRARY_IMPL(grootv, CPU, m) {
+    GROOTV_IMPL(m, heavy_light);
     GROOTV_IMPL(m, tree_scan);
     GROOTV_IMPL(m, tree_scan_backward);
 }

@@ -67,9 +67,10 @@ struct Definition {
 const std::vector<Definition>& definitions() {
     static const std::vector<Definition> all = {
         {"build_tree", {FLOAT32}, {"metric", "root"}, {INT32, INT32}},
-        {"tree_scan", {FLOAT32, FLOAT32, INT32, INT32}, {"direction"}, {FLOAT32}},
+        // The last input, the decomposition, serves other devices.
+        {"tree_scan", {FLOAT32, FLOAT32, INT32, INT32, INT32}, {"direction"}, {FLOAT32}},
         {"selective_tree_scan",
-         {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32},
+         {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32, INT32},
          {"delta_softplus"},
          {FLOAT32}},
         {"gated_read_out",

@@ -29,8 +29,9 @@ template void exclusive_sum(const Device&, Workspace&, const int64_t*, int64_t*,
 
 SortedPairs sort_pairs(const Device& device, Workspace& workspace, uint64_t* keys, int32_t* values, int64_t count,
                        int key_bits) {
-    cub::DoubleBuffer<uint64_t> key(keys, workspace.take<uint64_t>(count));
-    cub::DoubleBuffer<int32_t> value(values, workspace.take<int32_t>(count));
+    auto [other_keys, other_values] = workspace.take<uint64_t, int32_t>(count, count);
+    cub::DoubleBuffer<uint64_t> key(keys, other_keys);
+    cub::DoubleBuffer<int32_t> value(values, other_values);
     with_scratch(device, workspace, [&](void* scratch, size_t& bytes) {
         return cub::DeviceRadixSort::SortPairs(scratch, bytes, key, value, count, 0, key_bits, device.stream());
     });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "checks.h"
@@ -12,11 +13,23 @@ class Workspace {
 public:
     explicit Workspace(const Tensor& like) : like_(like) {}
 
-    template <class Element>
-    Element* take(int64_t count) {
-        const int64_t bytes = count * static_cast<int64_t>(sizeof(Element));
-        taken_.push_back(make_empty(like_, {bytes}, ScalarType::Byte));
-        return static_cast<Element*>(taken_.back().mutable_data_ptr());
+    // An array of so many elements; of several types a tuple of arrays, in one allocation.
+    template <class... Elements, class... Counts>
+    auto take(Counts... counts) {
+        static_assert(sizeof...(Elements) == sizeof...(Counts));
+        auto bytes = [](int64_t size, int64_t count) { return (size * count + 15) / 16 * 16; };
+        taken_.push_back(make_empty(like_, {(... + bytes(sizeof(Elements), counts))}, ScalarType::Byte));
+        auto* next = static_cast<std::byte*>(taken_.back().mutable_data_ptr());
+        auto place = [&](int64_t size, int64_t count) {
+            std::byte* placed = next;
+            next += bytes(size, count);
+            return placed;
+        };
+        std::tuple<Elements*...> arrays{reinterpret_cast<Elements*>(place(sizeof(Elements), counts))...};
+        if constexpr (sizeof...(Elements) == 1)
+            return std::get<0>(arrays);
+        else
+            return arrays;
     }
 
 private:

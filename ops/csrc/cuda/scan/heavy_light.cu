@@ -1,6 +1,8 @@
 #include "cuda/scan/heavy_light.h"
 
+#include "cuda/common/workspace.h"
 #include "cuda/tree/subtrees.h"
+#include "tree_scan.h"
 
 namespace grootv {
 namespace {
@@ -8,14 +10,14 @@ namespace {
 constexpr int LENGTH = Chunk::LENGTH, WINDOW = Chunk::WINDOW, LONGEST = Chunk::LONGEST,
               LIGHT_DEPTHS = HeavyLight::LIGHT_DEPTHS;
 
-struct HeavyPath {
-    int32_t light_depth, length;  // 0: none
-};
+// A block keeps its numbers in shared memory.
+template <class Group>
+using Index = std::conditional_t<Group::IS_BLOCK, int16_t, int32_t>;
+static_assert(2 * BLOCK_VERTICES <= INT16_MAX);
 
-struct Scratch {
-    HeavyPath* path;       // by position: that of the path whose top is there
-    int32_t* first_entry;  // likewise
-    int32_t* tables;       // of the grid, see Tables; blocks have theirs in shared memory
+template <class Index>
+struct alignas(2 * sizeof(Index)) HeavyPath {
+    Index light_depth, length;  // 0: none
 };
 
 // Paths take their places in the lists in the order of their tops, so that the lists of a tree are always the same. The
@@ -31,7 +33,7 @@ struct Tables {
         segments = static_cast<int32_t>((positions + length - 1) / length);
     }
 
-    static constexpr int64_t size(int64_t most_segments) { return (most_segments + 1) * COLUMNS; }
+    static constexpr int64_t bytes(int64_t most_segments) { return (most_segments + 1) * COLUMNS * sizeof(int32_t); }
 
     __device__ int32_t& of(int32_t segment, int kind, int light_depth) const {
         return before[(kind * LIGHT_DEPTHS + light_depth) * segments + segment];
@@ -57,16 +59,16 @@ __device__ void for_each_by_warp(int64_t count, Task task) {
 }
 
 // Calls task(position, length) for the paths whose tops are in a segment, in order, by the lane of their light depth.
-template <class Task>
-__device__ void for_each_path(const Tables& tables, int64_t segment, const HeavyPath* path, Task task) {
+template <class Index, class Task>
+__device__ void for_each_path(const Tables& tables, int64_t segment, const HeavyPath<Index>* path, Task task) {
     const int64_t next = (segment + 1) * tables.length, end = next < tables.positions ? next : tables.positions;
     for (int64_t base = segment * tables.length; base < end; base += WARP) {
         const int64_t i = base + lane_of_warp();
-        const HeavyPath mine = i < end ? path[i] : HeavyPath{};
+        const HeavyPath<Index> mine = i < end ? path[i] : HeavyPath<Index>{};
         for (unsigned tops = __ballot_sync(~0u, mine.length > 0); tops != 0; tops &= tops - 1) {
             const int j = __ffs(static_cast<int>(tops)) - 1;
-            const int32_t light_depth = __shfl_sync(~0u, mine.light_depth, j),
-                          length = __shfl_sync(~0u, mine.length, j);
+            const int32_t light_depth = __shfl_sync(~0u, int32_t{mine.light_depth}, j),
+                          length = __shfl_sync(~0u, int32_t{mine.length}, j);
             if (light_depth == lane_of_warp()) task(base + j, length);
         }
     }
@@ -120,41 +122,42 @@ struct LaneBegins {
 
 template <class Group>
 __global__ void __launch_bounds__(GROUP_THREADS, 1)
-    heavy_light_kernel(HeavyLight result, Subtrees trees, Scratch scratch, bool links_shared) {
+    heavy_light_kernel(HeavyLight result, const int32_t* orders, const int32_t* parents, std::byte* memory) {
+    using Path = HeavyPath<Index<Group>>;
     const int32_t vertices = result.vertices;
     const auto lists = result.lists(blockIdx.x);
-    const int64_t begin = int64_t{lists.first_item} * vertices, count = int64_t{lists.items} * vertices;
-    const int32_t* order = trees.order;
-    int32_t* memory = Group::IS_BLOCK ? reinterpret_cast<int32_t*>(shared_memory()) : scratch.tables;
-    const Tables tables(memory, count, MOST_SEGMENTS<Group>);
-    HeavyPath* paths = scratch.path + begin;
-    int32_t* first_entry = scratch.first_entry + begin;
+    const int64_t first_vertex = int64_t{lists.first_item} * vertices, count = int64_t{lists.items} * vertices;
+    std::byte* scratch = Group::IS_BLOCK ? shared_memory() : memory;
+    const Tables tables(reinterpret_cast<int32_t*>(scratch), count, MOST_SEGMENTS<Group>);
+    const Subtrees<Group, Index<Group>> trees(scratch + Tables::bytes(MOST_SEGMENTS<Group>), orders + first_vertex,
+                                              parents + first_vertex, lists.items, vertices);
+    trees.measure();
+    auto vertex_at = [=](int32_t p) { return static_cast<int32_t>(first_vertex) + trees.root_of(p) + trees.order[p]; };
 
-    if constexpr (Group::IS_BLOCK) {
-        Link* shared = links_shared ? reinterpret_cast<Link*>(memory + Tables::size(MOST_SEGMENTS<Group>)) : nullptr;
-        trees.restrict_to(lists.first_item, shared);
-    }
-    trees.measure<Group>(lists.first_item, lists.items);
-    Link *links = trees.links + 2 * begin, *spare = trees.spare + 2 * begin;
-
-    // Every vertex finds the top of its path and the entries from there.
+    // Every vertex finds the top of its path and the entries from there. Half of the links are not used.
+    Link<Index<Group>>*links = trees.links, *spare = trees.spare;
+    auto* paths = reinterpret_cast<Path*>(links + count);  // by position: that of the path whose top is there
+    auto* first_entry = reinterpret_cast<Index<Group>*>(spare + count);  // likewise
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), parent = trees.parent_of(p);
+        const int32_t p = static_cast<int32_t>(i), parent = trees.parent_of(p);
         const int32_t light = trees.child_count(parent) - 1;
         const bool top = p == parent || trees.heavy_child(parent) != p;
-        links[i] = {top ? p : parent, top ? 0 : light > 1 ? light : 1};
+        links[i] = {static_cast<Index<Group>>(top ? p : parent), static_cast<Index<Group>>(top         ? 0
+                                                                                           : light > 1 ? light
+                                                                                                       : 1)};
         paths[i] = {};
     });
+    for_each<Group>(lists.items, [=](int64_t i) { result.valid[lists.first_item + i] = trees.valid[i]; });
     Group::sync();
-    const Link* path = rank_lists<Group>(links, spare, begin, count, vertices);
+    const Link<Index<Group>>* path = rank_lists<Group>(links, spare, count, vertices);
 
     // The leaf of a path finds its length and light depth.
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), root = trees.root_of(p);
+        const int32_t p = static_cast<int32_t>(i), root = trees.root_of(p);
         if (!trees.is_valid(p) || trees.heavy_child(p) >= 0) return;
-        int32_t light_depth = 0;
-        for (int32_t top = path[i].next; top != root; ++light_depth) top = path[trees.parent_of(top) - begin].next;
-        paths[path[i].next - begin] = {light_depth, path[i].distance + 1};
+        int light_depth = 0;
+        for (int32_t top = path[p].next; top != root; ++light_depth) top = path[trees.parent_of(top)].next;
+        paths[path[p].next] = {static_cast<Index<Group>>(light_depth), static_cast<Index<Group>>(path[p].distance + 1)};
     });
     Group::sync();
     for_each_by_warp<Group>(tables.segments, [=](int64_t segment) {
@@ -203,7 +206,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
                     lists.chunks[begins.chunks + piece + k] = {long_entry + from, long_entry + to, carry + k};
                 }
                 lists.long_paths[long_path++] = {carry, pieces.count};
-                first_entry[i] = long_entry;
+                first_entry[i] = static_cast<Index<Group>>(long_entry);
                 long_entry += length;
                 piece += pieces.count;
             } else {
@@ -211,7 +214,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
                 Chunk& chunk = lists.chunks[begins.short_paths + short_entry / WINDOW];
                 atomicMin(&chunk.first, first);
                 atomicMax(&chunk.end, first + length);
-                first_entry[i] = first;
+                first_entry[i] = static_cast<Index<Group>>(first);
                 short_entry += length;
             }
         });
@@ -221,48 +224,60 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
         if (lists.chunks[i].end == 0) lists.chunks[i] = {1, 1, -1};  // empty: no path starts within its entries
     });
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), root = trees.root_of(p), children = trees.child_count(p);
+        const int32_t p = static_cast<int32_t>(i), children = trees.child_count(p);
         if (!trees.is_valid(p)) return;
-        auto place_of = [=](int64_t j) { return first_entry[path[j].next - begin] + path[j].distance; };
-        PathEntry entry = PathEntry::of_vertex(root + order[p], children == 0, children > 1);
-        if (p == root) {
+        auto place_of = [=](int32_t p) { return first_entry[path[p].next] + path[p].distance; };
+        PathEntry entry = PathEntry::of_vertex(vertex_at(p), children == 0, children > 1);
+        if (p == trees.root_of(p)) {
             entry = entry.as_root();
-        } else if (path[i].next == p) {
+        } else if (path[p].next == p) {
             const int32_t parent = trees.parent_position[p], child = p - trees.first_child[parent];
             const int32_t light = trees.heavy_child(parent) < p ? child - 1 : child;
-            entry = entry.as_top(root + order[parent], light == 0);
-            if (light > 0) lists.entries[place_of(parent - begin) + light] = PathEntry::of_light_edge(root + order[p]);
+            entry = entry.as_top(vertex_at(parent), light == 0);
+            if (light > 0) lists.entries[place_of(parent) + light] = PathEntry::of_light_edge(vertex_at(p));
         }
-        lists.entries[place_of(i)] = entry;
+        lists.entries[place_of(p)] = entry;
     });
+}
+
+int64_t block_bytes(int64_t vertices) {
+    return Tables::bytes(MOST_SEGMENTS<BlockGroup>) + Subtrees<BlockGroup, Index<BlockGroup>>::bytes(1, vertices);
+}
+
+Tensor heavy_light(const Tensor& order, const Tensor& parent, const std::string& scan) {
+    const char* function = scan.c_str();
+    check_tree(function, order, parent);
+    check_batch(function, order.size(0), order.size(1));
+    return decompose_heavy_light(Device(function, order), as_contiguous(order), as_contiguous(parent));
 }
 
 }  // namespace
 
-HeavyLight decompose_heavy_light(const Device& device, Workspace& workspace, const int32_t* order,
-                                 const int32_t* parent, int64_t batch, int64_t vertices, bool all_in_one) {
-    const int64_t count = batch * vertices;
-    const Subtrees trees(workspace, order, parent, batch, vertices);
-    HeavyLight result{all_in_one,
-                      static_cast<int32_t>(batch),
-                      static_cast<int32_t>(vertices),
-                      workspace.take<PathEntry>(batch * HeavyLight::entries_of_one(vertices)),
-                      workspace.take<Chunk>(batch * HeavyLight::chunks_of_one(vertices)),
-                      workspace.take<LongPath>(batch * HeavyLight::long_paths_of_one(vertices)),
-                      workspace.take<HeavyLight::Begins>(all_in_one ? 1 : batch),
-                      trees.valid};
-    Scratch scratch{workspace.take<HeavyPath>(count), workspace.take<int32_t>(count), nullptr};
-    if (all_in_one) {
-        scratch.tables = workspace.take<int32_t>(Tables::size(MOST_SEGMENTS<GridGroup>));
-        launch_grid_group(device, heavy_light_kernel<GridGroup>, count, result, trees, scratch, false);
+bool HeavyLight::takes_blocks(const Device& device, int64_t vertices) {
+    return vertices <= BLOCK_VERTICES && std::max(SUM_BYTES * vertices, block_bytes(vertices)) <= device.shared_bytes();
+}
+
+Tensor decompose_heavy_light(const Device& device, const Tensor& order, const Tensor& parent) {
+    const int64_t batch = order.size(0), vertices = order.size(1);
+    Tensor decomposition = make_empty(order, {batch, HeavyLight::words_of_one(vertices)});
+    if (batch == 0) return decomposition;
+    const bool blocks = HeavyLight::takes_blocks(device, vertices);
+    const HeavyLight result(decomposition.mutable_data_ptr<int32_t>(), batch, vertices, !blocks);
+    const int32_t *orders = order.const_data_ptr<int32_t>(), *parents = parent.const_data_ptr<int32_t>();
+    if (blocks) {
+        device.launch(heavy_light_kernel<BlockGroup>, batch, GROUP_THREADS, block_bytes(vertices), result, orders,
+                      parents, nullptr);
     } else {
-        const int64_t tables = Tables::size(MOST_SEGMENTS<BlockGroup>) * static_cast<int64_t>(sizeof(int32_t));
-        const int64_t links = Subtrees::link_bytes(vertices);
-        const bool links_shared = tables + links <= device.shared_bytes();
-        device.launch(heavy_light_kernel<BlockGroup>, batch, GROUP_THREADS, tables + (links_shared ? links : 0), result,
-                      trees, scratch, links_shared);
+        Workspace workspace(order);
+        auto* memory = workspace.take<std::byte>(Tables::bytes(MOST_SEGMENTS<GridGroup>) +
+                                                 Subtrees<GridGroup, Index<GridGroup>>::bytes(batch, vertices));
+        launch_grid_group(device, heavy_light_kernel<GridGroup>, batch * vertices, result, orders, parents, memory);
     }
-    return result;
+    return decomposition;
 }
 
 }  // namespace grootv
+
+STABLE_TORCH_LIBRARY_IMPL(grootv, GROOTV_BACKEND, m) {
+    GROOTV_IMPL(m, heavy_light);
+}

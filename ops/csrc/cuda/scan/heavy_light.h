@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cuda/common/thread_group.h"
-#include "cuda/common/workspace.h"
 
 namespace grootv {
 
@@ -63,7 +62,8 @@ struct alignas(8) LongPath {
     int32_t carry, count;  // of its pieces, from the top down
 };
 
-// The decompositions of a batch, as lists of one item each or as one list of all items.
+// The decompositions of a batch, as lists of one item each, whose scans and decomposition a block takes, or as one list
+// of all items.
 struct HeavyLight {
     static constexpr int LIGHT_DEPTHS = WARP;
 
@@ -81,6 +81,22 @@ struct HeavyLight {
         Begins* begins;
         int32_t first_item, items;
     };
+
+    // In memory of words_of_one(vertices) int32 for each item.
+    HeavyLight(int32_t* memory, int64_t items, int64_t vertices, bool all_in_one)
+        : all_in_one(all_in_one),
+          items(static_cast<int32_t>(items)),
+          vertices(static_cast<int32_t>(vertices)),
+          chunks(reinterpret_cast<Chunk*>(memory)),
+          entries(reinterpret_cast<PathEntry*>(chunks + items * chunks_of_one(vertices))),
+          long_paths(reinterpret_cast<LongPath*>(entries + items * entries_of_one(vertices))),
+          begins(reinterpret_cast<Begins*>(long_paths + items * long_paths_of_one(vertices))),
+          valid(reinterpret_cast<int32_t*>(begins + items)) {}
+
+    // Whether a block takes an item: if it is small and shared memory has room for the sums of two signals in both
+    // passes and for its decomposition.
+    static bool takes_blocks(const Device& device, int64_t vertices);
+    static constexpr int64_t SUM_BYTES = 2 * 16;
 
     // Those of one item, or of all.
     __device__ Lists lists(int32_t item) const {
@@ -100,24 +116,29 @@ struct HeavyLight {
         return entries_of_one(vertices) * 2 / (Chunk::LENGTH + 1);
     }
     static __host__ __device__ int64_t chunks_of_one(int64_t vertices) {
-        return entries_of_one(vertices) / Chunk::WINDOW + (vertices < LIGHT_DEPTHS ? vertices : LIGHT_DEPTHS);
+        return entries_of_one(vertices) / Chunk::WINDOW + LIGHT_DEPTHS;
     }
     static __host__ __device__ int64_t long_paths_of_one(int64_t vertices) {
         return entries_of_one(vertices) / (Chunk::LONGEST + 1);
     }
+    // As ops/scan.py has it.
+    static int64_t words_of_one(int64_t vertices) { return 7 * vertices + 256; }
+    static_assert(sizeof(Chunk) * (2.0 / Chunk::WINDOW) + sizeof(PathEntry) * 2 +
+                          sizeof(LongPath) * (2.0 / (Chunk::LONGEST + 1)) <=
+                      7 * sizeof(int32_t) &&
+                  sizeof(Chunk) * LIGHT_DEPTHS + sizeof(Begins) + sizeof(int32_t) <= 256 * sizeof(int32_t));
     static_assert(2 * Chunk::LONGEST > Chunk::LENGTH && 2 * Chunk::WINDOW <= Chunk::LENGTH + 1);
 
     bool all_in_one;
     int32_t items, vertices;
-    PathEntry* entries;
     Chunk* chunks;
+    PathEntry* entries;
     LongPath* long_paths;
     Begins* begins;
     int32_t* valid;  // by item: whether order and parent are a tree in breadth-first order
 };
 
-// order and parent: (B, L), as in Tree.
-HeavyLight decompose_heavy_light(const Device& device, Workspace& workspace, const int32_t* order,
-                                 const int32_t* parent, int64_t batch, int64_t vertices, bool all_in_one);
+// The decompositions of trees (B, L), as in Tree, in a tensor (B, words).
+Tensor decompose_heavy_light(const Device& device, const Tensor& order, const Tensor& parent);
 
 }  // namespace grootv

@@ -3,19 +3,26 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <type_traits>
 
+#include "cuda/common/workspace.h"
 #include "cuda/scan/scan_kernels.h"
 
 namespace grootv {
 
-// The decomposition, the scratch memory and the launches of one call. Its rows are padded with 0 to whole vectors of
-// channels.
+// The decomposition, made here if it is not given, the scratch memory and the launches of one call. Its rows are padded
+// with 0 to whole vectors of channels.
 class Scan {
 public:
-    Scan(const ScanSizes& sizes, const Tensor& signal, const Tensor& order, const Tensor& parent)
-        : sizes(sizes), device_(sizes.function, signal), workspace_(signal) {
-        order_ = as_contiguous(order), parent_ = as_contiguous(parent);
+    Scan(const ScanSizes& sizes, const Tensor& signal, const Tensor& order, const Tensor& parent,
+         const std::optional<Tensor>& decomposition)
+        : sizes(sizes), device_(sizes.function, signal), workspace_(signal), order_(order), parent_(parent) {
+        if (decomposition) {
+            check_tensor(sizes.function, "decomposition", "the result of heavy_light", *decomposition, ScalarType::Int,
+                         {sizes.batch, HeavyLight::words_of_one(sizes.vertices)}, signal);
+            decomposition_ = as_contiguous(*decomposition);
+        }
         check_batch(sizes.function, sizes.batch, sizes.vertices);
         constexpr int64_t MOST = int64_t{1} << 20;
         check(sizes.channels <= MOST, sizes.function, ": a CUDA device takes at most ", MOST, " channels, got ",
@@ -45,15 +52,11 @@ public:
     template <class Inputs, class scalar_t = typename Inputs::scalar_t>
     void forward(Inputs inputs, bool both, scalar_t* output) {
         using acc_t = typename Inputs::acc_t;
-        with_group<acc_t, 1>([&](auto group, const HeavyLight& decomposition) {
+        with_group([&](auto group, const HeavyLight& decomposition) {
             using Group = decltype(group);
-            auto totals = make_totals<Group, acc_t, 1>([&] {
-                if constexpr (std::is_same_v<scalar_t, acc_t>)
-                    return output;
-                else
-                    return take<acc_t>();
-            });
-            if constexpr (requires { inputs.A; }) set_decays(inputs, Group::IS_BLOCK ? output : nullptr);
+            acc_t* rows = rows_for<acc_t>(output);
+            const auto totals = take_scratch<Group, acc_t, 1>(inputs, Group::IS_BLOCK ? nullptr : rows,
+                                                              Group::IS_BLOCK ? rows : nullptr);
             auto* kernel = scan_kernel<Group, Inputs>;
             launch<Group>(make_plan(kernel, totals, 0), kernel, inputs, decomposition, both, totals, output);
         });
@@ -66,10 +69,9 @@ public:
                   MakeGradients make_gradients) {
         using acc_t = typename Inputs::acc_t;
         using Gradients = decltype(make_gradients(0, 0));
-        with_group<acc_t, SIGNALS>([&](auto group, const HeavyLight& decomposition) {
+        with_group([&](auto group, const HeavyLight& decomposition) {
             using Group = decltype(group);
-            auto totals = make_totals<Group, acc_t, SIGNALS>([&] { return take<acc_t>(); });
-            if constexpr (requires { inputs.A; }) set_decays(inputs, gradient);
+            const auto totals = take_scratch<Group, acc_t, SIGNALS>(inputs, nullptr, rows_for<acc_t>(gradient));
             auto* kernel = scan_backward_kernel<Group, SIGNALS, Inputs, Gradients>;
             const Plan plan = make_plan(kernel, totals, Gradients::SHARED_VECTORS);
             launch<Group>(plan, kernel, inputs, grad, decomposition, totals, make_gradients(plan.tiles, plan.blocks));
@@ -86,44 +88,48 @@ private:
         int64_t threads, shared_bytes;  // of a block
     };
 
-    // A block takes an item if it is small and its sums fit into shared memory, else the grid takes all.
-    template <class acc_t, int SIGNALS, class Run>
+    template <class Run>
     void with_group(Run run) {
-        const int64_t least_bytes = Totals<BlockGroup, acc_t, SIGNALS>::shared_bytes(sizes.vertices, 1);
-        const bool has_block = sizes.vertices <= BLOCK_VERTICES && least_bytes <= device_.shared_bytes();
-        const HeavyLight decomposition =
-            decompose_heavy_light(device_, workspace_, order_.const_data_ptr<int32_t>(),
-                                  parent_.const_data_ptr<int32_t>(), sizes.batch, sizes.vertices, !has_block);
-        if (has_block)
+        const bool blocks = HeavyLight::takes_blocks(device_, sizes.vertices);
+        if (!decomposition_)
+            decomposition_ = decompose_heavy_light(device_, as_contiguous(order_), as_contiguous(parent_));
+        // Kernels of scans only read it.
+        const HeavyLight decomposition(const_cast<int32_t*>(decomposition_->const_data_ptr<int32_t>()), sizes.batch,
+                                       sizes.vertices, !blocks);
+        if (blocks)
             run(BlockGroup{}, decomposition);
         else
             run(GridGroup{}, decomposition);
     }
 
-    // A value for every vertex and channel.
-    template <class acc_t>
-    acc_t* take() {
-        return workspace_.take<acc_t>(sizes.batch * sizes.vertices * channels_);
+    // The rows of a result that is written later, for values of type acc_t, if it has their type.
+    template <class acc_t, class scalar_t>
+    static acc_t* rows_for(scalar_t* result) {
+        if constexpr (std::is_same_v<scalar_t, acc_t>)
+            return result;
+        else
+            return nullptr;
     }
 
-    // Where decays that are not given go: to the rows of a result that is written later, if it has their type.
-    template <class Inputs, class scalar_t = typename Inputs::scalar_t>
-    void set_decays(Inputs& inputs, scalar_t* result) {
-        using acc_t = typename Inputs::acc_t;
-        if constexpr (std::is_same_v<scalar_t, acc_t>) inputs.decays = result;
-        if (!inputs.decays) inputs.decays = take<acc_t>();
-    }
-
-    template <class Group, class acc_t, int SIGNALS, class TakeRows>
-    Totals<Group, acc_t, SIGNALS> make_totals(TakeRows take_rows) {
+    // Carries, and of a grid the sums, and decays that are not given, in one allocation. `sums` and `decays` are where
+    // those of the only signal and the decays go if not there: to the rows of a result that is written later.
+    template <class Group, class acc_t, int SIGNALS, class Inputs>
+    Totals<Group, acc_t, SIGNALS> take_scratch(Inputs& inputs, acc_t* sums, acc_t* decays) {
+        static_assert(SIGNALS * sizeof(Vector<acc_t>) <= HeavyLight::SUM_BYTES);
+        constexpr bool COMPUTED = requires { inputs.A; };
         const int64_t carries = sizes.batch * HeavyLight::carries_of_one(sizes.vertices) * channels_;
+        const int64_t values = sizes.batch * sizes.vertices * channels_;
+        const bool take_sums = !Group::IS_BLOCK && !sums, take_decays = COMPUTED && !decays;
+        auto [taken_carries, taken_sums, taken_decays] = workspace_.take<acc_t, acc_t, acc_t>(
+            (SIGNALS + 1) * carries, take_sums ? SIGNALS * values : 0, take_decays ? values : 0);
+        if constexpr (COMPUTED) inputs.decays = decays ? decays : taken_decays;
         Totals<Group, acc_t, SIGNALS> totals{};
         totals.vertices = static_cast<int32_t>(sizes.vertices);
         for (int k = 0; k < SIGNALS; ++k) {
-            if (!Group::IS_BLOCK) totals.rows[k] = take_rows();
-            totals.carry[k] = workspace_.take<acc_t>(carries);
+            if (!Group::IS_BLOCK) totals.rows[k] = sums ? sums : taken_sums + k * values;
+            totals.carry[k] = taken_carries + k * carries;
         }
-        totals.product = workspace_.take<acc_t>(carries);
+        totals.product = taken_carries + SIGNALS * carries;
         return totals;
     }
 
@@ -183,6 +189,7 @@ private:
     Device device_;
     Workspace workspace_;
     Tensor order_, parent_;
+    std::optional<Tensor> decomposition_;
     int64_t channels_;  // padded to whole vectors
 };
 

@@ -147,9 +147,9 @@ struct PaddedArguments {
 
 Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
                            const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent,
-                           bool delta_softplus) {
+                           bool delta_softplus, const std::optional<Tensor>& decomposition) {
     SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, order, parent);
-    Scan scan(sizes, x, order, parent);
+    Scan scan(sizes, x, order, parent, decomposition);
     PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor output = scan.new_rows(x);
     if (scan.empty()) return scan.unpadded(output);
@@ -161,10 +161,11 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     const Tensor& grad, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, bool delta_softplus) {
+    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, bool delta_softplus,
+    const std::optional<Tensor>& decomposition) {
     SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent);
     sizes.check_grad(grad, x);
-    Scan scan(sizes, x, order, parent);
+    Scan scan(sizes, x, order, parent, decomposition);
     PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor g = scan.padded(grad), grad_x = scan.new_rows(x), grad_delta = scan.new_rows(x);
     Tensor grad_B = make_empty(B, {sizes.batch, sizes.vertices});

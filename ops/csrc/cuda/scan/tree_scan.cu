@@ -44,9 +44,9 @@ struct TreeScanGradients {
 };
 
 Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, const Tensor& parent,
-                 const std::string& direction) {
+                 const std::string& direction, const std::optional<Tensor>& decomposition) {
     ScanArguments arguments("tree_scan", input, decay, order, parent, direction);
-    Scan scan(arguments, input, order, parent);
+    Scan scan(arguments, input, order, parent, decomposition);
     Tensor u = scan.padded(input), a = scan.padded(decay), output = scan.new_rows(u);
     if (scan.empty()) return scan.unpadded(output);
     dispatch_floating(u, [&]<class scalar_t>(scalar_t) {
@@ -57,10 +57,11 @@ Tensor tree_scan(const Tensor& input, const Tensor& decay, const Tensor& order, 
 }
 
 std::tuple<Tensor, Tensor> tree_scan_backward(const Tensor& grad, const Tensor& input, const Tensor& decay,
-                                              const Tensor& order, const Tensor& parent, const std::string& direction) {
+                                              const Tensor& order, const Tensor& parent, const std::string& direction,
+                                              const std::optional<Tensor>& decomposition) {
     ScanArguments arguments("tree_scan_backward", input, decay, order, parent, direction);
     arguments.check_grad(grad, input);
-    Scan scan(arguments, input, order, parent);
+    Scan scan(arguments, input, order, parent, decomposition);
     Tensor g = scan.padded(grad), u = scan.padded(input), a = scan.padded(decay);
     Tensor grad_input = scan.new_rows(u), grad_decay = scan.new_rows(u);
     if (scan.empty()) return {scan.unpadded(grad_input), scan.unpadded(grad_decay)};

@@ -112,12 +112,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_scan_backward(
     } else {
         dispatch_floating(x, [&]<class scalar_t>(scalar_t) {
             using acc_t = acc_type<scalar_t>;
-            auto take = [&](int64_t count) { return scan.workspace.template take<acc_t>(count); };
             const auto in = scan.template inputs<scalar_t>();
-            GradientParts<acc_t> parts{
-                take(in.state_tiles() * in.size()), take(in.state_tiles() * in.size()),
-                A_part.mutable_data_ptr<acc_t>(),   B_part.mutable_data_ptr<acc_t>(),
-                C_part.mutable_data_ptr<acc_t>(),   take(in.blocks() * length * in.used() * TILE_THREADS)};
+            const int64_t size = in.state_tiles() * in.size();
+            auto [signal, next_step, kept] = scan.workspace.template take<acc_t, acc_t, acc_t>(
+                size, size, in.blocks() * length * in.used() * TILE_THREADS);
+            GradientParts<acc_t> parts{signal,
+                                       next_step,
+                                       A_part.mutable_data_ptr<acc_t>(),
+                                       B_part.mutable_data_ptr<acc_t>(),
+                                       C_part.mutable_data_ptr<acc_t>(),
+                                       kept};
             scan.launch(token_scan_backward_kernel<scalar_t, acc_t>, in, sizeof(StagedTokensBackward<acc_t>),
                         g.const_data_ptr<scalar_t>(), g_state.const_data_ptr<acc_t>(), parts);
             TokenGradients<scalar_t> gradients{grad_x.mutable_data_ptr<scalar_t>(),

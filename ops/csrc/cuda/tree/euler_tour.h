@@ -72,7 +72,7 @@ struct SortedArcs {
 // of the second and the second forward by the size of the first, with all that is below; the preorder of a vertex is
 // its place among the arcs that go down, plus the moves on its way from the root.
 struct Tour {
-    Link *links, *spare;
+    Link<>*links, *spare;
     int32_t* parent_arc;  // by vertex: the arc to its parent
     int64_t* increment;   // by place in the tour, 2 (V - 1) of each item: see sums
     int64_t* sum;         // of all increments before, over the whole batch
@@ -98,7 +98,7 @@ __device__ inline int64_t sums(int64_t preorder, int64_t down) {
 template <class Arcs>
 struct Ranking {
     Arcs arcs;
-    const Link* links;
+    const Link<>* links;
     const int32_t* parent_arc;
     int32_t root;
 
@@ -120,7 +120,7 @@ struct Ranking {
 
 template <class Arcs>
 __global__ void __launch_bounds__(GROUP_THREADS, 1)
-    euler_tour_kernel(Arcs arcs, int32_t root, Tour tour, Link** ranked, TreePointers trees, int32_t* status) {
+    euler_tour_kernel(Arcs arcs, int32_t root, Tour tour, Link<>** ranked, TreePointers trees, int32_t* status) {
     const int64_t slots = arcs.slots(), length = 2 * (int64_t{arcs.vertices()} - 1), count = slots * arcs.items;
     for_each<GridGroup>(length * arcs.items, [=](int64_t i) { tour.increment[i] = 0; });
     for_each<GridGroup>(int64_t{arcs.vertices()} * arcs.items, [=](int64_t v) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
         if (arcs.isolated(static_cast<int32_t>(v))) report(status, v / arcs.vertices());
     });
     for_each<GridGroup>(count, [=](int64_t i) {
-        Link link{static_cast<int32_t>(i), 0};
+        Link<> link{static_cast<int32_t>(i), 0};
         if (arcs.exists(i)) {
             const int32_t item = arcs.source(i) / arcs.vertices();
             const int64_t next = arcs.successor(i);
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
         tour.links[i] = link;
     });
     GridGroup::sync();
-    Link* links = rank_lists<GridGroup>(tour.links, tour.spare, 0, count, length);
+    Link<>* links = rank_lists<GridGroup>(tour.links, tour.spare, count, length);
     if (GridGroup::rank() == 0) *ranked = links;
     const Ranking<Arcs> ranking{arcs, links, tour.parent_arc, root};
     for_each<GridGroup>(count, [=](int64_t i) {
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
 }
 
 template <class Arcs>
-__global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link* const* ranked, TreePointers trees) {
+__global__ void preorder_kernel(Arcs arcs, int32_t root, Tour tour, Link<>* const* ranked, TreePointers trees) {
     const int32_t vertices = arcs.vertices();
     const Ranking<Arcs> ranking{arcs, *ranked, tour.parent_arc, root};
     const int64_t length = ranking.length();
@@ -200,20 +200,16 @@ template <class Arcs>
 void order_by_tour(const Device& device, Workspace& workspace, Arcs arcs, int64_t vertices, int64_t slots, int32_t root,
                    TreePointers trees, int32_t* status) {
     const int64_t items = arcs.items, count = slots * items, length = 2 * (vertices - 1) * items;
-    Tour tour{workspace.take<Link>(count),
-              workspace.take<Link>(count),
-              workspace.take<int32_t>(items * vertices),
-              workspace.take<int64_t>(length),
-              workspace.take<int64_t>(length),
-              workspace.take<uint64_t>(items * vertices),
-              workspace.take<int32_t>(items * vertices)};
-    auto** ranked = workspace.take<Link*>(1);
+    const int64_t size = items * vertices;
+    auto [links, spare, parent_arc, increment, sum, depth_key, preorder, ranked] =
+        workspace.take<Link<>, Link<>, int32_t, int64_t, int64_t, uint64_t, int32_t, Link<>*>(
+            count, count, size, length, length, size, size, 1);
+    const Tour tour{links, spare, parent_arc, increment, sum, depth_key, preorder};
     launch_grid_group(device, euler_tour_kernel<Arcs>, count, arcs, root, tour, ranked, trees, status);
     exclusive_sum(device, workspace, tour.increment, tour.sum, length);
     device.launch(preorder_kernel<Arcs>, blocks_for(count), ELEMENT_THREADS, 0, arcs, root, tour, ranked, trees);
-    SortedPairs sorted =
-        sort_pairs(device, workspace, tour.depth_key, tour.preorder, items * vertices, bits_of(items * vertices - 1));
-    device.launch(order_kernel, blocks_for(items * vertices), ELEMENT_THREADS, 0, sorted, items * vertices, trees);
+    SortedPairs sorted = sort_pairs(device, workspace, tour.depth_key, tour.preorder, size, bits_of(size - 1));
+    device.launch(order_kernel, blocks_for(size), ELEMENT_THREADS, 0, sorted, size, trees);
 }
 
 }  // namespace grootv

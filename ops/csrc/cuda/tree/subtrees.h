@@ -1,43 +1,44 @@
 // The subtrees of trees in breadth-first order, and their sizes.
 #pragma once
 
+#include <cstddef>
+#include <type_traits>
+
 #include "cuda/common/list_ranking.h"
 #include "cuda/common/thread_group.h"
-#include "cuda/common/workspace.h"
 
 namespace grootv {
 
-// Trees by position in breadth-first order, which counts through the whole batch.
+// The trees of a group, one of a block, by position in breadth-first order, which counts through all of them. Sums over
+// a tree of `Index` vertices have to fit twice.
+template <class Group, class Index>
 struct Subtrees {
     // Size of a subtree and its top, of equal sizes the first the greatest; 0 for none.
-    using SizeAndTop = unsigned long long;
+    using SizeAndTop = std::conditional_t<sizeof(Index) == 2, unsigned, unsigned long long>;
+    using Top = std::make_unsigned_t<Index>;
+    static constexpr int SIZE_SHIFT = 8 * sizeof(Index);
 
-    // order and parent: (B, L), as in Tree.
-    Subtrees(Workspace& workspace, const int32_t* order, const int32_t* parent, int64_t batch, int64_t vertices)
+    static __host__ __device__ int64_t bytes(int64_t items, int64_t vertices) {
+        constexpr int64_t LINKS = 4 * sizeof(Link<Index>), REST = sizeof(SizeAndTop) + 3 * sizeof(Index);
+        return (items * (vertices * (LINKS + REST) + static_cast<int64_t>(sizeof(int32_t))) + 15) / 16 * 16;
+    }
+
+    // order and parent: (items, L), as in Tree.
+    __device__ Subtrees(std::byte* memory, const int32_t* order, const int32_t* parent, int32_t items, int32_t vertices)
         : order(order),
           parent(parent),
-          vertices(static_cast<int32_t>(vertices)),
-          valid(workspace.take<int32_t>(batch)),
-          position(workspace.take<int32_t>(batch * vertices)),
-          parent_position(workspace.take<int32_t>(batch * vertices)),
-          first_child(workspace.take<int32_t>(batch * vertices)),
-          end_child(workspace.take<int32_t>(batch * vertices)),
-          heaviest(workspace.take<SizeAndTop>(batch * vertices)),
-          links(workspace.take<Link>(2 * batch * vertices)),
-          spare(workspace.take<Link>(2 * batch * vertices)) {}
+          items(Group::IS_BLOCK ? 1 : items),
+          vertices(vertices),
+          count(this->items * int64_t{vertices}),
+          links(reinterpret_cast<Link<Index>*>(memory)),
+          spare(links + 2 * count),
+          heaviest(reinterpret_cast<SizeAndTop*>(spare + 2 * count)),
+          valid(reinterpret_cast<int32_t*>(heaviest + count)),
+          parent_position(reinterpret_cast<Index*>(valid + this->items)),
+          first_child(parent_position + count),
+          end_child(first_child + count) {}
 
-    // What a block of one item knows without a division, and its links in shared memory, two times two for each vertex.
-    __device__ void restrict_to(int32_t item, Link* memory) {
-        only_item = item;
-        if (!memory) return;
-        links = memory - int64_t{2} * item * vertices;
-        spare = links + int64_t{2} * vertices;
-    }
-    static __host__ __device__ int64_t link_bytes(int64_t vertices) {
-        return 4 * vertices * static_cast<int64_t>(sizeof(Link));
-    }
-
-    __device__ int32_t item_of(int32_t p) const { return only_item >= 0 ? only_item : p / vertices; }
+    __device__ int32_t item_of(int32_t p) const { return Group::IS_BLOCK ? 0 : p / vertices; }
     __device__ int32_t root_of(int32_t p) const { return item_of(p) * vertices; }
     __device__ bool is_valid(int32_t p) const { return valid[item_of(p)]; }
 
@@ -48,83 +49,85 @@ struct Subtrees {
 
     // Position of the child with the largest subtree, -1 for a leaf.
     __device__ int32_t heavy_child(int32_t p) const {
-        return heaviest[p] == 0 ? -1 : static_cast<int32_t>(~static_cast<uint32_t>(heaviest[p]));
+        return heaviest[p] == 0 ? -1 : static_cast<int32_t>(static_cast<Top>(~heaviest[p]));
     }
 
-    // Finds all of this for some items. Returns the tour that enters and leaves every subtree: the distances from its
-    // end, from entering position first_item * vertices + i at 2 i and from leaving it at 2 i + 1.
-    template <class Group>
-    __device__ const Link* measure(int64_t first_item, int64_t items) const;
+    // Finds all of this. Returns the tour that enters and leaves every subtree, in `links` or `spare`: the distances
+    // from its end, from entering position p at 2 p and from leaving it at 2 p + 1.
+    __device__ const Link<Index>* measure() const;
 
     const int32_t *order, *parent;
-    int32_t vertices;
-    int32_t* valid;     // by item: whether order and parent are a tree in breadth-first order
-    int32_t* position;  // by vertex
-    int32_t *parent_position, *first_child, *end_child;
+    int32_t items, vertices;
+    int64_t count;              // of positions
+    Link<Index>*links, *spare;  // two for each position
     SizeAndTop* heaviest;
-    Link *links, *spare;     // two for each position
-    int32_t only_item = -1;  // of a block
+    int32_t* valid;  // by item: whether order and parent are a tree in breadth-first order
+    Index *parent_position, *first_child, *end_child;
 };
 
-template <class Group>
-__device__ const Link* Subtrees::measure(int64_t first_item, int64_t items) const {
+template <class Group, class Index>
+__device__ const Link<Index>* Subtrees<Group, Index>::measure() const {
     const Subtrees self = *this;
-    const int64_t begin = first_item * vertices, count = items * vertices;
+    auto* position = reinterpret_cast<int32_t*>(spare);  // by vertex
 
     // Positions, and whether every vertex has one.
-    for_each<Group>(items, [=](int64_t i) { self.valid[first_item + i] = 1; });
-    for_each<Group>(count, [=](int64_t i) { self.position[begin + i] = -1; });
+    for_each<Group>(items, [=](int64_t i) { self.valid[i] = 1; });
+    for_each<Group>(count, [=](int64_t v) { position[v] = -1; });
     Group::sync();
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), root = self.root_of(p), vertex = self.order[p];
+        const int32_t p = static_cast<int32_t>(i), root = self.root_of(p), vertex = self.order[p];
         const bool fine = vertex >= 0 && vertex < self.vertices;
-        if (!fine || atomicExch(self.position + root + vertex, p) != -1) atomicExch(self.valid + self.item_of(p), 0);
+        if (!fine || atomicExch(position + root + vertex, p) != -1) atomicExch(self.valid + self.item_of(p), 0);
     });
     Group::sync();
 
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), root = self.root_of(p), vertex = self.order[p];
+        const int32_t p = static_cast<int32_t>(i), root = self.root_of(p), vertex = self.order[p];
         const bool known = vertex >= 0 && vertex < self.vertices;
         const int32_t parent = known ? self.parent[root + vertex] : -1;
-        const int32_t found = parent >= 0 && parent < self.vertices ? self.position[root + parent] : -1;
+        const int32_t found = parent >= 0 && parent < self.vertices ? position[root + parent] : -1;
         const bool fine = p == root ? found == root : found >= root && found < p;
         if (!fine) atomicExch(self.valid + self.item_of(p), 0);
-        self.parent_position[p] = fine ? found : root;
+        self.parent_position[p] = static_cast<Index>(fine ? found : root);
         self.first_child[p] = self.end_child[p] = 0;
     });
     Group::sync();
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i);
+        const int32_t p = static_cast<int32_t>(i);
         if (p > self.root_of(p) + 1 && self.parent_position[p - 1] > self.parent_position[p])
             atomicExch(self.valid + self.item_of(p), 0);
     });
     Group::sync();
 
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), root = self.root_of(p);
+        const int32_t p = static_cast<int32_t>(i), root = self.root_of(p);
         if (p == root) return;
         const int32_t parent = self.parent_of(p);
-        if (p == root + 1 || self.parent_of(p - 1) != parent) self.first_child[parent] = p;
-        if (p + 1 == root + self.vertices || self.parent_of(p + 1) != parent) self.end_child[parent] = p + 1;
+        if (p == root + 1 || self.parent_of(p - 1) != parent) self.first_child[parent] = static_cast<Index>(p);
+        if (p + 1 == root + self.vertices || self.parent_of(p + 1) != parent)
+            self.end_child[parent] = static_cast<Index>(p + 1);
     });
     Group::sync();
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), root = self.root_of(p), parent = self.parent_of(p);
+        const int32_t p = static_cast<int32_t>(i), root = self.root_of(p), parent = self.parent_of(p);
         const bool leaf = self.end_child[p] == 0, last = p == root || p + 1 == self.end_child[parent];
-        self.links[2 * p] = {leaf ? 2 * p + 1 : 2 * self.first_child[p], 1};
-        self.links[2 * p + 1] = {last ? 2 * parent + 1 : 2 * p + 2, p == root ? 0 : 1};
+        auto link = [](int32_t next, int distance) {
+            return Link<Index>{static_cast<Index>(next), static_cast<Index>(distance)};
+        };
+        self.links[2 * p] = link(leaf ? 2 * p + 1 : 2 * self.first_child[p], 1);
+        self.links[2 * p + 1] = link(last ? 2 * parent + 1 : 2 * p + 2, p == root ? 0 : 1);
         self.heaviest[p] = 0;
     });
     Group::sync();
-    const Link* tour =
-        rank_lists<Group>(links + 2 * begin, spare + 2 * begin, 2 * begin, 2 * count, 2 * int64_t{vertices});
+    const Link<Index>* tour = rank_lists<Group>(links, spare, 2 * count, 2 * int64_t{vertices});
 
     // The distance from entering to leaving a subtree grows with its size.
     for_each<Group>(count, [=](int64_t i) {
-        const int32_t p = static_cast<int32_t>(begin + i), parent = self.parent_of(p);
+        const int32_t p = static_cast<int32_t>(i), parent = self.parent_of(p);
         const int32_t distance = tour[2 * i].distance - tour[2 * i + 1].distance;
         if (p != parent && self.is_valid(p))
-            atomicMax(self.heaviest + parent, static_cast<SizeAndTop>(distance) << 32 | ~static_cast<uint32_t>(p));
+            atomicMax(self.heaviest + parent,
+                      static_cast<SizeAndTop>(distance) << SIZE_SHIFT | static_cast<Top>(~static_cast<Top>(p)));
     });
     Group::sync();
     return tour;
