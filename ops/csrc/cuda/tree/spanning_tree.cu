@@ -206,11 +206,12 @@ __device__ void boruvka(Graph graph, Forest forest) {
     }
 }
 
-template <class Graph>
+// In shared memory, or in `bytes` of memory for each block.
+template <bool SHARED, class Graph>
 __global__ void __launch_bounds__(GROUP_THREADS, 1)
     spanning_tree_block_kernel(Graph graphs, std::byte* memory, int64_t bytes) {
     Graph graph = graphs.select(blockIdx.x);
-    boruvka<BlockGroup>(graph, Forest(memory ? memory + blockIdx.x * bytes : shared_memory(), graph.vertices()));
+    boruvka<BlockGroup>(graph, Forest(SHARED ? shared_memory() : memory + blockIdx.x * bytes, graph.vertices()));
 }
 
 template <class Graph>
@@ -222,10 +223,12 @@ template <class Graph>
 void launch_boruvka(const Device& device, Workspace& workspace, Graph graphs, int64_t vertices_of_one) {
     const int64_t bytes = Forest::bytes(vertices_of_one), vertices = graphs.graphs * vertices_of_one;
     if (one_block_each(device, graphs.graphs, vertices_of_one)) {
-        const bool fits = bytes <= device.shared_bytes();
-        auto* memory = fits ? nullptr : workspace.take<std::byte>(bytes * graphs.graphs);
-        device.launch(spanning_tree_block_kernel<Graph>, dim3(graphs.graphs), GROUP_THREADS, fits ? bytes : 0, graphs,
-                      memory, bytes);
+        if (bytes <= device.shared_bytes())
+            device.launch(spanning_tree_block_kernel<true, Graph>, dim3(graphs.graphs), GROUP_THREADS, bytes, graphs,
+                          nullptr, bytes);
+        else
+            device.launch(spanning_tree_block_kernel<false, Graph>, dim3(graphs.graphs), GROUP_THREADS, 0, graphs,
+                          workspace.take<std::byte>(bytes * graphs.graphs), bytes);
     } else {
         launch_grid_group(device, spanning_tree_grid_kernel<Graph>, vertices, graphs,
                           workspace.take<std::byte>(Forest::bytes(vertices)));
@@ -288,9 +291,8 @@ Tensor minimum_spanning_tree(const Tensor& edge_weight, int64_t height, int64_t 
     const int64_t vertices = grid.batch * grid.vertices, edges = grid.batch * grid.edges;
     if (edges == 0) return tree;
     Workspace workspace(weight);
-    auto *down = workspace.take<uint8_t>(vertices), *right = workspace.take<uint8_t>(vertices);
+    auto [down, right, chosen] = workspace.take<uint8_t, uint8_t, uint8_t>(vertices, vertices, edges);
     grid_spanning_tree_cuda(device, workspace, weight.const_data_ptr<float>(), grid.batch, height, width, down, right);
-    auto* chosen = workspace.take<uint8_t>(edges);
     device.launch(edge_flags_kernel, blocks_for(edges), ELEMENT_THREADS, 0, down, right, height, width, edges, chosen);
     write_tree_edges(device, workspace, chosen, edges, grid.edges, grid.vertices, tree.mutable_data_ptr<int32_t>());
     return tree;
