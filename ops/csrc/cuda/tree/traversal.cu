@@ -12,17 +12,31 @@
 namespace grootv {
 namespace {
 
+// A vertex in the queue of a walk, and the side of it where its parent is.
+struct QueueEntry {
+    static constexpr int VERTEX_BITS = 12, NO_SIDE = 4;
+
+    __device__ QueueEntry(int32_t vertex, int side) : bits(static_cast<int16_t>(vertex | side << VERTEX_BITS)) {}
+
+    __device__ int32_t vertex() const { return bits & ((1 << VERTEX_BITS) - 1); }
+    __device__ int side() const { return bits >> VERTEX_BITS; }  // NO_SIDE: it is the root
+
+    int16_t bits;
+};
+static_assert(BLOCK_VERTICES <= 1 << QueueEntry::VERTEX_BITS);
+
 struct WalkMemory {
     __device__ WalkMemory(std::byte* memory, int32_t vertices)
-        : queue(reinterpret_cast<int16_t*>(memory)),
-          parent(queue + vertices),
-          sides(reinterpret_cast<uint8_t*>(parent + vertices)) {}
+        : found(reinterpret_cast<int32_t*>(memory)),
+          queue(reinterpret_cast<QueueEntry*>(found + 1)),
+          sides(reinterpret_cast<uint8_t*>(queue + vertices)) {}
 
-    static __host__ __device__ int64_t bytes(int64_t vertices) {
-        return vertices * (2 * sizeof(int16_t) + sizeof(uint8_t));
+    static int64_t bytes(int64_t vertices) {
+        return sizeof(int32_t) + vertices * (sizeof(QueueEntry) + sizeof(uint8_t));
     }
 
-    int16_t *queue, *parent;
+    int32_t* found;  // vertices
+    QueueEntry* queue;
     uint8_t* sides;
 };
 
@@ -39,52 +53,53 @@ __global__ void level_walk_kernel(const uint8_t* down, const uint8_t* right, int
     });
     __syncthreads();
 
-    auto* found = reinterpret_cast<int32_t*>(shared_memory() + WalkMemory::bytes(vertices) / 4 * 4 + 4);
     if (thread < WARP) {
+        const unsigned lanes_before = (1u << thread) - 1;
         int32_t begin = 0, end = 1;
-        if (thread == 0) memory.queue[0] = memory.parent[0] = static_cast<int16_t>(root);  // lane 0 reads it
+        if (thread == 0) memory.queue[0] = QueueEntry(root, QueueEntry::NO_SIDE);  // lane 0 reads it
         while (begin < end && end <= vertices) {
             int32_t tail = end;
             for (int32_t base = begin; base < end; base += WARP) {
-                const int32_t place = base + thread;
-                unsigned children = 0;
+                unsigned children = 0;  // the sides where they are
                 int32_t v = 0;
-                if (place < end) {
-                    v = memory.queue[place];
-                    for (int side = 0; side < 4; ++side) {
-                        const bool child = (memory.sides[v] >> side & 1) &&
-                                           (place == 0 || v + neighbour_offset(side, width) != memory.parent[place]);
-                        children |= (child ? 1u : 0u) << side;
-                    }
+                if (base + thread < end) {
+                    const QueueEntry entry = memory.queue[base + thread];
+                    v = entry.vertex();
+                    children = memory.sides[v] & ~(1u << entry.side());
                 }
-                const int32_t own = __popc(children), sum = sum_to_lane(own);
-                int32_t to = tail + sum - own;
+                // The children of the lanes before this one, by the bits of their numbers.
+                const unsigned count = __popc(children);
+                int32_t to = tail;
+                for (int bit = 0; bit < 3; ++bit) {
+                    const unsigned lanes = __ballot_sync(~0u, count >> bit & 1);
+                    to += __popc(lanes & lanes_before) << bit;
+                    tail += __popc(lanes) << bit;
+                }
                 for (int side = 0; side < 4; ++side) {
                     if (!(children >> side & 1)) continue;
-                    if (to < vertices) {
-                        memory.queue[to] = static_cast<int16_t>(v + neighbour_offset(side, width));
-                        memory.parent[to] = static_cast<int16_t>(v);
-                    }
+                    if (to < vertices) memory.queue[to] = QueueEntry(v + neighbour_offset(side, width), 3 - side);
                     ++to;
                 }
-                tail += __shfl_sync(~0u, sum, WARP - 1);
             }
             __syncwarp();
             begin = end;
             end = tail;
         }
-        if (thread == 0) *found = end;
+        if (thread == 0) *memory.found = end;
     }
     __syncthreads();
 
-    const bool fine = *found == vertices;
+    const bool fine = *memory.found == vertices;
     if (!fine && thread == 0) report(status, blockIdx.x);
     for_each<BlockGroup>(vertices, [=](int64_t p) {
-        trees.order[first + p] = fine ? memory.queue[p] : -1;
-        if (fine)
-            trees.parent[first + memory.queue[p]] = memory.parent[p];
-        else
-            trees.parent[first + p] = -1;
+        if (!fine) {
+            trees.order[first + p] = trees.parent[first + p] = -1;
+            return;
+        }
+        const QueueEntry entry = memory.queue[p];
+        const int32_t v = entry.vertex();
+        trees.order[first + p] = v;
+        trees.parent[first + v] = entry.side() == QueueEntry::NO_SIDE ? v : v + neighbour_offset(entry.side(), width);
     });
 }
 
@@ -93,9 +108,8 @@ void grid_breadth_first_order_cuda(const Device& device, Workspace& workspace, c
                                    TreePointers trees, int32_t* status) {
     const int64_t vertices = height * width;
     if (vertices <= BLOCK_VERTICES) {
-        const int64_t bytes = WalkMemory::bytes(vertices) / 4 * 4 + 4 + sizeof(int32_t);
-        device.launch(level_walk_kernel, batch, ELEMENT_THREADS, bytes, down, right, height, width, root, trees,
-                      status);
+        device.launch(level_walk_kernel, batch, ELEMENT_THREADS, WalkMemory::bytes(vertices), down, right, height,
+                      width, root, trees, status);
         return;
     }
     GridArcs arcs{down, right, static_cast<int32_t>(batch), static_cast<int32_t>(height), static_cast<int32_t>(width)};
@@ -183,8 +197,7 @@ std::tuple<Tensor, Tensor> breadth_first_order_from_edges(const Tensor& edges, c
     }
     Workspace workspace(chosen);
     const int64_t count = sizes.batch * 2 * (num_vertices - 1);
-    auto* ends = workspace.take<uint64_t>(count);
-    auto *arc = workspace.take<int32_t>(count), *place = workspace.take<int32_t>(count);
+    auto [ends, arc, place] = workspace.take<uint64_t, int32_t, int32_t>(count, count, count);
     Tensor first = make_empty(chosen, {sizes.batch * num_vertices}, ScalarType::Int);
     torch::stable::fill_(first, -1);
     torch::stable::fill_(tree.order, -1);
@@ -220,9 +233,8 @@ std::tuple<Tensor, Tensor> build_tree(const Tensor& features, const std::string&
     if (map.batch == 0) return tree.tensors();
     Workspace workspace(vectors);
     const int64_t size = map.batch * map.vertices;
-    auto* weight = workspace.take<float>(map.batch * map.edges);
-    auto *down = workspace.take<uint8_t>(size), *right = workspace.take<uint8_t>(size);
-    auto* status = workspace.take<int32_t>(Status{}.size());  // nothing can be wrong with these trees
+    auto [weight, down, right, status] = workspace.take<float, uint8_t, uint8_t, int32_t>(
+        map.batch * map.edges, size, size, Status{}.size());  // nothing can be wrong with these trees
     grid_edge_weight_cuda(device, vectors, map, weight);
     grid_spanning_tree_cuda(device, workspace, weight, map.batch, map.height, map.width, down, right);
     grid_breadth_first_order_cuda(device, workspace, down, right, map.batch, map.height, map.width, root, tree.first,
