@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grootv import ops
 from grootv.ops.grid_graph import grid_edges
-from tests.ops import cases
+from tests.ops import cases, test_scan
 from tests.ops.devices import load
 from tests.ops.test_differentiable import OPERATORS, check
 from tests.ops.test_tree import check_steps
@@ -76,6 +76,12 @@ def test_blocks_of_a_device(backend):
         check_steps(full_size, cases.features('normal', batch, height, width, 16), 'cosine', 0)
         for form in ('tree_scan both', 'selective_tree_scan'):
             check(full_size, cases.make(form, batch, height, width, 5))
+
+
+@emulated
+@not_sanitized
+def test_sums_of_a_whole_block_keep_their_digits(backend):
+    test_scan.test_sums_over_many_vertices_keep_their_digits(load('emulated full size'))
 
 
 @emulated

@@ -88,7 +88,7 @@ def test_parameters_as_mamba_stores_them(backend, dtype):
 
 
 def test_sums_over_many_vertices_keep_their_digits(backend):
-    vertices = 40_000 if backend.name != 'emulated' else 4000
+    vertices = 4000 if 'emulated' in backend.name else 40_000
     tree = to_device(tree_of(parent_edges('path', vertices), 1), backend.device)
     x = torch.full((1, vertices, 1), 0.1, device=backend.device)
     A = x.new_tensor([-1e4])  # decays of 0: every vertex alone

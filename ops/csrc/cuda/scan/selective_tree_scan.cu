@@ -98,23 +98,22 @@ struct SelectiveScanGradients {
         if (live && tile.rank == 0) B_parts[tile.index * rows + row] = grad_B;
     }
 
-    // Adds up the sums of all threads of the block with the same channels.
+    // Adds up the sums of all threads of the block with the same channels, upper half onto lower half.
     template <class Group>
     __device__ void end(const ChannelTile<Group, acc_t>& tile) const {
         auto* sums = reinterpret_cast<Vector<acc_t>*>(shared_memory());
         const auto thread = static_cast<int32_t>(threadIdx.x), threads = static_cast<int32_t>(blockDim.x);
         sums[thread] = A_sum;
         sums[threads + thread] = bias_sum;
-        __syncthreads();
-        if (thread >= tile.threads || !tile.exists) return;
         auto add = [](auto sum, auto more) { return sum + more; };
-        Vector<acc_t> A{}, bias{};
-        for (int32_t other = thread; other < threads; other += tile.threads) {
-            A = map<acc_t>(add, A, sums[other]);
-            bias = map<acc_t>(add, bias, sums[threads + other]);
+        for (int32_t half = threads / 2; half >= tile.threads; half /= 2) {
+            __syncthreads();
+            if (thread >= half) continue;
+            for (int32_t k = thread; k < 2 * threads; k += threads) sums[k] = map<acc_t>(add, sums[k], sums[k + half]);
         }
-        as_vector(A_parts + tile.at(tile.block)) = A;
-        as_vector(bias_parts + tile.at(tile.block)) = bias;
+        if (thread >= tile.threads || !tile.exists) return;
+        as_vector(A_parts + tile.at(tile.block)) = sums[thread];
+        as_vector(bias_parts + tile.at(tile.block)) = sums[threads + thread];
     }
 };
 
