@@ -155,7 +155,7 @@ def register_differentiable(
         tensors = {argument: given.get(argument) for argument in shapes}
         sizes = check_shapes(function, {}, **{name: (tensors[name], *shapes[name]) for name in shapes})
         # delta_bias, the one optional argument with a gradient, has the dtype of A.
-        like = {source: tensors['A'] if tensors[source] is None else tensors[source] for source in results}
+        like = {source: given['A'] if given[source] is None else given[source] for source in results}
         return tuple(
             empty(like[source], [sizes[axis] for axis in shape.split()]) for source, shape in results.items()
         )
