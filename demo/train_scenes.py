@@ -60,7 +60,8 @@ def main() -> None:
     metrics = run.test('--show-dir', shown)
     curves, sheet = run.curves(*task.metrics), run.work_dir / 'predictions.png'
     collect = ('tools/analysis_tools/contact_sheet.py', shown, '--columns', 3, '--count', 12)
-    run.make('Predictions', sheet, *collect, '--scale', 1.5, '--out', sheet)
+    header = ('--header', 'annotated', 'predicted')
+    run.make('Predictions', sheet, *collect, *header, '--scale', 1.5, '--out', sheet)
     tree = run.tree(IMAGE)
     summary(
         log=run.log(),

@@ -91,8 +91,8 @@ class StopHook(Hook):
             raise KeyboardInterrupt
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that every tool which reads a config takes."""
+def add_config_arguments(parser: argparse.ArgumentParser, checkpoint: bool = True) -> None:
+    """Arguments that every tool which reads a config takes, and possibly a checkpoint."""
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--cfg-options',
@@ -102,11 +102,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help='settings that replace those of the config, for example '
         'train_dataloader.batch_size=64 or model.backbone.out_indices="[1,3]"',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='unpickle checkpoints fully, which runs any code that their author put in',
-    )
+    if checkpoint:
+        parser.add_argument(
+            '--trust-checkpoint',
+            action='store_true',
+            help='unpickle checkpoints fully, which runs any code that their author put in',
+        )
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,6 @@ import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import inspect
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmengine.visualization import Visualizer
 
 from grootv import checks, cli, distributed
 from grootv.checkpoint import explain_loading, install_safe_loader
+from grootv.datasets.summary import data_root
 from grootv.engine import CheckpointKeysHook, DataReportHook
 from grootv.errors import UserError
 from grootv.files import write_named
@@ -88,7 +88,7 @@ def name_by_path(visualizer: Visualizer, dataset: Any, folder: Path) -> None:
         dataset: Config of the data set. Its folders' common one is left out of the names.
         folder: Where the pictures go.
     """
-    root = os.path.commonpath([os.path.abspath(root) for root in data_roots(dataset)] or ['/'])
+    root = data_root(dataset)
     draw_name = 'visualize_cls' if hasattr(visualizer, 'visualize_cls') else 'add_datasample'
     draw = getattr(visualizer, draw_name)
 
@@ -101,18 +101,6 @@ def name_by_path(visualizer: Visualizer, dataset: Any, folder: Path) -> None:
         return draw(*args, data_sample=data_sample, **kwargs)
 
     setattr(visualizer, draw_name, draw_named)
-
-
-def data_roots(dataset: Any) -> Iterator[str]:
-    """The data folders of a data set and of those that it wraps."""
-    if isinstance(dataset, dict):
-        if dataset.get('data_root'):
-            yield dataset['data_root']
-        for name in ('dataset', 'datasets'):
-            yield from data_roots(dataset.get(name))
-    elif isinstance(dataset, list | tuple):
-        for part in dataset:
-            yield from data_roots(part)
 
 
 def use_tta(cfg: Config, path: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,22 @@ def by_suffix(files: Iterable[str]) -> dict[str, list[str]]:
 def others_below(folder: str, items: Iterable[str]) -> dict[str, list[str]]:
     """Files below a folder that are not among the items, by their suffix."""
     return by_suffix(files_below(folder) - {os.path.normpath(item) for item in items})
+
+
+def data_root(dataset: Any) -> str:
+    """The common folder of the data of a data set's config and of those that it wraps."""
+    return os.path.commonpath([os.path.abspath(root) for root in _roots(dataset)] or ['/'])
+
+
+def _roots(dataset: Any) -> Iterator[str]:
+    if isinstance(dataset, dict):
+        if dataset.get('data_root'):
+            yield dataset['data_root']
+        for name in ('dataset', 'datasets'):
+            yield from _roots(dataset.get(name))
+    elif isinstance(dataset, list | tuple):
+        for part in dataset:
+            yield from _roots(part)
 
 
 def spread(count: int, most: int = 1000) -> range:

@@ -2,15 +2,21 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from grootv.errors import UserError
-from tests.tools.tiny_run import load_tool, run_tool
+from grootv.visualization.sheet import GAP, LINE
+from grootv.visualization.sheet import sheet as draw_sheet
+from tests.tools.tiny_run import CLASSES, load_tool, run_tool
 
-CURVES, MATRIX, SHEET = (
-    f'analysis_tools/{name}.py' for name in ('plot_curves', 'confusion_matrix', 'contact_sheet')
+CURVES, MATRIX, SHEET, BROWSE = (
+    f'analysis_tools/{name}.py'
+    for name in ('plot_curves', 'confusion_matrix', 'contact_sheet', 'browse_dataset')
 )
 
 
@@ -81,21 +87,75 @@ def test_confusion_matrix_of_a_detector_is_refused(tiny_run, tmp_path, failure):
 
 
 def test_pictures_are_placed_row_by_row_on_a_contact_sheet(tmp_path, failure):
-    folder, out, gap = tmp_path / 'pictures', tmp_path / 'new/sheet.png', load_tool(SHEET).GAP
+    folder, out = tmp_path / 'pictures', tmp_path / 'new/sheet.png'
     assert 'pictures does not exist' in failure(SHEET, folder, '--out', out)
     (folder / 'b').mkdir(parents=True)
     assert 'holds no .jpeg or' in failure(SHEET, folder, '--out', out)
-    for name, colour, width in (('a', 'red', 20), ('b/c', 'lime', 20), ('d', 'blue', 10)):
+    for name, colour, width in (('a', 'red', 80), ('b/c', 'lime', 80), ('d', 'blue', 40)):
         Image.new('RGB', (width, 10), colour).save(folder / f'{name}.png')
-    assert run_tool(SHEET, folder, '--out', out) == 0
-    expected = Image.new('RGB', (2 * 20 + 3 * gap, 2 * 10 + 3 * gap), 'white')
-    expected.paste('red', (gap, gap, gap + 20, gap + 10))
-    expected.paste('lime', (2 * gap + 20, gap, 2 * gap + 40, gap + 10))
-    expected.paste('blue', (gap + 5, 2 * gap + 10, gap + 15, 2 * gap + 20))  # in the middle of its cell
-    assert Image.open(out).tobytes() == expected.tobytes()
+    assert run_tool(SHEET, folder, '--out', out, '--header', 'left', 'right') == 0
+    page, top = np.asarray(Image.open(out)), GAP + 2 * LINE
+    assert page.shape == (top + 2 * (LINE + 10 + GAP), 2 * 80 + 3 * GAP, 3)
+    for row, column, width, colour in (
+        (0, GAP, 80, (255, 0, 0)),
+        (0, 2 * GAP + 80, 80, (0, 255, 0)),
+        (1, GAP + 20, 40, (0, 0, 255)),  # in the middle of its cell
+    ):
+        y = top + row * (LINE + 10 + GAP) + LINE
+        assert (page[y : y + 10, column : column + width] == colour).all()
+        assert (page[y - LINE : y - 2] < 100).any(), 'its name'
+    names = page[GAP + LINE : top, GAP : GAP + 80].min((0, 2))
+    assert names[:40].min() < 100 and names[40:].min() < 100, 'a text above each half'
     assert run_tool(SHEET, folder, '--out', out, '--count', 1, '--scale', 2) == 0
-    assert Image.open(out).size == (40 + 2 * gap, 20 + 2 * gap)
+    assert Image.open(out).size == (160 + 2 * GAP, GAP + LINE + LINE + 20 + GAP)
 
     (folder / 'e.png').write_bytes(b'no picture')
     assert 'e.png cannot be read' in failure(SHEET, folder, '--out', out)
     assert 'must be positive, got 8, 0, 1.0' in failure(SHEET, folder, '--out', out, '--columns', 0)
+
+
+@pytest.mark.parametrize('task', ['classification', 'detection', 'segmentation'])
+def test_a_data_set_is_shown_after_augmentation_with_its_annotations(tiny_run, tmp_path, task):
+    run, out, tool = tiny_run(task), tmp_path / 'sheet.png', load_tool(BROWSE)
+    texts = {}
+
+    def sheet(title, pictures, columns):
+        texts.update(text.split('\n') for text, _ in pictures)
+        return draw_sheet(title, pictures, columns)
+
+    tool.sheet = sheet
+    with patch('sys.argv', [BROWSE, str(run.config), '--split', 'val', '--out', str(out)]):
+        tool.main()
+    assert Image.open(out).width > 900 and np.asarray(Image.open(out)).std() > 10
+    if task == 'classification':
+        assert texts == {f'val/{name}/{name}0.png': f'32 x 32: {name}' for name in CLASSES}
+        return
+    assert sorted(texts) == [f'images/validation/0000{index}.jpg' for index in (1, 2, 3)]
+    for name, text in texts.items():
+        boxes = digits(run.config.parent / 'scenes', int(Path(name).stem))
+        if task == 'detection':
+            counts = [f'{boxes.count(d)} x {d}' if boxes.count(d) > 1 else d for d in sorted({*boxes})]
+            assert text == f'128 x 128: {", ".join(counts)}'
+        else:
+            assert text == f'128 x 128: {", ".join(["background", *sorted({*boxes})])}'
+
+
+def digits(scenes: Path, image: int) -> list[str]:
+    """The annotated digits of a validation scene."""
+    content = json.loads((scenes / 'annotations/validation.json').read_text())
+    names = {each['id']: each['name'] for each in content['categories']}
+    found = [box for box in content['annotations'] if box['image_id'] == image]
+    return [names[box['category_id']] for box in found]
+
+
+def test_a_config_without_images_cannot_be_browsed(tiny_run, tmp_path, failure):
+    config, out = tmp_path / 'none.py', ('--out', tmp_path / 'sheet.png')
+    config.write_text(f"_base_ = '{tiny_run('classification').config}'\ntest_dataloader = None\n")
+    assert 'has no images in a test_dataloader: give' in failure(BROWSE, config, '--split', 'test', *out)
+
+
+def test_colours_are_those_of_the_file():
+    blue_green_red = torch.tensor([10, 20, 30], dtype=torch.uint8).reshape(3, 1, 1)
+    pixels = load_tool(BROWSE).pixels
+    assert pixels(blue_green_red).tolist() == [[[30, 20, 10]]]
+    assert pixels(torch.tensor([[[-1.0, 1.0]]])).tolist() == [[[0] * 3, [255] * 3]]

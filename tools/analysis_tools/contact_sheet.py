@@ -1,9 +1,10 @@
 """Put the first pictures of a folder on one sheet.
 
     python tools/test.py CONFIG CHECKPOINT --show-dir pictures
-    python tools/analysis_tools/contact_sheet.py pictures --out sheet.png
+    python tools/analysis_tools/contact_sheet.py pictures --header annotated predicted --out sheet.png
 
-The pictures that ``--show-dir`` leaves show the annotation on the left and the prediction on the right.
+The pictures of detection and segmentation that ``--show-dir`` leaves show the annotation on the left and the
+prediction on the right.
 """
 
 import grootv.interrupt  # noqa: F401 # isort: skip
@@ -15,9 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from grootv import cli
 from grootv.errors import UserError
 from grootv.files import write_named
+from grootv.visualization.sheet import sheet
 
 ENDINGS = {'.png', '.jpg', '.jpeg'}
-GAP = 6
 
 
 def pictures(folder: Path, count: int) -> list[Path]:
@@ -34,27 +35,14 @@ def pictures(folder: Path, count: int) -> list[Path]:
     return found[:count]
 
 
-def sheet(paths: list[Path], columns: int, scale: float) -> Image.Image:
-    """Pictures row by row on white, each centred in a cell of the largest one's size."""
-    images = []
-    for path in paths:
-        try:
-            image = Image.open(path).convert('RGB')
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(
-                f'picture {path} cannot be read ({error}): remove it, or make it again'
-            ) from error
-        size = tuple(round(scale * side) for side in image.size)
-        images.append(image.resize(size, Image.Resampling.LANCZOS))
-    width, height = (max(image.size[side] for image in images) + GAP for side in (0, 1))
-    rows = -(-len(images) // columns)
-    page = Image.new('RGB', (width * min(columns, len(images)) + GAP, height * rows + GAP), 'white')
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        x = GAP + column * width + (width - GAP - image.width) // 2
-        y = GAP + row * height + (height - GAP - image.height) // 2
-        page.paste(image, (x, y))
-    return page
+def read(path: Path, scale: float) -> Image.Image:
+    """A picture, enlarged."""
+    try:
+        image = Image.open(path).convert('RGB')
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f'picture {path} cannot be read ({error}): remove it, or make it again') from error
+    size = tuple(max(1, round(scale * side)) for side in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def main() -> None:
@@ -64,13 +52,20 @@ def main() -> None:
     parser.add_argument('--count', type=int, default=8, help='number of pictures')
     parser.add_argument('--columns', type=int, default=2, help='pictures in a row')
     parser.add_argument('--scale', type=float, default=1.0, help='enlargement of each picture')
+    parser.add_argument(
+        '--header', nargs='+', default=(), help='texts above equal parts of a picture, from the left'
+    )
     args = parser.parse_args()
     if min(args.count, args.columns) < 1 or args.scale <= 0:
         raise UserError(
             f'contact_sheet: --count, --columns and --scale must be positive, '
             f'got {args.count}, {args.columns}, {args.scale}'
         )
-    page = sheet(pictures(args.folder, args.count), args.columns, args.scale)
+    shown = [
+        (str(path.relative_to(args.folder)), read(path, args.scale))
+        for path in pictures(args.folder, args.count)
+    ]
+    page = sheet(f'{args.folder}, {len(shown)} pictures', shown, args.columns, args.header)
     with write_named(args.out) as draft:
         page.save(draft)
     print(f'sheet: {args.out}')
