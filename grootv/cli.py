@@ -146,6 +146,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Type of an argument from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'must be from 0 to 1, got {text}')
+    return value
+
+
 def picture(text: str) -> Path:
     """Type of an argument that is a picture to write."""
     if Path(text).suffix.lower() not in ('.png', '.jpg', '.jpeg', '.pdf'):

@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out writes')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--show-score-thr', type=cli.share, help='least score of a box in the pictures')
     parser.add_argument('--interval', type=cli.positive, default=1, help='picture of every n-th sample')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show waits')
     parser.add_argument(
@@ -73,6 +74,10 @@ def show_predictions(cfg: Config, args: argparse.Namespace) -> None:
         kind = registry.get(hook.type) if isinstance(hook.type, str) else hook.type
         known = inspect.signature(kind.__init__).parameters
     switches = dict(enable=True, draw=True, interval=args.interval)
+    if args.show_score_thr is not None and 'score_thr' not in known:
+        raise UserError(f'--show-score-thr is of boxes, which {args.config} does not draw: leave it out')
+    if args.show_score_thr is not None:
+        switches['score_thr'] = args.show_score_thr
     hook.update({name: value for name, value in switches.items() if name in known})
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
@@ -139,6 +144,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> None:
         )
     if args.show or args.show_dir:
         show_predictions(cfg, args)
+    elif args.show_score_thr is not None:
+        raise UserError('--show-score-thr is of pictures: add --show-dir FOLDER, or leave it out')
     if args.tta and (args.show or args.show_dir):
         raise UserError('--tta averages several views of an image: leave out --show and --show-dir')
     if args.tta:

@@ -42,6 +42,12 @@ def merged(summaries: Sequence[Summary]) -> Summary:
     return result
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
 def files_below(folder: str) -> set[str]:
     """Normalised paths of the files below a folder, without hidden ones; empty for an address."""
     found, seen = set(), set()

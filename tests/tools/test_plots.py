@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from grootv.confusion import read_predictions
 from grootv.errors import UserError
 from grootv.visualization.sheet import GAP, LINE
 from grootv.visualization.sheet import sheet as draw_sheet
-from tests.tools.tiny_run import CLASSES, load_tool, run_tool
+from tests.tools.tiny_run import CLASSES, load_tool, metrics, run_tool
 
 CURVES, MATRIX, SHEET, BROWSE = (
     f'analysis_tools/{name}.py'
@@ -72,18 +73,47 @@ def test_curves_show_every_loss_and_the_main_metric(tmp_path, record, main):
     assert [line.get_label().split(',')[0] for line in right.lines] == [main]
 
 
-def test_confusion_matrix_counts_every_image(tiny_run, tmp_path, capsys):
-    run, picture = tiny_run('classification'), tmp_path / 'deep/matrix.png'
-    assert run_tool(MATRIX, run.config, run.checkpoint, '--out', picture) == 0
-    assert 'of 10 right' in capsys.readouterr().out
-    assert Image.open(picture).width > 500
+@pytest.mark.parametrize(
+    ('task', 'unit', 'last'),
+    [('classification', 'images', 'F1'), ('detection', 'boxes', 'F1'), ('segmentation', 'pixels', 'IoU')],
+)
+def test_confusion_matrices_of_predictions_and_a_checkpoint_agree(
+    tiny_run, tmp_path, capsys, task, unit, last
+):
+    run, file, printed = tiny_run(task), tmp_path / 'predictions.pkl', []
+    assert run_tool('test.py', run.config, run.checkpoint, '--out', file, '--work-dir', tmp_path) == 0
+    threshold = ('--score-thr', 0) if task == 'detection' else ()
+    for source in (file, run.checkpoint):
+        picture = tmp_path / f'deep/{source.stem}.png'
+        capsys.readouterr()
+        assert run_tool(MATRIX, run.config, source, '--out', picture, *threshold) == 0
+        printed.append(capsys.readouterr().out.replace(str(picture), 'picture'))
+        assert Image.open(picture).width > 500
+    tables = [text[text.index('   ') :].splitlines() for text in printed]
+    assert tables[0] == tables[1] and tables[0][0].split()[1::7] == [unit, last]
+    means, summary = tables[0][-2].split(), tables[0][-1]
+    found = metrics(run.work_dir)
+    if task == 'classification':
+        assert 'of 10 right' in summary and float(means[2]) == pytest.approx(found['accuracy/top1'], abs=0.1)
+    elif task == 'segmentation':
+        assert f'of {3 * 128 * 128} right' in summary
+        assert float(means[2]) == pytest.approx(found['mAcc'], abs=0.1)
+        assert float(means[3]) == pytest.approx(found['mIoU'], abs=0.1)
+    else:
+        true, predicted = (sum(int(row.split()[place]) for row in tables[0][1:11]) for place in (1, 2))
+        assert true == sum(len(digits(run.config.parent / 'scenes', image)) for image in (1, 2, 3))
+        assert predicted == sum(len(each['pred_instances']['scores']) for each in read_predictions(file))
 
 
-def test_confusion_matrix_of_a_detector_is_refused(tiny_run, tmp_path, failure):
-    run, out = tiny_run('detection'), tmp_path / 'matrix.png'
-    sentence = failure(MATRIX, run.config, run.checkpoint, '--out', out)
-    assert sentence.endswith('builds MaskRCNN: give the config of a classifier with a test set')
+def test_confusion_matrix_needs_images_with_classes(tiny_run, tmp_path, failure):
+    run, out = tiny_run('classification'), ('--out', tmp_path / 'matrix.png')
+    config = tmp_path / 'none.py'
+    config.write_text(f"_base_ = '{run.config}'\ntest_dataloader = None\n")
+    assert 'has no test set of images with classes' in failure(MATRIX, config, run.checkpoint, *out)
+    error = failure(MATRIX, run.config, run.checkpoint, '--score-thr', 0.5, *out)
+    assert error.endswith(f'are of boxes, which {run.config} has not: leave them out')
     assert run_tool(MATRIX, run.config, run.checkpoint, '--out', tmp_path / 'matrix.xyz') == 2
+    assert run_tool(MATRIX, run.config, run.checkpoint, '--score-thr', 'high', *out) == 2
 
 
 def test_pictures_are_placed_row_by_row_on_a_contact_sheet(tmp_path, failure):

@@ -78,6 +78,19 @@ def test_pictures_of_equal_names_in_two_folders_are_both_drawn(run, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 20
 
 
+def test_pictures_have_the_boxes_above_the_threshold(tiny_run, tmp_path):
+    """The config shows boxes of 0.7 and more; those of the tiny detector have less."""
+    run, means = tiny_run('detection'), []
+    for threshold in ('0.9', '0.0'):
+        folder = tmp_path / threshold
+        args = ('--show-dir', folder, '--show-score-thr', threshold, '--work-dir', tmp_path / 'test')
+        assert run_tool('test.py', run.config, run.checkpoint, *args) == 0
+        (path,) = folder.rglob('00001*')
+        with Image.open(path) as picture:
+            means.append(np.asarray(picture)[:, 128:].astype(int))
+    assert np.abs(means[0] - means[1]).mean() > 5
+
+
 def test_every_view_of_tta_is_averaged(predictions):
     plain, views = scores(predictions('classification')), scores(predictions('classification', '--tta'))
     assert plain.shape == views.shape == (10, 10)
@@ -119,6 +132,8 @@ def test_amp_gives_nearly_the_same_scores(predictions):
         (['--out', '/proc/nowhere/metrics.json'], (), 'its folder cannot be made'),
         (['--out', 'result.txt'], (), 'end it in .json (metrics) or .pkl (predictions)'),
         (['--out-item', 'pred'], (), '--out says where'),
+        (['--show-score-thr', '0.5'], (), '--show-score-thr is of pictures'),
+        (['--show-score-thr', '0.5', '--show-dir', 'pictures'], (), 'is of boxes, which'),
         (['--tta'], ('tta_pipeline=None', 'tta_model=None'), 'has no tta_model and no tta_pipeline'),
     ],
 )

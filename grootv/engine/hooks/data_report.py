@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from grootv.checkpoint import warn
 from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, unreadable
-from grootv.datasets.summary import Summary, content_key, difference, merged, spread
+from grootv.datasets.summary import Summary, aligned, content_key, difference, merged, spread
 from grootv.errors import UserError, first
 from grootv.registry import HOOKS
 
@@ -114,8 +114,7 @@ def table(items: Mapping[str, int], summaries: Mapping[str, Summary]) -> list[st
             rows[f'left out, {reason}'] = f'{len(files)} ({first(files[:1])})'
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
     cells = [['', *columns], *([name, *(rows.get(name, '') for rows in columns.values())] for name in names)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return aligned(cells)
 
 
 def check_equal(classes: Mapping[str, tuple[str, ...]]) -> None:
