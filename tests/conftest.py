@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -32,3 +33,18 @@ def tiny_run(tmp_path_factory):
     from tests.tools.tiny_run import train_tiny  # needs OpenMMLab, the operators' tests need torch alone
 
     return cache(lambda task: train_tiny(tmp_path_factory.mktemp(task), task))
+
+
+@pytest.fixture
+def failure(capsys) -> Callable[..., str]:
+    """Run a tool that must fail with one sentence; the sentence."""
+
+    def run(name: str, *args: object, options: tuple[str, ...] = ()) -> str:
+        from tests.tools.tiny_run import run_tool
+
+        assert run_tool(name, *args, options=options) == 1
+        error = capsys.readouterr().err
+        assert 'Traceback' not in error
+        return error.strip().splitlines()[-1]
+
+    return run

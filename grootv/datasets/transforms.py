@@ -166,7 +166,8 @@ class CheckSegLabels(mmcv.transforms.BaseTransform):
         if labels.ndim != 2:
             raise UserError(
                 f'label map {results["seg_map_path"]} has {labels.shape[-1]} channels, and one is needed '
-                'that holds the number of the class of every pixel: convert colours to numbers'
+                'that holds the number of the class of every pixel: convert colours to numbers with '
+                'tools/dataset_converters/colour_masks.py'
             )
 
     def _foreign_label(self, labels: np.ndarray, shift: int, path: str) -> int | None:

@@ -19,16 +19,3 @@ def predictions(tiny_run, tmp_path_factory) -> Callable[[str], list[dict]]:
         return pickle.loads(out.read_bytes())  # written by the tool just now
 
     return cache(predict)
-
-
-@pytest.fixture
-def failure(capsys) -> Callable[..., str]:
-    """Run a tool that must fail with one sentence; the sentence."""
-
-    def run(name: str, *args: object, options: tuple[str, ...] = ()) -> str:
-        assert run_tool(name, *args, options=options) == 1
-        error = capsys.readouterr().err
-        assert 'Traceback' not in error
-        return error.strip().splitlines()[-1]
-
-    return run

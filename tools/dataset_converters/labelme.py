@@ -1,0 +1,80 @@
+"""Convert LabelMe's JSON files to a COCO file for detection and instance segmentation.
+
+    python tools/dataset_converters/labelme.py annotations images train.json --classes classes.txt
+
+Polygons and circles become masks, those of one label and group a single object; rectangles become boxes.
+Points, lines and painted masks are left out. See docs/data.md.
+"""
+
+import grootv.interrupt  # noqa: F401 # isort: skip
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import annotations
+from annotations import Content, Fault, Thing
+
+from grootv import cli
+
+CORNERS = 36  # of a circle
+
+
+def circle(x: float, y: float, edge_x: float, edge_y: float) -> list[float]:
+    """Points of a circle, from its centre and a point of its edge."""
+    radius = math.hypot(edge_x - x, edge_y - y)
+    turns = [2 * math.pi * corner / CORNERS for corner in range(CORNERS)]
+    return [value for turn in turns for value in (x + radius * math.cos(turn), y + radius * math.sin(turn))]
+
+
+def outline(shape: dict, number: int) -> tuple[str, list[float]]:
+    """Kind of a shape and the coordinates of its points."""
+    kind = shape.get('shape_type') or 'polygon'
+    try:
+        points = [float(value) for x, y in shape['points'] for value in (x, y)]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise Fault(f'has in shape {number} no points [x, y]') from None
+    least = dict(polygon=6, rectangle=4, circle=4)
+    if not all(map(math.isfinite, points)) or len(points) < least.get(kind, 0):
+        raise Fault(f'has in shape {number} {len(points) // 2} points of a {kind}, or one that is no number')
+    return kind, circle(*points[:4]) if kind == 'circle' else points
+
+
+def read(content: bytes, size: tuple[int, int], names: Sequence[str]) -> Content:
+    file = annotations.parse_json(content)
+    if not isinstance(file, dict) or not isinstance(file.get('shapes'), list):
+        raise Fault('is no file of LabelMe: it has no list of shapes')
+    things: dict[Any, Thing] = {}
+    left_out = []
+    for number, shape in enumerate(file['shapes'], 1):
+        label = shape.get('label') if isinstance(shape, dict) else None
+        if not isinstance(label, str) or not label:
+            raise Fault(f'has no label in shape {number}')
+        kind, points = outline(shape, number)
+        group = shape.get('group_id')
+        key = (label, group) if isinstance(group, int | str) else number
+        if kind == 'rectangle':
+            things[number] = Thing(label, annotations.around([points]))
+        elif kind in ('polygon', 'circle'):
+            polygons = [*(things[key].polygons if key in things else []), points]
+            things[key] = Thing(label, annotations.around(polygons), polygons)
+        else:
+            left_out.append(f'shapes of the kind {kind}')
+    sides = file.get('imageWidth'), file.get('imageHeight')
+    if not all(side is None or isinstance(side, int) for side in sides):
+        raise Fault(f'gives its image the size {sides[0]!r:.20} x {sides[1]!r:.20}')
+    return Content([*things.values()], None if None in sides else sides, left_out)
+
+
+FORMAT = annotations.Format('.json', read)
+
+
+def main() -> None:
+    annotations.main(__doc__, FORMAT)
+
+
+if __name__ == '__main__':
+    cli.run(main)
