@@ -8,9 +8,11 @@ from mmengine import list_from_file
 from mmpretrain.datasets.custom import find_folders
 
 from grootv.datasets.images import IMAGE_SUFFIXES
-from grootv.datasets.summary import Summary, numbered, others_below
+from grootv.datasets.summary import Summary, files_below, numbered, others_below
 from grootv.errors import UserError, first
 from grootv.registry import DATASETS
+
+_MOST_LISTED = 100_000  # images that are looked for; --meta of ImageNet spares walking through its folders
 
 
 @DATASETS.register_module()
@@ -65,7 +67,22 @@ class ImageNet(mmpretrain.datasets.ImageNet):
         return items
 
     def summary(self) -> Summary:
-        """Images by class, and files of the folder that are none."""
+        """Images by class, and files of the folder that are none.
+
+        Raises:
+            UserError: If the annotation file lists images that the folder lacks.
+        """
+        if self.ann_file and '://' not in self.img_prefix and len(self) <= _MOST_LISTED:
+            paths = [self.get_data_info(index)['img_path'] for index in range(len(self))]
+            present = files_below(self.img_prefix)
+            absent = [
+                path for path in paths if os.path.normpath(path) not in present and not os.path.exists(path)
+            ]
+            if absent:
+                raise UserError(
+                    f'annotation file {self.ann_file} lists {len(absent)} images that do not exist '
+                    f'({first(absent)}): fix the file, or data_prefix'
+                )
         counts = {}
         if self.with_label and self.CLASSES:
             labels = [self.get_data_info(index)['gt_label'] for index in range(len(self))]

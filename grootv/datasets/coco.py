@@ -77,9 +77,14 @@ class CocoDataset(mmdet.datasets.CocoDataset):
             UserError: If the folder lacks images that the file names.
         """
         counts = dict.fromkeys(self.metainfo['classes'], 0)
+        crowds = bare = 0
         for index in range(len(self)):
-            for box in self.get_data_info(index)['instances']:
-                counts[self.metainfo['classes'][box['bbox_label']]] += not box['ignore_flag']
+            found = self.get_data_info(index)['instances']
+            boxes = [box for box in found if not box['ignore_flag']]
+            for box in boxes:
+                counts[self.metainfo['classes'][box['bbox_label']]] += 1
+            crowds += len(found) - len(boxes)
+            bare += not boxes
         present = files_below(self.data_prefix['img'])
         absent = [path for path in sorted(self._paths - present) if not os.path.exists(path)]
         absent = [path for path in absent if '://' not in path]
@@ -89,7 +94,8 @@ class CocoDataset(mmdet.datasets.CocoDataset):
         left_out = by_suffix(present - self._paths)
         if self._filtered:
             left_out['by filter_cfg'] = self._filtered
-        return Summary('boxes', counts, left_out)
+        facts = {'boxes': sum(counts.values()), 'boxes of crowds': crowds, 'images without a box': bare}
+        return Summary('boxes', counts, left_out, facts={name: n for name, n in facts.items() if n})
 
 
 @METRICS.register_module()

@@ -122,7 +122,8 @@ class SegDataset(mmseg.datasets.BaseSegDataset):
                 f'the label maps hold {numbers(item["seg_map_path"] for item in maps)}, {none} as none, and '
                 f'the first class is {lowest}'
             )
-        return Summary('pixels', counts, self.left_out, text, total=int(pixels.sum()))
+        facts = {'label maps that are counted': len(maps)}
+        return Summary('pixels', counts, self.left_out, text, total=int(pixels.sum()), facts=facts)
 
 
 def numbers(paths: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ class Summary:
         left_out: Files that are no items, by the reason.
         found: Where a class has no count, what the labels hold instead.
         total: All things, where they are shown as a share of it.
+        facts: Further numbers by their name.
     """
 
     unit: str
@@ -26,6 +27,7 @@ class Summary:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     found: str = ''
     total: int = 0
+    facts: dict[str, int] = field(default_factory=dict)
 
 
 def merged(summaries: Sequence[Summary]) -> Summary:
@@ -37,6 +39,8 @@ def merged(summaries: Sequence[Summary]) -> Summary:
         for reason, files in each.left_out.items():
             result.left_out.setdefault(reason, []).extend(files)
         result.total += each.total
+        for name, number in each.facts.items():
+            result.facts[name] = result.facts.get(name, 0) + number
     absent = not all(result.counts.values())
     result.found = next((each.found for each in summaries if each.found), '') if absent else ''
     return result

@@ -271,6 +271,18 @@ def test_perfect_predictions_score_one_whatever_form_the_annotations_have(path, 
     assert scores['coco/bbox_mAP'] == scores['coco/segm_mAP'] == 1
 
 
+def test_boxes_crowds_and_images_without_a_box_are_counted(path):
+    for number in (7, 8):
+        (path.parent / 'images').mkdir(exist_ok=True)
+        (path.parent / f'images/{number}.jpg').write_text('')
+    summary = load(path, content(), **TEST).summary()
+    assert summary.counts == dict(cat=1, dog=0)
+    assert summary.facts == {'boxes': 1, 'boxes of crowds': 1, 'images without a box': 1}
+    (path.parent / 'images/8.jpg').unlink()
+    with pytest.raises(UserError, match=r'names an image that does not exist \(.*8\.jpg\)'):
+        load(path, **TEST).summary()
+
+
 def test_boxes_without_area_are_left_out_and_counted_once(path, warnings):
     data = content()
     empty = [[1, 1, 0, 5], [1, 1, 0.5, 5], [1, 1, 5, 5], [70, 1, 5, 5], [1, 1, -5, 5]]

@@ -64,6 +64,16 @@ def test_a_listed_class_without_a_name_is_refused(tmp_path, label):
         images(tmp_path, ann_file='list.txt')
 
 
+def test_listed_images_that_do_not_exist_are_reported_before_a_run(tmp_path):
+    write(tmp_path / 'train/a.png', tmp_path / 'train/deep/b.png')
+    (tmp_path / 'list.txt').write_text('a.png 0\ndeep/b.png 1\n')
+    assert images(tmp_path, ann_file='list.txt').summary().counts == dict(cat=1, dog=1)
+    (tmp_path / 'list.txt').write_text('a.png 0\nb.png 1\nc.png 1\n')
+    fault = r'list\.txt lists 2 images that do not exist \(.*b\.png, .*c\.png\): fix the file, or data_prefix'
+    with pytest.raises(UserError, match=fault):
+        images(tmp_path, ann_file='list.txt').summary()
+
+
 def test_images_and_label_maps_of_any_format_are_paired_by_name(tmp_path):
     write(tmp_path / 'images/a.jpg', tmp_path / 'images/deep/b.webp', tmp_path / 'labels/deep/b.tif')
     write(tmp_path / 'labels/a.png', tmp_path / 'labels/c.png', value=1)
@@ -75,6 +85,7 @@ def test_images_and_label_maps_of_any_format_are_paired_by_name(tmp_path):
     assert found == [['a.jpg', 'a.png'], ['b.webp', 'b.tif']]
     summary = dataset.summary()
     assert summary.counts == dict(sky=24, field=24) and summary.found == ''
+    assert summary.facts == {'label maps that are counted': 2}
     assert {suffix: len(files) for suffix, files in summary.left_out.items()} == {'.md': 1, '.png': 1}
     (tmp_path / 'list.txt').write_text('deep/b.webp\n\n')
     assert len(scenes(tmp_path, ann_file='list.txt')) == 1

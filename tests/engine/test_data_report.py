@@ -74,12 +74,16 @@ def said(monkeypatch) -> list[str]:
 
 
 def test_one_table_has_the_items_classes_and_files_that_are_left_out(said):
-    joined = ConcatDataset([Data(), Data(counts=(1, 2, 3))])
+    halves = [Data(), Data(counts=(1, 2, 3))]
+    for half in halves:
+        half._summary.facts = {'labels': 4}
+    joined = ConcatDataset(halves)
     report(loop(joined), loop(Data(4, counts=(2, 1, 1))))
     assert said == [
         'data\n'
         '                training   validation\n'
         'items           16         4         \n'
+        'labels          8                    \n'
         'images of cat   4          2         \n'
         'images of dog   5          1         \n'
         'images of owl   5          1         \n'

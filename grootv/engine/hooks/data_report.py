@@ -28,9 +28,9 @@ _MOST_ROWS = 30  # classes of a table
 class DataReportHook(Hook):
     """Look at the data when they are loaded and the run has not begun.
 
-    A table shows items, counts by class, and files that are left out. A data set tells by its ``summary()``,
-    as those of ``grootv.datasets`` do; of any other the items are counted. For a training follow the items of
-    an update, the learning rate and what decays.
+    A table shows items, annotations, counts by class, and files that are left out. A data set tells by its
+    ``summary()``, as those of ``grootv.datasets`` do; of any other the items are counted. For a training
+    follow the items of an update, the learning rate and what decays.
 
     Raises:
         UserError: If the loader gives no batch, or a last one of one image to BatchNorm; if the classes of
@@ -99,6 +99,7 @@ def table(items: Mapping[str, int], summaries: Mapping[str, Summary]) -> list[st
     columns: dict[str, dict[str, str]] = {}
     for side, summary in summaries.items():
         rows = columns[side] = {'items': str(items[side])}
+        rows |= {name: str(number) for name, number in summary.facts.items()}
         counts, unit = summary.counts, f'% of {summary.unit}' if summary.total else summary.unit
         texts = {
             name: f'{100 * count / summary.total:.3g}' if summary.total else str(count)
