@@ -21,7 +21,7 @@ from mmengine.visualization import Visualizer
 from grootv import checks, cli, distributed
 from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.datasets.summary import data_root
-from grootv.engine import CheckpointKeysHook, DataReportHook
+from grootv.engine import CheckpointKeysHook, DataReportHook, progress_bar
 from grootv.errors import UserError
 from grootv.files import write_named
 from grootv.registry import class_name
@@ -192,7 +192,8 @@ def main() -> None:
     runner.register_hook(cli.StopHook())
     if item == 'pred':
         runner.test_evaluator.metrics.append(dumper(cfg.get('default_scope'), args.out))
-    metrics = runner.test()
+    with progress_bar(runner, distributed.rank()):
+        metrics = runner.test()
     if item == 'metrics' and distributed.rank() == 0:
         with write_named(args.out) as draft:
             mmengine.dump({name: plain(value) for name, value in metrics.items()}, draft)

@@ -15,7 +15,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from grootv import checks, cli, distributed
 from grootv.checkpoint import explain_loading, install_safe_loader
-from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook
+from grootv.engine import CheckpointKeysHook, DataReportHook, ResumeHook, progress_bar
 from grootv.errors import UserError
 from grootv.files import lock_folder
 from grootv.pretrained import drop_pretrained
@@ -137,7 +137,8 @@ def train(cfg: Config, resume_schedule: str | None) -> None:
     runner.register_hook(cli.StopHook())
     if cfg.get('resume'):
         runner.register_hook(ResumeHook(resume_schedule))
-    with cli.stoppable(lambda: how_to_continue(cfg.work_dir)):
+    bar = progress_bar(runner, distributed.rank())
+    with cli.stoppable(lambda: how_to_continue(cfg.work_dir)), bar:
         runner.train()
 
 

@@ -1,6 +1,14 @@
 """Training parts that OpenMMLab does not have. Importing this package registers them."""
 
-from .hooks import CheckpointHook, CheckpointKeysHook, DataReportHook, EpochSeedHook, ResumeHook
+from .hooks import (
+    CheckpointHook,
+    CheckpointKeysHook,
+    DataReportHook,
+    EpochSeedHook,
+    ProgressHook,
+    ResumeHook,
+    progress_bar,
+)
 from .optimizers import BFloat16OptimWrapper, LayerDecayOptimWrapperConstructor
 
 __all__ = [
@@ -10,5 +18,7 @@ __all__ = [
     'DataReportHook',
     'EpochSeedHook',
     'LayerDecayOptimWrapperConstructor',
+    'ProgressHook',
     'ResumeHook',
+    'progress_bar',
 ]

@@ -26,7 +26,7 @@ from mmpretrain.evaluation import ConfusionMatrix
 from grootv import checks, cli
 from grootv.checkpoint import explain_loading, install_safe_loader
 from grootv.confusion import Confusion, read_predictions
-from grootv.engine import CheckpointKeysHook
+from grootv.engine import CheckpointKeysHook, progress_bar
 from grootv.errors import UserError
 from grootv.files import write_named
 
@@ -53,7 +53,8 @@ def evaluate(cfg: Config, checkpoint: str, thresholds: dict[str, float]) -> Conf
         runner.register_hook(CheckpointKeysHook())
         confusion = Confusion(runner.test_loop.dataloader.dataset, **thresholds)
         runner.test_loop.evaluator.metrics.append(confusion)
-        runner.test()
+        with progress_bar(runner):
+            runner.test()
     return confusion
 
 

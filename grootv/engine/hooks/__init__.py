@@ -2,6 +2,7 @@ from .checkpoint import CheckpointHook
 from .checkpoint_keys import CheckpointKeysHook
 from .data_report import DataReportHook
 from .epoch_seed import EpochSeedHook
+from .progress import ProgressHook, progress_bar
 from .resume import ResumeHook
 
 __all__ = [
@@ -9,5 +10,7 @@ __all__ = [
     'CheckpointKeysHook',
     'DataReportHook',
     'EpochSeedHook',
+    'ProgressHook',
     'ResumeHook',
+    'progress_bar',
 ]
