@@ -162,7 +162,7 @@ def requirements(name: str) -> list[str]:
 
 
 tasks = ['classification', 'detection', 'segmentation', 'language']
-extras = [*tasks, 'demo', 'deployment', 'frameworks', 'app', 'docs', 'test', 'lint']
+extras = [*tasks, 'demo', 'deployment', 'frameworks', 'tracking', 'app', 'docs', 'test', 'lint']
 setup(
     name='grootv',
     version='0.1.0',

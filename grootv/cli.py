@@ -30,6 +30,7 @@ from grootv.options import KeyValueAction
 _RUNNER_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'}
 _RUNNER_KEYS |= {'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn'}
 _RUNNER_KEYS |= {'tta_model', 'tta_pipeline', *inspect.signature(Runner.__init__).parameters}
+_TRACKERS = dict(tensorboard='TensorboardVisBackend', wandb='WandbVisBackend', mlflow='MLflowVisBackend')
 _GROOTV = re.compile(re.escape(str(Path(__file__).resolve().parent)))
 _LOST = re.compile(r'(gloo|nccl|socket).*(peer|remote|TCPStore)', re.IGNORECASE)
 _OPENMMLAB = re.compile(r'[/\\](mmengine|mmcv|mmpretrain|mmdet|mmseg)[/\\]')
@@ -216,6 +217,7 @@ def apply_runner_arguments(cfg: Config, args: argparse.Namespace) -> None:
     """
     if cfg.get('visualizer'):
         cfg.visualizer.pop('name', None)
+        name_trackers(cfg.visualizer)
     if args.local_rank is not None:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
@@ -226,6 +228,31 @@ def apply_runner_arguments(cfg: Config, args: argparse.Namespace) -> None:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     prepare_for_cpu(cfg)
+
+
+def name_trackers(visualizer: dict[str, Any]) -> None:
+    """Names in ``vis_backends`` in place of their configs: trackers besides the files of a run.
+
+    Raises:
+        UserError: If a name is unknown.
+    """
+    backends = visualizer.get('vis_backends')
+    names = [backends] if isinstance(backends, str) else backends or []
+    if not names or not all(isinstance(name, str) for name in names):
+        return
+    unknown = [name for name in names if name not in _TRACKERS]
+    if unknown:
+        raise UserError(
+            f'visualizer.vis_backends knows no {unknown[0]}: give {", ".join(_TRACKERS)}, '
+            'or a list of configs'
+        )
+    kinds = dict.fromkeys(['LocalVisBackend', *(_TRACKERS[name] for name in names)])
+    visualizer['vis_backends'] = [dict(type=kind) for kind in kinds]
+    if 'mlflow' in names:  # MMEngine would not read the variable; its files are in the run's folder
+        visualizer['vis_backends'][[*kinds].index(_TRACKERS['mlflow'])].update(
+            tracking_uri=os.environ.get('MLFLOW_TRACKING_URI')
+        )
+        os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
 
 
 def prepare_for_cpu(cfg: Config) -> None:
@@ -268,6 +295,10 @@ def explain(error: BaseException) -> str | None:
         option = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
         if option:
             return f'the config gives {option[1]} an option {option[2]!r} that it does not have'
+    tracker = type(error).__module__.split('.')[0]
+    if tracker in ('wandb', 'mlflow'):
+        offline = ', or set WANDB_MODE=offline' if tracker == 'wandb' else ''
+        return f'{tracker} does not start ({text[:200]}): check its settings{offline}'
     if type(error).__name__ == 'OutOfMemoryError':
         return 'the GPU has too little memory: lower train_dataloader.batch_size, or use --amp'
     memory = re.match(r'(\w+): out of memory(?:: (cannot allocate \d+ bytes))?$', text)
