@@ -247,12 +247,11 @@ def name_trackers(visualizer: dict[str, Any]) -> None:
             'or a list of configs'
         )
     kinds = dict.fromkeys(['LocalVisBackend', *(_TRACKERS[name] for name in names)])
-    visualizer['vis_backends'] = [dict(type=kind) for kind in kinds]
+    settings: dict[str, dict[str, Any]] = {kind: dict(type=kind) for kind in kinds}
     if 'mlflow' in names:  # MMEngine would not read the variable; its files are in the run's folder
-        visualizer['vis_backends'][[*kinds].index(_TRACKERS['mlflow'])].update(
-            tracking_uri=os.environ.get('MLFLOW_TRACKING_URI')
-        )
+        settings[_TRACKERS['mlflow']]['tracking_uri'] = os.environ.get('MLFLOW_TRACKING_URI')
         os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
+    visualizer['vis_backends'] = [*settings.values()]
 
 
 def prepare_for_cpu(cfg: Config) -> None:

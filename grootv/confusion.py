@@ -155,7 +155,7 @@ class Confusion(BaseMetric):
         partner = np.full(len(boxes), -1)
         for allowed in (same, ~same):
             match(np.where(allowed, overlaps, 0), self.iou_thr, partner)
-        in_crowd = (bbox_overlaps(boxes, corners(crowds), mode='iof') >= self.iou_thr).any(1)
+        in_crowd = np.any(bbox_overlaps(boxes, corners(crowds), mode='iof') >= self.iou_thr, axis=1).tolist()
         missed = np.delete(true, partner[partner >= 0])
         pairs = [(true[j] if j >= 0 else background, label) for j, label in zip(partner, labels, strict=True)]
         pairs = [pair for pair, j, crowd in zip(pairs, partner, in_crowd, strict=True) if j >= 0 or not crowd]

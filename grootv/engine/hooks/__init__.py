@@ -1,6 +1,7 @@
 from .checkpoint import CheckpointHook
 from .checkpoint_keys import CheckpointKeysHook
 from .data_report import DataReportHook
+from .ema import EMAHook
 from .epoch_seed import EpochSeedHook
 from .progress import ProgressHook, progress_bar
 from .resume import ResumeHook
@@ -9,6 +10,7 @@ __all__ = [
     'CheckpointHook',
     'CheckpointKeysHook',
     'DataReportHook',
+    'EMAHook',
     'EpochSeedHook',
     'ProgressHook',
     'ResumeHook',

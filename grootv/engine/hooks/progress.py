@@ -9,7 +9,6 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -63,29 +62,29 @@ class ProgressHook(Hook):
             self.progress.refresh()
             self.drawn = time.monotonic()
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Any) -> None:
         self._start('training', runner.train_loop.max_iters, runner.train_loop.iter)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._show('training', runner.train_loop.iter + 1, outputs)
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def before_val_epoch(self, runner: Any) -> None:
         self._start('validation', len(runner.val_loop.dataloader))
 
-    def before_test_epoch(self, runner: Runner) -> None:
+    def before_test_epoch(self, runner: Any) -> None:
         self._start('test', len(runner.test_loop.dataloader))
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._show('validation', batch_idx + 1)
 
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._show('test', batch_idx + 1)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         self.progress.remove_task(self.tasks.pop('validation'))
         self.metric = self._main(metrics or {})
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         self.metric = self._main(metrics or {})
         self.progress.update(self.tasks['test'], text=self.metric)
 

@@ -138,7 +138,6 @@ def _fits(saved: Any, groups: list[dict]) -> bool:
         if name in _MOMENTS and value is not None
         else _is_number(value) or name == 'momentum_buffer'
         for key, state in states.items()
-        if isinstance(key, int)  # FSDP has names here, and shards of other shapes
         for name, value in state.items()
     )
 
