@@ -61,6 +61,8 @@ FILES = {
         'two.json': labelme(
             shape('cat', [[-1, 5], [3, 5], [3, 15]], group_id=1),
             shape('cat', [[5, 5], [9, 5], [9, 15]], group_id=1),
+            shape('cat', [[6, 6], [6, 6], [6, 6]], group_id=1),  # nothing
+            shape('cat', [[2, 2], [5, 5], [9, 9]]),
             shape('dog', [[1, 1]], 'point'),
         ),
     },
@@ -99,6 +101,7 @@ def test_annotations_become_a_coco_file_that_training_reads(tool, tmp_path, caps
         assert masks == [[[2, 3, 10, 3, 10, 9]], [[0, 5, 3, 5, 3, 15], [5, 5, 9, 5, 9, 15]]]
         assert [a['area'] for a in content['annotations']] == [100, 24, 35]
         assert 'left out, shapes of the kind point: 1 (two)' in printed
+        assert 'left out, outside the image or smaller than a pixel: 1 (two)' in printed
     assert boxes == expected
     assert 'left out, annotations without an image: 1 (alone)' in printed
     assert 'no annotation of owl' in printed and f'{out}: {len(names)} images, 3 annotations' in printed
@@ -150,7 +153,12 @@ FAULTS = [
     (LABELME, labelme(dict(points=[])), 'has no label in shape 1'),
     (LABELME, labelme(shape('a', [[1, 2], 3])), 'has in shape 1 no points [x, y]'),
     (LABELME, labelme(shape('a', [[1, 2], [3, 4]])), 'has in shape 1 2 points of a polygon'),
-    (LABELME, labelme(shape('a', [[1, 2], [3, float('nan')], [1, 1]])), 'or one that is no number'),
+    (LABELME, labelme(shape('a', [[1, 2], [3, float('nan')], [1, 1]])), 'or one that is no pixel'),
+    (
+        LABELME,
+        labelme(shape('a', [[1, 2], [1e300, 2]], 'circle')),
+        '2 points of a circle, or one that is no pixel',
+    ),
     (LABELME, labelme(imageWidth=41), 'gives it 41 x 20: fix the file'),
     (LABELME, labelme(imageWidth='x' * 99), 'gives its image the size'),
     (LABELME, labelme(), 'holds no object for the images of'),

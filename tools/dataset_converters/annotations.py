@@ -285,9 +285,10 @@ def clipped(thing: Thing, size: tuple[int, int]) -> Thing | None:
         return [round(min(max(value, 0), size[place % 2]), 3) for place, value in enumerate(values)]
 
     x0, y0, x1, y1 = inside(thing.box)
-    if x1 - x0 < 1 or y1 - y0 < 1:
+    polygons = [polygon for polygon in map(inside, thing.polygons) if polygon_area(polygon) > 0]
+    if x1 - x0 < 1 or y1 - y0 < 1 or (thing.polygons and not polygons):
         return None
-    return Thing(thing.name, (x0, y0, x1, y1), [*map(inside, thing.polygons)], thing.crowd)
+    return Thing(thing.name, (x0, y0, x1, y1), polygons, thing.crowd)
 
 
 def area(thing: Thing) -> float:
@@ -295,12 +296,13 @@ def area(thing: Thing) -> float:
     if not thing.polygons:
         x0, y0, x1, y1 = thing.box
         return (x1 - x0) * (y1 - y0)
-    total = 0.0
-    for polygon in thing.polygons:
-        xs, ys = polygon[::2], polygon[1::2]
-        pairs = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
-        total += abs(sum(x * other_y - other_x * y for x, y, other_x, other_y in pairs)) / 2
-    return total
+    return sum(map(polygon_area, thing.polygons))
+
+
+def polygon_area(polygon: list[float]) -> float:
+    xs, ys = polygon[::2], polygon[1::2]
+    pairs = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
+    return abs(sum(x * other_y - other_x * y for x, y, other_x, other_y in pairs)) / 2
 
 
 def around(polygons: list[list[float]]) -> tuple[float, float, float, float]:

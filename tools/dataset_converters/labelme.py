@@ -21,6 +21,7 @@ from annotations import Content, Fault, Thing
 from grootv import cli
 
 CORNERS = 36  # of a circle
+MOST = 1e9  # coordinate
 
 
 def circle(x: float, y: float, edge_x: float, edge_y: float) -> list[float]:
@@ -32,14 +33,16 @@ def circle(x: float, y: float, edge_x: float, edge_y: float) -> list[float]:
 
 def outline(shape: dict, number: int) -> tuple[str, list[float]]:
     """Kind of a shape and the coordinates of its points."""
-    kind = shape.get('shape_type') or 'polygon'
+    kind = str(shape.get('shape_type') or 'polygon')
     try:
         points = [float(value) for x, y in shape['points'] for value in (x, y)]
     except (KeyError, TypeError, ValueError, OverflowError):
         raise Fault(f'has in shape {number} no points [x, y]') from None
     least = dict(polygon=6, rectangle=4, circle=4)
-    if not all(map(math.isfinite, points)) or len(points) < least.get(kind, 0):
-        raise Fault(f'has in shape {number} {len(points) // 2} points of a {kind}, or one that is no number')
+    if not all(abs(value) < MOST for value in points) or len(points) < least.get(kind, 0):
+        raise Fault(
+            f'has in shape {number} {len(points) // 2} points of a {kind:.40}, or one that is no pixel'
+        )
     return kind, circle(*points[:4]) if kind == 'circle' else points
 
 
