@@ -93,7 +93,7 @@ class FSDPStrategy(DDPStrategy):
         for module in model.modules():
             if isinstance(module, Block):
                 fully_shard(module, mesh=mesh)
-        # Weights that stayed whole after a validation would be those that EMAHook had swapped in.
+        # Otherwise the root's weights stay whole after a validation, when EMAHook exchanges the shards.
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
         sharded: Any = model
         sharded.__deepcopy__ = lambda memo: replica(model, plain)  # fully_shard's own refuses

@@ -1,11 +1,15 @@
 """Annotations of other tools as COCO files: YOLO, Pascal VOC, LabelMe."""
 
+import base64
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
 from PIL import Image
+from pycocotools import mask as mask_util
 
 from grootv.datasets import CocoDataset
 from tests.tools.tiny_run import run_tool
@@ -111,6 +115,35 @@ def test_annotations_become_a_coco_file_that_training_reads(tool, tmp_path, caps
     assert data.summary().counts['dog'] == 1 and len(data) == len(names)
 
 
+def painted(width: int, height: int) -> str:
+    """A mask of LabelMe without its last row."""
+    buffer = io.BytesIO()
+    mask = Image.new('1', (width, height), 1)
+    mask.paste(0, (0, height - 1, width, height))
+    mask.save(buffer, 'PNG')
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_a_painted_mask_becomes_run_lengths(tmp_path):
+    shapes = [shape('a', [[3, 4], [7, 9]], 'mask', mask=painted(5, 6))]
+    shapes.append(shape('a', [[3, 4], [7, 4]], 'mask', mask=painted(5, 1)))  # nothing
+    write(tmp_path, {'a.json': labelme(*shapes)})
+    assert run_tool(LABELME, tmp_path / 'src', tmp_path / 'images', tmp_path / 'a.json') == 0
+    (annotation,) = json.loads((tmp_path / 'a.json').read_text())['annotations']
+    assert annotation['bbox'] == [3, 4, 5, 6] and annotation['area'] == 25
+    expected = np.zeros((20, 40))
+    expected[4:9, 3:8] = 1
+    assert (mask_util.decode(annotation['segmentation']) == expected).all()
+    init_default_scope('mmdet')
+    steps = [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+    CocoDataset(
+        metainfo=dict(classes=('a',)),
+        data_prefix=dict(img=''),
+        ann_file=str(tmp_path / 'a.json'),
+        pipeline=steps,
+    )
+
+
 def test_classes_are_those_of_the_file_or_of_all_annotations(tmp_path, capsys):
     write(tmp_path, FILES[VOC])
     folders = (tmp_path / 'src', tmp_path / 'images')
@@ -159,6 +192,13 @@ FAULTS = [
         labelme(shape('a', [[1, 2], [1e300, 2]], 'circle')),
         '2 points of a circle, or one that is no pixel',
     ),
+    (
+        LABELME,
+        labelme(shape('a', [[1, 2], [3, 4]], 'mask')),
+        'has in shape 1 a mask that is no picture of its',
+    ),
+    (LABELME, labelme(shape('a', [[1, 2], [3, 4]], 'mask', mask=painted(9, 9))), 'no picture of its box'),
+    (LABELME, labelme(shape('a', [[39, 2], [41, 4]], 'mask', mask=painted(3, 3))), 'no picture of its box'),
     (LABELME, labelme(imageWidth=41), 'gives it 41 x 20: fix the file'),
     (LABELME, labelme(imageWidth='x' * 99), 'gives its image the size'),
     (LABELME, labelme(), 'holds no object for the images of'),

@@ -9,12 +9,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
+from pycocotools import mask as mask_util
 from rich.progress import track
 
 from grootv import cli
@@ -34,6 +35,7 @@ class Thing:
         name: Class.
         box: Left, top, right and bottom.
         polygons: Points x, y, ... of each part; empty for a mere box.
+        runs: A painted mask as COCO's run lengths, in place of polygons.
         crowd: Whether it counts for nothing, neither found nor missed.
     """
 
@@ -41,6 +43,7 @@ class Thing:
     box: tuple[float, float, float, float]
     polygons: list[list[float]] = field(default_factory=list)
     crowd: bool = False
+    runs: dict[str, Any] | None = None
 
 
 @dataclass
@@ -286,13 +289,15 @@ def clipped(thing: Thing, size: tuple[int, int]) -> Thing | None:
 
     x0, y0, x1, y1 = inside(thing.box)
     polygons = [polygon for polygon in map(inside, thing.polygons) if polygon_area(polygon) > 0]
-    if x1 - x0 < 1 or y1 - y0 < 1 or (thing.polygons and not polygons):
+    if x1 - x0 < 1 or y1 - y0 < 1 or (thing.polygons and not polygons) or not area(thing):
         return None
-    return Thing(thing.name, (x0, y0, x1, y1), polygons, thing.crowd)
+    return replace(thing, box=(x0, y0, x1, y1), polygons=polygons)
 
 
 def area(thing: Thing) -> float:
-    """That of the polygons, or of the box."""
+    """That of the mask, of the polygons, or of the box."""
+    if thing.runs:
+        return float(mask_util.area(thing.runs))
     if not thing.polygons:
         x0, y0, x1, y1 = thing.box
         return (x1 - x0) * (y1 - y0)
@@ -324,7 +329,8 @@ def coco(records: list, names: Sequence[str]) -> dict:
                 category_id=numbers[thing.name], bbox=[x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)]
             )
             annotation |= dict(area=round(area(thing), 3), iscrowd=int(thing.crowd))
-            annotations.append(annotation | (dict(segmentation=thing.polygons) if thing.polygons else {}))
+            mask = thing.runs or thing.polygons
+            annotations.append(annotation | (dict(segmentation=mask) if mask else {}))
     categories = [dict(id=number, name=name) for name, number in numbers.items()]
     return dict(images=images, annotations=annotations, categories=categories)
 
