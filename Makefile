@@ -48,7 +48,7 @@ test-wheel: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system/wheel
 
-# The CPU libraries for Linux on aarch64, cross-compiled, and the operators' tests under emulation: an hour or more.
+# The CPU libraries for Linux on aarch64, cross-compiled, and the operators' tests under emulation: a quarter of an hour.
 test-aarch64: $(BIN)/python
 	$(BIN)/python tools/setup_environment.py test-ops
 	PYTHON=$(BIN)/python bash tests/system/aarch64/run.sh tests/ops --device cpu -q $(ARGS)
