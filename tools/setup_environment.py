@@ -163,6 +163,15 @@ def ensure_requirements(profile: str) -> None:
     stamp.write_text('\n'.join(sorted(installed | wanted)))
 
 
+def skip_cuda_of_demo() -> None:
+    """Leave the CUDA library out where a demo could not use it: its build takes longer than the demo."""
+    if 'FORCE_CUDA' in os.environ or (ROOT / 'ops/_cuda.so').exists() or shutil.which('nvcc') is None:
+        return
+    if python('import torch; print(torch.cuda.is_available())')[1] == 'False':
+        say('leaving the CUDA library out, as there is no GPU here: FORCE_CUDA=1 builds it')
+        os.environ['FORCE_CUDA'] = '0'
+
+
 def start_operator() -> Callable[[], None]:
     """Begin to build the operator libraries in the checkout, if need be; the result waits for their end."""
     require = 'from grootv.ops import _library; _library.require()'
@@ -198,6 +207,8 @@ def main() -> None:
     torch_version = ensure_torch(vision=profile != 'test-ops')
     if profile == 'wheel':
         return
+    if profile.startswith('demo'):
+        skip_cuda_of_demo()
     finish_operator = start_operator()  # next to the downloads
     if PROFILES[profile]:
         ensure_mmcv(torch_version)
