@@ -21,7 +21,7 @@ public:
         if (decomposition) {
             check_tensor(sizes.function, "decomposition", "the result of heavy_light", *decomposition, ScalarType::Int,
                          {sizes.batch, HeavyLight::words_of_one(sizes.vertices)}, signal);
-            decomposition_ = as_contiguous(*decomposition);
+            decomposition_ = aligned(*decomposition);
         }
         check_batch(sizes.function, sizes.batch, sizes.vertices);
         constexpr int64_t MOST = int64_t{1} << 20;
@@ -37,9 +37,7 @@ public:
     Tensor padded(const Tensor& given) const {
         const int64_t fill[] = {0, channels_ - sizes.channels};
         if (fill[1] > 0) return torch::stable::pad(given, {fill, 2});
-        Tensor rows = as_contiguous(given);
-        constexpr uintptr_t ALIGNMENT = 16;
-        return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % ALIGNMENT == 0 ? rows : torch::stable::clone(rows);
+        return aligned(given);
     }
     Tensor new_rows(const Tensor& like) const { return make_empty(like, {sizes.batch, sizes.vertices, channels_}); }
     Tensor new_parts(const Tensor& like, int64_t count) const { return make_empty(like, {count, channels_}); }
@@ -87,6 +85,13 @@ private:
         int64_t blocks;                 // of a tile
         int64_t threads, shared_bytes;  // of a block
     };
+
+    // Contiguous, for loads of 16 bytes.
+    static Tensor aligned(const Tensor& given) {
+        Tensor rows = as_contiguous(given);
+        constexpr uintptr_t ALIGNMENT = 16;
+        return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % ALIGNMENT == 0 ? rows : torch::stable::clone(rows);
+    }
 
     template <class Run>
     void with_group(Run run) {
