@@ -21,8 +21,10 @@ STABLE_TORCH_LIBRARY(grootv, m) {
         "build_tree(Tensor features, str metric, SymInt root)"
         " -> (Tensor order, Tensor parent)");
 
-    // The order in which a CUDA device scans trees, empty on a CPU; scans that do not get it make it. Errors name the
-    // scan `function`.
+    // The order in which a CUDA device scans trees, (B, 7 L + 256) int32; scans that do not get it make it. They scan
+    // it in place of order and parent, which it has to be made of: a whole tensor that heavy_light did not make of as
+    // many trees gives NaN, one that was changed afterwards reads anything. It is empty on a CPU, which ignores the
+    // argument. Errors name the scan `function`.
     m.def("heavy_light(Tensor order, Tensor parent, str function) -> Tensor");
 
     m.def(

@@ -69,6 +69,35 @@ def test_a_tree_is_decomposed_once_in_training(backend, name):
             getattr(backend.library, name)(*arguments, given[:, 1:])
 
 
+@pytest.mark.devices('emulated', 'cuda')
+@pytest.mark.parametrize('name', ['tree_scan', 'selective_tree_scan'])
+def test_a_decomposition_that_heavy_light_did_not_make_of_as_many_trees_gives_nan(backend, name):
+    for grid in ((5, 8), (9, 11)):
+        call = cases.make(f'{name} both' if name == 'tree_scan' else name, 2, *grid, 5).to(backend.device)
+        arguments = *call.tensors, *call.tree, *call.options.values()
+        scan, backward = (getattr(backend.library, each) for each in (name, f'{name}_backward'))
+        made = backend.library.heavy_light(*call.tree, name)
+        one = backend.library.heavy_light(*(part[:1].contiguous() for part in call.tree), name)
+        for wrong in (
+            made * 0,
+            made * 0 - 1,
+            torch.randint_like(made, 2**31 - 1),
+            made.flip(0),
+            one.expand_as(made),
+        ):
+            found = scan(*arguments, wrong), *backward(call.tensors[0], *arguments, wrong)
+            assert all(each.isnan().all() for each in found)
+
+
+@emulated
+def test_a_decomposition_for_the_grid_is_not_read_by_blocks(backend, monkeypatch):
+    call = cases.make('tree_scan both', 2, 5, 8, 5)
+    with monkeypatch.context() as patch:
+        patch.setenv('GROOTV_SHARED_BYTES', '1000')
+        made = backend.library.heavy_light(*call.tree, 'tree_scan')
+    assert backend.library.tree_scan(*call.tensors, *call.tree, 'both', made).isnan().all()
+
+
 @emulated
 @not_sanitized
 def test_blocks_of_a_device(backend):

@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(GROUP_THREADS, 1)
     if (Group::rank() < WARP) {
         const int32_t lane = lane_of_warp();
         if (lane == 0) lists.begins->chunks[0] = lists.begins->long_paths[0] = 0;
+        if (lane == 0 && lists.first_item == 0) result.mark_made();
         lists.begins->chunks[lane + 1] = begins.chunks_end;
         lists.begins->short_paths[lane] = begins.short_paths;
         lists.begins->long_paths[lane + 1] = begins.long_paths_end;

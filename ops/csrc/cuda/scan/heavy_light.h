@@ -91,12 +91,17 @@ struct HeavyLight {
           entries(reinterpret_cast<PathEntry*>(chunks + items * chunks_of_one(vertices))),
           long_paths(reinterpret_cast<LongPath*>(entries + items * entries_of_one(vertices))),
           begins(reinterpret_cast<Begins*>(long_paths + items * long_paths_of_one(vertices))),
-          valid(reinterpret_cast<int32_t*>(begins + items)) {}
+          valid(reinterpret_cast<int32_t*>(begins + items)),
+          tag(valid + items) {}
 
     // Whether a block takes an item: if it is small and shared memory has room for the sums of two signals in both
     // passes and for its decomposition.
     static bool takes_blocks(const Device& device, int64_t vertices);
     static constexpr int64_t SUM_BYTES = 2 * 16;
+
+    // Whether heavy_light made this, of as many items and for the same group. Only then scans read the lists.
+    __device__ bool made() const { return *tag == own_tag(); }
+    __device__ void mark_made() const { *tag = own_tag(); }
 
     // Those of one item, or of all.
     __device__ Lists lists(int32_t item) const {
@@ -126,7 +131,7 @@ struct HeavyLight {
     static_assert(sizeof(Chunk) * (2.0 / Chunk::WINDOW) + sizeof(PathEntry) * 2 +
                           sizeof(LongPath) * (2.0 / (Chunk::LONGEST + 1)) <=
                       7 * sizeof(int32_t) &&
-                  sizeof(Chunk) * LIGHT_DEPTHS + sizeof(Begins) + sizeof(int32_t) <= 256 * sizeof(int32_t));
+                  sizeof(Chunk) * LIGHT_DEPTHS + sizeof(Begins) + 2 * sizeof(int32_t) <= 256 * sizeof(int32_t));
     static_assert(2 * Chunk::LONGEST > Chunk::LENGTH && 2 * Chunk::WINDOW <= Chunk::LENGTH + 1);
 
     bool all_in_one;
@@ -136,6 +141,11 @@ struct HeavyLight {
     LongPath* long_paths;
     Begins* begins;
     int32_t* valid;  // by item: whether order and parent are a tree in breadth-first order
+    int32_t* tag;
+
+private:
+    // As an entry it would be a leaf with light children.
+    __device__ int32_t own_tag() const { return 0x67726f6f + (all_in_one ? -items : items); }
 };
 
 // The decompositions of trees (B, L), as in Tree, in a tensor (B, words).

@@ -91,8 +91,10 @@ __global__ void __launch_bounds__(BLOCK_THREADS<Group>, 1)
     };
     const Decays<Group, acc_t, typename Inputs::decay_t> decays{tile, inputs.decays};
     start_sums(decomposition, lists, tile, inputs, nullptr, totals);
-    up_pass(lists, tile, decays, totals, store);
-    if (both) down_pass(lists, tile, decays, OwnSums<acc_t, 1>{}, totals, output);
+    if (decomposition.made()) {
+        up_pass(lists, tile, decays, totals, store);
+        if (both) down_pass(lists, tile, decays, OwnSums<acc_t, 1>{}, totals, output);
+    }
     for_each_invalid(decomposition, lists, tile,
                      [&](int32_t row, bool live) { output.store(row, filled(acc_t(NAN)), live); });
 }
@@ -167,11 +169,13 @@ __global__ void __launch_bounds__(BLOCK_THREADS<Group>, 1)
     StoreGradients<Group, Inputs, Gradients> store{tile, inputs, gradients};
     const Decays<Group, acc_t, typename Inputs::decay_t> decays{tile, inputs.decays};
     start_sums(decomposition, lists, tile, inputs, grad, totals);
-    up_pass(lists, tile, decays, totals, [](auto...) {});
-    if constexpr (SIGNALS == 2)
-        down_pass(lists, tile, decays, OwnSums<acc_t, 2>{}, totals, store);
-    else
-        down_pass(lists, tile, decays, GradFromAbove<Group, Inputs>{tile, grad}, totals, store);
+    if (decomposition.made()) {
+        up_pass(lists, tile, decays, totals, [](auto...) {});
+        if constexpr (SIGNALS == 2)
+            down_pass(lists, tile, decays, OwnSums<acc_t, 2>{}, totals, store);
+        else
+            down_pass(lists, tile, decays, GradFromAbove<Group, Inputs>{tile, grad}, totals, store);
+    }
     for_each_invalid(decomposition, lists, tile, [&](int32_t row, bool live) {
         const Vector<acc_t> nan = filled(acc_t(NAN));
         gradients.store(tile, inputs, row, store.load(row), nan, nan, nan, live);

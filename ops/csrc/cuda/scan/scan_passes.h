@@ -357,14 +357,14 @@ __device__ void down_pass(const HeavyLight::Lists& lists, const ChannelTile<Grou
         scan_light_depth<false>(lists, light_depth, tile, totals, scan_chunk);
 }
 
-// Calls put(row, live) for the vertices of the items whose order and parents are not a tree in breadth-first order:
-// they get NaN, because the device cannot raise an error.
+// Calls put(row, live) for the vertices of the items whose order and parents are not a tree in breadth-first order, of
+// all if heavy_light did not make the decomposition: they get NaN, because the device cannot raise an error.
 template <class Group, class acc_t, class Put>
 __device__ void for_each_invalid(const HeavyLight& decomposition, const HeavyLight::Lists& lists,
                                  const ChannelTile<Group, acc_t>& tile, Put put) {
     const int64_t vertices = decomposition.vertices;
     for (int64_t item = lists.first_item; item < lists.first_item + lists.items; ++item)
-        if (!decomposition.valid[item])
+        if (!decomposition.made() || !decomposition.valid[item])
             tile.for_each(item * vertices, (item + 1) * vertices,
                           [&](int64_t row, bool live) { put(static_cast<int32_t>(row), live); });
 }
