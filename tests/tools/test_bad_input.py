@@ -75,7 +75,7 @@ MAKE = f'make them with tools/train.py configs/classification/{NAME}.py, '
         (('--amp', 'optim_wrapper.type=ApexOptimWrapper'), 'has a ApexOptimWrapper: leave --amp out'),
         (('--work-dir=',), '--work-dir is empty: give a folder'),
         (('--launcher=slurm',), '--launcher slurm needs the environment variables'),
-        (starting_from(f'work_dirs/{NAME}/none.pth'), f'{NAME}/none.pth do not exist: {MAKE}'),
+        (starting_from(f'work_dirs/{NAME}/none.pth'), f'says where there are some): {MAKE}'),
     ],
 )
 def test_wrong_argument_or_setting_is_named(config, tmp_path, failure, options, sentence):
