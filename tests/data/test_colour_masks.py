@@ -1,5 +1,8 @@
 """Masks of colours as label maps."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
@@ -52,16 +55,29 @@ def test_a_colour_without_a_name_is_refused_and_finished_maps_are_kept(folders, 
         in sentence
     )
     assert not out.exists()
+    Image.fromarray(np.array([[0, 256]], dtype=np.uint16)).save(src / 'z.png')
+    assert 'z.png cannot be read (its pixels have more than eight bits' in failure(TOOL, *folders)
     kept = out.with_name('.out.partial') / 'a/one.png'
-    before = kept.stat().st_mtime_ns
+    before = kept.stat().st_ctime_ns
     folders[-1].write_text(COLOURS + 'z 7 8 9')
     (src / 'z.png').write_bytes(b'')
     assert 'z.png cannot be read' in failure(TOOL, *folders)
-    assert kept.stat().st_mtime_ns > before, 'of other colours'
-    before = kept.stat().st_mtime_ns
+    assert kept.stat().st_ctime_ns > before, 'of other colours'
+    before = kept.stat().st_ctime_ns
     Image.new('RGB', (3, 1), (5, 5, 5)).save(src / 'z.png')
     failure(TOOL, *folders)
-    assert kept.stat().st_mtime_ns == before
+    assert kept.stat().st_ctime_ns == before
+    (src / 'two.gif').unlink()
+    older = kept.stat().st_mtime_ns - 10**9
+    Image.new('RGB', (2, 2), (0, 0, 255)).save(src / 'a/one.png')
+    os.utime(src / 'a/one.png', ns=(older, older))
+    failure(TOOL, *folders)
+    assert np.asarray(Image.open(kept)).tolist() == [[0, 0], [0, 0]], 'of a mask from a backup'
+    (src / 'z.png').unlink()
+    assert run_tool(TOOL, *folders) == 0
+    assert [path.name for path in out.rglob('*.png')] == ['one.png'], 'none of a mask that is gone'
+    shutil.rmtree(out)
+    Image.new('RGB', (3, 1), (5, 5, 5)).save(src / 'z.png')
     assert run_tool(TOOL, *folders, '--others-as-none') == 0
     assert 'colours without a name: 3 pixels of 1 masks (z)' in capsys.readouterr().out
     assert np.asarray(Image.open(out / 'z.png')).tolist() == [[255] * 3]
@@ -71,6 +87,8 @@ def test_a_colour_without_a_name_is_refused_and_finished_maps_are_kept(folders, 
 @pytest.mark.parametrize(
     ('text', 'fault'),
     [
+        ('0 70 130 180 sky', "'0 70 130 180 sky' begins with more than the three numbers of a colour"),
+        ('1 128 0 0', 'begins with more than'),
         ('sky 0 0', "line 1: a name and three numbers from 0 to 255 are needed, got 'sky 0 0'"),
         ('sky 0 0 256', 'line 1: a name and three numbers'),
         ('0 0 5', 'line 1: a name and three numbers'),

@@ -10,6 +10,7 @@ second call continues after an interruption. See docs/data.md.
 import grootv.interrupt  # noqa: F401 # isort: skip
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from annotations import by_stem, read_text
 
 from grootv import cli
-from grootv.datasets.images import IMAGE_SUFFIXES, unreadable
+from grootv.datasets.images import IMAGE_SUFFIXES, has_deep_pixels, unreadable
 from grootv.datasets.summary import aligned
 from grootv.errors import UserError, first
 from grootv.files import write_named
@@ -39,6 +40,11 @@ def read_colours(path: Path) -> dict[str, tuple[int, int, int]]:
         words = [word for word in re.split(r'[\s,;]+', line.strip()) if word]
         if not words or (number == 1 and [word.lower() for word in words][-3:] == ['r', 'g', 'b']):
             continue
+        if len(words) > 3 and all(word.isdecimal() for word in words[:4]):
+            raise UserError(
+                f'--colours {path}, line {number}: {line!r:.60} begins with more than the three numbers of a '
+                'colour: leave out the number of the class, or put the name first'
+            )
         first_three = all(word.isdecimal() for word in words[:3])
         rgb, name = (words[:3], words[3:]) if first_three else (words[-3:], words[:-3])
         if len(rgb) < 3 or not name or not all(word.isdecimal() and int(word) < 256 for word in rgb):
@@ -76,6 +82,8 @@ def read_labels(path: Path, labels: np.ndarray, others_as_none: bool) -> np.ndar
     """The label map of a mask, and 256 for colours without a name unless they are to be none."""
     try:
         with Image.open(path) as image:
+            if has_deep_pixels(image):
+                raise ValueError('its pixels have more than eight bits, which are no colours')
             pixels = np.asarray(image.convert('RGB'), dtype=np.uint32)
     except Exception as error:  # each decoder has its own exceptions
         raise unreadable(str(path), error) from None
@@ -115,9 +123,13 @@ def convert(src: Path, out: Path, table: Path, others_as_none: bool = False) -> 
         counts += np.bincount(found.ravel(), minlength=257)
         if (found == 256).any():
             other.append(name)
-        if not target.is_file() or target.stat().st_mtime < path.stat().st_mtime:
+        if not target.is_file() or target.stat().st_mtime_ns != path.stat().st_mtime_ns:
             with write_named(target) as file:
                 Image.fromarray(np.minimum(found, NONE).astype(np.uint8)).save(file)
+            os.utime(target, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    for stale in by_stem(draft, ('.png',)).items():
+        if stale[0] not in masks:  # of a mask that was there at an earlier call
+            stale[1].unlink()
     made.unlink()
     draft.replace(out)
     classes = [name for name in colours if name != 'none']
