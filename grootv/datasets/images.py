@@ -1,7 +1,8 @@
 """Which files are images, and how pixels of more than eight bits are read."""
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from grootv.errors import UserError
 
@@ -36,6 +37,16 @@ def eight_bits(image: Image.Image) -> Image.Image:
     bits = getattr(image, 'tag_v2', {}).get(258, (16,))[0]  # BitsPerSample of a TIFF
     upright = np.asarray(ImageOps.exif_transpose(image))
     return Image.fromarray((upright >> (bits - 8)).astype(np.uint8))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image after the turn by its EXIF data, without decoding its pixels."""
+    size = image.size
+    if isinstance(image, TiffImageFile):  # some versions of Pillow swap the sides of a turned one themselves
+        size = image.tag_v2[256], image.tag_v2[257]
+    known = image.format != 'PNG' or 'exif' in image.info  # to look further Pillow decodes a PNG
+    turned = known and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return size[::-1] if turned else size
 
 
 def check_size(path: str, size: tuple[int, int], annotated: tuple[int | None, int | None]) -> None:

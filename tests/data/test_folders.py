@@ -7,7 +7,8 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image, features
 
-from grootv.datasets.images import IMAGE_SUFFIXES
+from grootv.datasets import LoadImageFromFile
+from grootv.datasets.images import IMAGE_SUFFIXES, upright_size
 from grootv.datasets.summary import files_below
 from grootv.errors import UserError
 
@@ -184,3 +185,13 @@ def test_links_that_lead_back_end(tmp_path):
     write(tmp_path / 'a/0.png')
     (tmp_path / 'a/again').symlink_to(tmp_path)
     assert len(files_below(str(tmp_path))) <= 2
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif', 'webp'])
+def test_upright_size_is_that_of_the_loaded_image(suffix, tmp_path):
+    path, exif = tmp_path / f'turned.{suffix}', Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new('RGB', (20, 10)).save(path, exif=exif)
+    loaded = LoadImageFromFile().transform(dict(img_path=str(path)))
+    with Image.open(path) as image:
+        assert upright_size(image) == loaded['img'].shape[1::-1] == (10, 20)

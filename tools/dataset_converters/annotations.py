@@ -19,7 +19,7 @@ from pycocotools import mask as mask_util
 from rich.progress import track
 
 from grootv import cli
-from grootv.datasets.images import IMAGE_SUFFIXES, unreadable
+from grootv.datasets.images import IMAGE_SUFFIXES, unreadable, upright_size
 from grootv.datasets.summary import aligned
 from grootv.errors import UserError, first
 from grootv.files import write_atomically
@@ -117,7 +117,7 @@ def convert(
     records, found = [], []
     shown = track(sorted(pairs.items()), 'annotations', transient=True, disable=not sys.stdout.isatty())
     for stem, (image, file) in shown:
-        size = upright_size(image)
+        size = size_of(image)
         content = read_file(form, file, size, names) if file else Content([])
         if content.size is not None and content.size != size:
             raise UserError(
@@ -271,12 +271,11 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def size_of(path: Path) -> tuple[int, int]:
     """Width and height as training reads the image."""
     try:
         with Image.open(path) as image:
-            turned = image.format != 'PNG' and image.getexif().get(0x0112, 1) > 4  # Orientation
-            return (image.height, image.width) if turned else image.size
+            return upright_size(image)
     except Exception as error:  # each decoder has its own exceptions
         raise unreadable(str(path), error) from None
 

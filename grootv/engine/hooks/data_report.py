@@ -9,12 +9,12 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
-from PIL import ExifTags, Image
+from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from grootv.checkpoint import warn
-from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, unreadable
+from grootv.datasets.images import check_size, eight_bits, has_deep_pixels, unreadable, upright_size
 from grootv.datasets.summary import Summary, aligned, content_key, difference, merged, spread
 from grootv.errors import UserError, first
 from grootv.registry import HOOKS
@@ -212,15 +212,13 @@ def check_images(dataset: Any) -> None:
             continue
         try:
             with Image.open(path) as image:
-                exif = {} if image.format == 'PNG' else image.getexif()  # Pillow decodes a PNG for it
-                turned = exif.get(ExifTags.Base.Orientation, 1) > 4
-                size = (image.width, image.height) if turned else (image.height, image.width)
+                width, height = upright_size(image)
                 if has_deep_pixels(image) and not bright:
                     bright = int(np.asarray(eight_bits(image)).max()) > 15
                     dark.append(path)
         except Exception as error:  # each decoder has its own exceptions
             raise unreadable(path, error) from None
-        check_size(path, size, (info.get('height'), info.get('width')))
+        check_size(path, (height, width), (info.get('height'), info.get('width')))
     if dark and not bright:
         warn(
             f'images of 16 bits, {first(dark)}, hold no number above 4095: scaled by the range of their type '
