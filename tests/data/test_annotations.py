@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 
 from grootv.datasets import CocoDataset
@@ -53,7 +53,9 @@ FILES = {
         'none.txt': '',
     },
     VOC: {
-        'a/one.xml': voc(voc_box('dog', 16, 6, 25, 15), voc_box('cat', 3, 4, 10, 9)),
+        'a/one.xml': voc(
+            voc_box('dog', 16, 6, 25, 15, '<difficult>Unspecified</difficult>'), voc_box('cat', 3, 4, 10, 9)
+        ),
         'two.xml': voc(
             voc_box('cat', 0, 6, 2, 15, '<difficult>1</difficult>'),
             voc_box('dog', 30, 5, 20, 9),
@@ -99,11 +101,12 @@ def test_annotations_become_a_coco_file_that_training_reads(tool, tmp_path, caps
     elif tool == VOC:
         expected |= {('a/one.png', 1, 2, 3, 8, 6, 0), ('two.png', 1, 0, 5, 2, 10, 1)}
         assert not masks and 'difficult, which count for nothing  1' in printed
-        assert 'left out, outside the image or smaller than a pixel: 1 (two)' in printed
+        assert 'left out, with corners in the wrong order: 1 (two)' in printed
     else:
         expected |= {('a/one.png', 1, 2, 3, 8, 6, 0), ('two.png', 1, 0, 5, 9, 10, 0)}
-        assert masks == [[[2, 3, 10, 3, 10, 9]], [[0, 5, 3, 5, 3, 15], [5, 5, 9, 5, 9, 15]]]
-        assert [a['area'] for a in content['annotations']] == [100, 24, 35]
+        half = [0, 7.5, 0, 5, 3, 5, 3, 15]  # cut at the left border
+        assert masks == [[[2, 3, 10, 3, 10, 9]], [half, [5, 5, 9, 5, 9, 15]]]
+        assert [a['area'] for a in content['annotations']] == [100, 24, 38.75]
         assert 'left out, shapes of the kind point: 1 (two)' in printed
         assert 'left out, outside the image or smaller than a pixel: 1 (two)' in printed
     assert boxes == expected
@@ -122,6 +125,22 @@ def painted(width: int, height: int) -> str:
     mask.paste(0, (0, height - 1, width, height))
     mask.save(buffer, 'PNG')
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_polygons_are_cut_at_the_borders_of_the_image(tmp_path):
+    outside = shape('a', [[50, 5], [60, 5], [60, 15]])
+    write(tmp_path, {'a.json': labelme(shape('a', [[-20, -20], [40, 10], [60, 50]]), outside)})
+    assert run_tool(LABELME, tmp_path / 'src', tmp_path / 'images', tmp_path / 'a.json') == 0
+    (annotation,) = json.loads((tmp_path / 'a.json').read_text())['annotations']
+    found = mask_util.decode(mask_util.merge(mask_util.frPyObjects(annotation['segmentation'], 20, 40)))
+    drawn = Image.new('1', (80, 80))
+    ImageDraw.Draw(drawn).polygon([(0, 0), (60, 30), (80, 70)], 1)
+    expected = np.asarray(drawn)[20:40, 20:60]
+    assert (found != expected).mean() < 0.03, 'but for rounding at the edges'
+    rows, columns = np.nonzero(found)
+    x, y, width, height = annotation['bbox']
+    box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    assert np.allclose((x, y, x + width, y + height), box, atol=1)
 
 
 def test_a_painted_mask_becomes_run_lengths(tmp_path):
@@ -179,6 +198,7 @@ FAULTS = [
     (VOC, voc(voc_box('', 1, 1, 2, 2)), 'has no name in object 1'),
     (VOC, voc('<object><name>a</name></object>'), 'has in object 1 no numbers xmin, ymin, xmax, ymax'),
     (VOC, voc(voc_box('a', 1, 'inf', 2, 2)), 'has in object 1 no numbers'),
+    (VOC, voc(voc_box('a', 1, 1, 9, 9, '<difficult>x</difficult>')), 'has in object 1 difficult=x, which'),
     (VOC, voc(size='<width>20</width><height>40</height>'), 'gives it 20 x 40: fix the file'),
     (LABELME, '{"shapes": [', 'a.json is cut short or no JSON ('),
     (LABELME, '[' * 100_000, 'is cut short or no JSON ('),
@@ -226,6 +246,7 @@ def test_bad_files_end_in_a_sentence(tool, content, fault, tmp_path, failure):
     [
         ('data.yaml', 'names: {1: a}', 'has no list of names: give a text of a name a line, a data.yaml'),
         ('data.yaml', 'names: [a, a]', 'names a twice: remove one'),
+        ('data.yaml', 'names: {0: a, 1: no}', 'holds False in place of a name, as YAML reads yes, no'),
         ('data.yaml', 'names: !!python/object/apply:os.mkdir [x]', 'does not parse (could not determine'),
         ('data.yaml', 'kpt_shape: [17, 2]\nnames: [a]', 'is of key points, which are no polygons'),
         ('file.json', '{', 'does not parse (is cut short or no JSON'),

@@ -264,6 +264,12 @@ def read_classes(path: Path) -> list[str]:
             f'--classes {path} has no list of names: give a text of a name a line, a data.yaml with names '
             'numbered from 0, or a COCO file'
         )
+    truths = [name for name in names if isinstance(name, bool)]
+    if truths:
+        raise UserError(
+            f'--classes {path} holds {first(truths)} in place of a name, as YAML reads yes, no, on and off: '
+            'put these names into quotes'
+        )
     names = [str(name) for name in names]
     double = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if double:
@@ -282,15 +288,31 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def clipped(thing: Thing, size: tuple[int, int]) -> Thing | None:
     """An object inside its image; None if less than a pixel of it is."""
-
-    def inside(values: Sequence[float]) -> list[float]:
-        return [round(min(max(value, 0), size[place % 2]), 3) for place, value in enumerate(values)]
-
-    x0, y0, x1, y1 = inside(thing.box)
-    polygons = [polygon for polygon in map(inside, thing.polygons) if polygon_area(polygon) > 0]
-    if x1 - x0 < 1 or y1 - y0 < 1 or (thing.polygons and not polygons) or not area(thing):
+    polygons = [cut(polygon, size) for polygon in thing.polygons]
+    polygons = [polygon for polygon in polygons if polygon and polygon_area(polygon) > 0]
+    if (thing.polygons and not polygons) or not area(thing):
         return None
-    return replace(thing, box=(x0, y0, x1, y1), polygons=polygons)
+    box = around(polygons) if polygons else thing.box
+    x0, y0, x1, y1 = (round(min(max(value, 0), size[place % 2]), 3) for place, value in enumerate(box))
+    return replace(thing, box=(x0, y0, x1, y1), polygons=polygons) if min(x1 - x0, y1 - y0) >= 1 else None
+
+
+def cut(polygon: list[float], size: tuple[int, int]) -> list[float]:
+    """The part of a polygon inside the image, by the method of Sutherland and Hodgman."""
+    points = [*zip(polygon[::2], polygon[1::2], strict=True)]
+    for axis, border, sign in ((0, 0, 1), (1, 0, 1), (0, size[0], -1), (1, size[1], -1)):
+        kept = []
+        for start, end in zip([*points[-1:], *points[:-1]], points, strict=True):
+            before, after = (sign * (point[axis] - border) for point in (start, end))
+            if before * after < 0:  # the edge crosses the border
+                share = before / (before - after)
+                crossing = [a + share * (b - a) for a, b in zip(start, end, strict=True)]
+                crossing[axis] = border
+                kept.append(tuple(crossing))
+            if after >= 0:
+                kept.append(end)
+        points = kept
+    return [round(value, 3) for point in points for value in point]
 
 
 def area(thing: Thing) -> float:

@@ -21,6 +21,8 @@ from annotations import Content, Fault, Thing
 
 from grootv import cli
 
+MARKS = {'0': False, 'false': False, 'unspecified': False, '1': True, 'true': True}  # of difficult objects
+
 
 def parse(content: bytes) -> ElementTree.Element:
     """An XML document without a document type, which could define entities that expand without end."""
@@ -49,17 +51,23 @@ def numbers(node: ElementTree.Element | None, names: Sequence[str], place: str) 
 
 
 def read(content: bytes, size: tuple[int, int], names: Sequence[str]) -> Content:
-    root, things = parse(content), []
+    root, things, left_out = parse(content), [], []
     for number, node in enumerate(root.iterfind('object'), 1):
         name = (node.findtext('name') or '').strip()
         if not name:
             raise Fault(f'has no name in object {number}')
         x0, y0, x1, y1 = numbers(node.find('bndbox'), ('xmin', 'ymin', 'xmax', 'ymax'), f'object {number}')
-        difficult = (node.findtext('difficult') or '0').strip() not in ('0', 'false', 'False')
-        things.append(Thing(name, (x0 - 1, y0 - 1, x1, y1), crowd=difficult))
+        difficult = (node.findtext('difficult') or '0').strip().lower()
+        if difficult not in MARKS:
+            raise Fault(f'has in object {number} difficult={difficult:.20}, which is 1 or 0')
+        if x0 > x1 or y0 > y1:
+            left_out.append('with corners in the wrong order')
+            continue
+        things.append(Thing(name, (x0 - 1, y0 - 1, x1, y1), crowd=MARKS[difficult]))
     noted = root.find('size')
     wide, high = (0, 0) if noted is None else map(int, numbers(noted, ('width', 'height'), 'size'))
-    return Content(things, (wide, high) if wide and high else None)  # some tools leave zeros
+    size_or_none = (wide, high) if wide and high else None  # some tools leave zeros
+    return Content(things, size_or_none, left_out)
 
 
 FORMAT = annotations.Format('.xml', read)
