@@ -201,5 +201,5 @@ def match(overlaps: np.ndarray, least: float, partner: np.ndarray) -> None:
     for row in np.flatnonzero(partner < 0):
         if free.any():
             column = int(np.where(free, overlaps[row], -1).argmax())
-            if overlaps[row, column] >= least:
+            if overlaps[row, column] >= least and overlaps[row, column] > 0:
                 partner[row], free[column] = column, False

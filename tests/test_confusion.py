@@ -57,6 +57,12 @@ def test_boxes_are_matched_one_to_one(truth, boxes, counts):
     assert confusion.counts.tolist() == counts
 
 
+def test_boxes_that_do_not_overlap_are_no_partners_from_an_overlap_of_zero():
+    confusion = Confusion(Data([true_box(0, 0)]), iou_thr=0)
+    confusion.process(None, [found((20, 0, 0.9))])
+    assert confusion.counts.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+
+
 def test_pixels_are_counted_where_there_is_a_label():
     confusion = Confusion(Pixels([0]))
     true, predicted = torch.tensor([[0, 0, 1, 255]]), torch.tensor([[0, 1, 1, 1]])
