@@ -41,12 +41,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image after the turn by its EXIF data, without decoding its pixels."""
-    size = image.size
+    width, height = image.size
     if isinstance(image, TiffImageFile):  # some versions of Pillow swap the sides of a turned one themselves
-        size = image.tag_v2[256], image.tag_v2[257]
+        width, height = image.tag_v2[256], image.tag_v2[257]
     known = image.format != 'PNG' or 'exif' in image.info  # to look further Pillow decodes a PNG
     turned = known and image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-    return size[::-1] if turned else size
+    return (height, width) if turned else (width, height)
 
 
 def check_size(path: str, size: tuple[int, int], annotated: tuple[int | None, int | None]) -> None:
