@@ -2,10 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.ops.devices import NAMES, load
 
 CHOSEN = pytest.StashKey[list]()
+# A busy or emulated processor is no fault.
+settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')
 
 
 def pytest_configure(config):
