@@ -29,8 +29,8 @@ def run_script(*args, folder):
 
 
 def test_a_script_runs_with_the_models_registered(tmp_path):
-    (tmp_path / 'beside.py').write_text('NAME = "grootv_tiny"\n')
-    script = 'import sys, timm, beside\nprint(__name__, beside.NAME in timm.list_models(), sys.argv)\n'
+    (tmp_path / 'names.py').write_text('NAME = "grootv_tiny"\n')
+    script = 'import sys, timm, names\nprint(__name__, names.NAME in timm.list_models(), sys.argv)\n'
     path = tmp_path / 'train.py'
     path.write_text(script)
     done = run_script(path, '--model', 'grootv_tiny', folder=tmp_path.parent)
