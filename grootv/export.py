@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 TRACED_SIDE = 96  # pixels; the last map of a network has three rows and columns then
-ONNX_OPERATORS = ('build_tree', 'tree_scan', 'selective_tree_scan', 'gated_read_out')
+ONNX_OPERATORS = ('build_tree', 'tree_edge_distance', 'tree_scan', 'selective_tree_scan', 'gated_read_out')
 
 
 class Logits(nn.Module):

@@ -5,6 +5,7 @@
 :func:`minimum_spanning_tree`          edge weights to the edges of the tree
 :func:`breadth_first_order`            tree edges to a :class:`Tree`, order and parents
 :func:`build_tree`                     the three above in one step
+:func:`tree_edge_distance`             features to the distance of every vertex to its parent
 :func:`tree_scan`                      the state-space recurrence along the tree
 :func:`selective_tree_scan`            the same from the parts of a selective state-space model
 :func:`gated_read_out`                 states to the model's output: norms, skip and gate
@@ -14,9 +15,9 @@
 Errors name the function, the argument, the rule and what was found. A CUDA device is not waited for: scans
 along an invalid tree give NaN there.
 
-The scans and the read-out are differentiable once, in reverse mode (forward mode is refused), and keep
-nothing but their arguments for the backward pass. Results and gradients have the same bits for any number of
-threads.
+The scans, the distances and the read-out are differentiable once, in reverse mode (forward mode is refused),
+and keep nothing but their arguments for the backward pass. Results and gradients have the same bits for any
+number of threads.
 
 :func:`onnxruntime_library` is where ONNX Runtime finds tree and scan.
 :mod:`grootv.ops.reference` holds the same functions in plain PyTorch, slow and obvious.
@@ -35,6 +36,7 @@ from .tree import (
     grid_edge_weight,
     minimum_spanning_tree,
     minimum_spanning_tree_from_edges,
+    tree_edge_distance,
 )
 
 __all__ = [
@@ -54,5 +56,6 @@ __all__ = [
     'token_edges',
     'token_scan',
     'token_tree',
+    'tree_edge_distance',
     'tree_scan',
 ]

@@ -71,9 +71,9 @@ def onnxruntime_library() -> str:
     """Return the path of the operators for ONNX Runtime, 1.17 or later, on the CPU.
 
     ``SessionOptions.register_custom_ops_library`` takes it; then sessions run :func:`build_tree`,
-    :func:`tree_scan`, :func:`selective_tree_scan` and :func:`gated_read_out` as operators of the domain
-    ``grootv``, version 1, by the same kernels, in float32. Tensors are inputs and outputs, other arguments
-    attributes.
+    :func:`tree_edge_distance`, :func:`tree_scan`, :func:`selective_tree_scan` and :func:`gated_read_out` as
+    operators of the domain ``grootv``, version 1, by the same kernels, in float32. Tensors are inputs and
+    outputs, other arguments attributes.
     """
     if not _ONNXRUNTIME.exists():
         raise ImportError(

@@ -161,11 +161,13 @@ def register_differentiable(
         )
 
     def fake(*args):
-        found = allocate(name, args, results)
-        return found[0] if len(found) == 1 else found
+        return alone(allocate(name, args, results))
 
     def fake_backward(*args):
-        return allocate(backward, args, grads)
+        return alone(allocate(backward, args, grads))
+
+    def alone(found):
+        return found[0] if len(found) == 1 else found
 
     names = _argument_names(name)
 
@@ -178,6 +180,7 @@ def register_differentiable(
         saved = ctx.saved_tensors  # once: a checkpoint unpacks its tensors a single time
         given = dict(zip(shapes, saved, strict=True)) | ctx.options
         found = getattr(ops, backward)(*grads, *(given[argument] for argument in names))
+        found = (found,) if isinstance(found, Tensor) else found
         needed = (grad if saved[i] is not None else None for i, grad in enumerate(found))
         return *needed, *[None] * (len(names) - gradients)
 

@@ -141,6 +141,22 @@ def build_tree(features: Tensor, metric: str = 'cosine', root: int = 0) -> Tree:
     return breadth_first_order(tree_edges, height, width, root)
 
 
+def tree_edge_distance(features: Tensor, tree: Tree, metric: str = 'cosine') -> Tensor:
+    """See :func:`grootv.ops.tree_edge_distance`."""
+    check_metric('tree_edge_distance', metric)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    x, parent = features.to(wide).flatten(1, -2), tree.parent.long()
+    y = x.gather(1, parent.unsqueeze(-1).expand_as(x))
+    if metric == 'cosine':
+        # The least square is that of the least norm; a root of 0 would have the gradient NaN.
+        x_norm, y_norm = ((v * v).sum(-1).clamp_min(1e-16).sqrt() for v in (x, y))
+        distance = (1 - (x * y).sum(-1) / (x_norm * y_norm)).clamp(0, 2)
+    else:
+        difference = x - y
+        distance = (difference * difference if metric == 'euclidean' else difference.abs()).sum(-1)
+    return distance.masked_fill(parent == torch.arange(parent.shape[1], device=parent.device), 0)
+
+
 def tree_scan(input: Tensor, decay: Tensor, tree: Tree, direction: str = 'both') -> Tensor:
     """The two passes of the definition, vertex by vertex; see :func:`grootv.ops.tree_scan`."""
     wide = torch.promote_types(input.dtype, torch.float32)

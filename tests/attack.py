@@ -50,6 +50,7 @@ def valid_calls(rng: random.Random) -> dict[str, list]:
     return {
         'grid_edge_weight': [maps, 'cosine'],
         'build_tree': [maps, 'euclidean', 0],
+        'tree_edge_distance': [x, *first, 'manhattan'],
         'minimum_spanning_tree': [weight, h, w],
         'minimum_spanning_tree_from_edges': [edges.expand(b, -1, -1), weight, size, True],
         'breadth_first_order': [chosen, h, w, 0],

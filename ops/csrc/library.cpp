@@ -21,6 +21,11 @@ STABLE_TORCH_LIBRARY(grootv, m) {
         "build_tree(Tensor features, str metric, SymInt root)"
         " -> (Tensor order, Tensor parent)");
 
+    m.def("tree_edge_distance(Tensor features, Tensor order, Tensor parent, str metric) -> Tensor");
+    m.def(
+        "tree_edge_distance_backward(Tensor grad, Tensor features, Tensor order, Tensor parent, str metric)"
+        " -> Tensor");
+
     // The order in which a CUDA device scans trees, (B, 7 L + 256) int32; scans that do not get it make it. They scan
     // it in place of order and parent, which it has to be made of: a whole tensor that heavy_light did not make of as
     // many trees gives NaN, one that was changed afterwards reads anything. It is empty on a CPU, which ignores the

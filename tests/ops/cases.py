@@ -116,7 +116,7 @@ class Call:
         tensors, function = self.tensors, getattr(library, self.name)
         if self.name == 'gated_read_out':
             result = function(*tensors[:5], tensors[5:7], tensors[7:], **self.options)
-        elif self.name == 'tree_scan':
+        elif self.name in ('tree_scan', 'tree_edge_distance'):
             result = function(*tensors, self.tree, **self.options)
         else:
             *tensors, bias = tensors
@@ -192,6 +192,12 @@ def selective_scan(name, weights, states, tree, channels, dtype=torch.float32, b
     return Call(name, tensors, tree, dict(delta_softplus=softplus))
 
 
+def tree_edge_distance(tree: ops.Tree, channels: int, dtype=torch.float32, metric='cosine') -> Call:
+    batch, vertices = tree.order.shape
+    rows = random(vertices, channels)(batch, vertices, channels)
+    return Call('tree_edge_distance', [rows.to(dtype)], tree, dict(metric=metric))
+
+
 READ_OUT = ('h', 'C', 'x', 'D', 'z', 'h_weight', 'h_bias', 'y_weight', 'y_bias')
 
 
@@ -213,6 +219,7 @@ FORMS += [f'selective_tree_scan{form}' for form in ('', ' without bias', ' witho
 FORMS += [
     f'token_scan {tree}' for tree in ('chain', 'published', 'causal', 'random', 'without bias', 'plain')
 ]
+FORMS += [f'tree_edge_distance {metric}' for metric in ops.METRICS]
 
 
 def make(form: str, batch: int, height: int, width: int, channels: int, dtype=torch.float32, states=3):
@@ -222,6 +229,8 @@ def make(form: str, batch: int, height: int, width: int, channels: int, dtype=to
     options['softplus'] = kind not in ('without softplus', 'plain')
     if name == 'tree_scan':
         return tree_scan(spanning_tree(batch, height, width), channels, dtype, direction=kind)
+    if name == 'tree_edge_distance':
+        return tree_edge_distance(spanning_tree(batch, height, width), channels, dtype, kind)
     if name == 'gated_read_out':
         wide = torch.promote_types(dtype, torch.float32)
         return gated_read_out(batch, height * width, channels, wide, dtype, eps=1e-2)

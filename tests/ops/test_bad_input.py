@@ -38,6 +38,7 @@ GOOD = {
     'token_edge_weight': dict(x=rows, B=states, context=CONTEXT, reach=3),
     'grid_edge_weight': dict(features=torch.ones(1, 2, 2, 1)),
     'build_tree': dict(features=torch.ones(1, 2, 2, 1)),
+    'tree_edge_distance': dict(features=ONES, tree=TREE),
     'minimum_spanning_tree': dict(edge_weight=torch.ones(2, 4), height=2, width=2),
     'minimum_spanning_tree_from_edges': dict(edges=TRIANGLE[:1], edge_weight=ONE, num_vertices=2),
     'breadth_first_order': dict(tree_edges=ints([0, 1, 2]), height=2, width=2),
@@ -105,6 +106,15 @@ BAD = {  # what to change for which sentence
     'build_tree': [
         (dict(features=ONES), 'features must have shape (B, H, W, C), got (2, 9, 4)'),
         (dict(root=-1), 'root must be a vertex, 0 to 3, got -1'),
+        (dict(metric='cosin'), "metric must be one of cosine, euclidean, manhattan, got 'cosin'"),
+    ],
+    'tree_edge_distance': [
+        (dict(features=ONES.flatten(1)), f'features must have shape (B, L, C), {NO_LIST}'),
+        (dict(features=ONES.int()), 'features must be floating, got torch.int32'),
+        (dict(features=ONES.view(2, 3, 3, 4)[:, 1:]), 'shape (2, 6), got (2, 9)'),
+        (dict(features=ONES[:, :0]), 'features must have at least one vertex, got shape (2, 0, 4)'),
+        (dict(tree=ONE_TREE), 'order needs one entry per vertex of each item, shape (2, 9), got (1, 9)'),
+        (dict(tree=OLD_ORDER), 'order must be int32, got int64'),
         (dict(metric='cosin'), "metric must be one of cosine, euclidean, manhattan, got 'cosin'"),
     ],
     'minimum_spanning_tree': [
@@ -177,6 +187,7 @@ TOO_LARGE = {  # arguments that take little memory, and the bytes that the opera
     'token_edge_weight': (dict(x=ROW, B=torch.ones(1, 3, 1), context=torch.tensor([[0, 3]])), 12),
     'grid_edge_weight': (dict(features=torch.ones(1, 1, 2, 1).half().expand(MANY, 1, 2, 1)), 8),
     'build_tree': (dict(features=torch.ones(1, 1, 2, 1).expand(MANY, 1, 2, 1)), 8),
+    'tree_edge_distance': (dict(features=ROW, tree=PATH), 12),
     'minimum_spanning_tree': (dict(edge_weight=WEIGHTS, height=1, width=2), 4),
     'minimum_spanning_tree_from_edges': (
         dict(edges=TRIANGLE[:1], edge_weight=WEIGHTS, num_vertices=2),

@@ -1,4 +1,4 @@
-"""All scans and the read-out: reference, gradients, dtypes, strides, autocast, invalid trees."""
+"""Scans, edge distances and the read-out: reference, gradients, dtypes, strides, autocast, invalid trees."""
 
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ from grootv.ops import reference
 from tests.ops import cases
 
 OPERATORS = ['tree_scan both', 'selective_tree_scan', 'token_scan published', 'gated_read_out']
+OPERATORS += ['tree_edge_distance cosine']
 
 
 def check(backend, call: cases.Call, oracle=ops) -> None:
@@ -74,6 +75,7 @@ def test_deep_and_wide_trees(backend, kind):
             if dtype == torch.float32:  # decays near 1: sums over all vertices
                 check(backend, call.fill([call.tensors[0], 1 - call.tensors[1] / 50]))
         check(backend, cases.selective_tree_scan(tree, 5, dtype))
+        check(backend, cases.tree_edge_distance(tree, 5, dtype))
         check(backend, cases.token_scan(tokens, 5, 16, dtype))
 
 
@@ -85,6 +87,7 @@ def test_large_grids(backend, dtype):
             for direction in ('both', 'up'):
                 check(backend, cases.tree_scan(tree, channels, dtype, direction=direction))
             check(backend, cases.selective_tree_scan(tree, channels, dtype))
+            check(backend, cases.tree_edge_distance(tree, channels + 1, dtype))
             check(backend, cases.gated_read_out(batch, height * width, max(channels, 8), gate=dtype))
 
 
@@ -184,7 +187,8 @@ def invalid_trees(tree: ops.Tree) -> list[ops.Tree]:
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    'form', ['tree_scan both', 'tree_scan up', 'selective_tree_scan', 'token_scan causal']
+    'form',
+    ['tree_scan both', 'tree_scan up', 'selective_tree_scan', 'token_scan causal', cases.FORMS[-1]],
 )
 def test_invalid_tree_is_refused_or_gives_nan(backend, form, dtype):
     """A device cannot raise an error without waiting, but neither may it hang or read beyond its memory."""

@@ -21,6 +21,7 @@ NAMES = {
     'tree_scan': ('input', 'decay'),
     'selective_tree_scan': ('x', 'delta', 'A', 'B', 'delta_bias'),
     'gated_read_out': READ_OUT,
+    'tree_edge_distance': ('features',),
 }
 
 
@@ -75,13 +76,27 @@ def test_trees_are_those_of_torch(shape, metric, root, threads):
 @pytest.mark.parametrize('threads', [1, 2])
 def test_scans_and_read_outs_are_those_of_torch(shape, threads):
     forms = ['tree_scan both', 'tree_scan up', 'selective_tree_scan', 'selective_tree_scan plain']
-    for form in (*forms, 'gated_read_out'):
+    for form in (*forms, 'gated_read_out', 'tree_edge_distance cosine', 'tree_edge_distance manhattan'):
         call = make(form, *shape)
         given = zip(NAMES[call.name], call.tensors, strict=True)
         names = [name if value is not None else '' for name, value in given]
         scan = session(call.name, names + [*TREE] * (call.tree is not None), ['out'], threads, **call.options)
         (found,) = run(scan, *call.given(), *(call.tree or ()))
         np.testing.assert_array_equal(found, call(ops)[0])
+
+
+def test_bad_arguments_of_a_distance_are_reported():
+    call = make('tree_edge_distance cosine', 2, 3, 4, 5)
+    distance = session(call.name, ['features', *TREE], ['out'], metric='cosine')
+    wrong = call.tree.parent.clone().index_fill_(1, torch.tensor([3]), 12)
+    for vectors, parent, sentence in [
+        (call.tensors[0][0], wrong, 'features must have shape (B, L, C), got (12, 5)'),
+        (call.tensors[0], wrong, 'must be a tree in breadth-first order, but those of item'),
+    ]:
+        with pytest.raises(Exception, match=re.escape(sentence)):
+            run(distance, vectors, call.tree.order, parent)
+    with pytest.raises(Exception, match='manhattan, got'):
+        run(session(call.name, ['features', *TREE], ['out'], metric='far'), *call.tensors, *call.tree)
 
 
 @pytest.mark.parametrize(

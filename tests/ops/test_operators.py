@@ -34,7 +34,7 @@ def operator_calls(device: str = 'cpu') -> dict[str, tuple]:
         'heavy_light': (*ops.build_tree(maps), 'tree_scan'),
         'token_edge_weight': (tokens, states, context, 3),
     }
-    for form in ('tree_scan both', *FORMS[2:7], 'token_scan plain'):
+    for form in ('tree_scan both', *FORMS[2:7], 'token_scan plain', *FORMS[-3:]):
         call = make(form, 2, 3, 4, 5)
         fixed = *call.tensors, *(call.tree or ()), *call.options.values()
         calls[form] = *call.trained().tensors, *(call.tree or ()), *call.options.values()
@@ -63,6 +63,7 @@ def test_flop_counter_counts_the_operators(backend):
     multiply_adds = {'tree_scan both': 3 * rows, 'selective_tree_scan': 9 * rows, 'gated_read_out': 13 * rows}
     multiply_adds |= {'token_scan chain': 9 * rows * 3, 'tree_scan up': rows, 'build_tree': edges + rows}
     multiply_adds |= {'grid_edge_weight': edges + rows, 'grid_edge_weight manhattan': edges}
+    multiply_adds |= {'tree_edge_distance manhattan': rows, 'tree_edge_distance cosine': 2 * rows}
     calls['tree_scan up'] = *calls['tree_scan both'][:-1], 'up'
     calls['grid_edge_weight manhattan'] = calls['grid_edge_weight'][0], 'manhattan'
     for name in ('tree_scan', 'selective_tree_scan', 'gated_read_out', 'token_scan'):

@@ -1,6 +1,7 @@
 """Edge weights, spanning trees and their order: drawn cases, the reference, and what every tree is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -226,3 +227,120 @@ def test_an_edge_twice_is_no_tree(backend, kind):
         for root in (0, 7):
             with pytest.raises(RuntimeError, match='must be a spanning tree of the graph, but those of item'):
                 backend.ops.breadth_first_order_from_edges(*moved, vertices, root)
+
+
+def drawn_tree(backend) -> tuple[torch.Tensor, ops.Tree]:
+    #       0            (1, 0)
+    #      / \
+    #     1   2      (0, 1)  (-1, 0)
+    #     |
+    #     3          (0, 2)
+    vectors = torch.tensor([[[1.0, 0], [0, 1], [-1, 0], [0, 2]]])
+    tree = cases.tree_of(torch.tensor([[1, 0], [2, 0], [3, 1]]), 1)
+    return cases.to_device((vectors, tree), backend.device)
+
+
+@pytest.mark.parametrize(
+    ('metric', 'distances', 'gradients'),
+    [
+        ('cosine', [0, 1, 2, 0], [[0, -1], [-1, 0], [0, 0], [0, 0]]),
+        ('euclidean', [0, 2, 4, 1], [[6, -2], [-2, 0], [-4, 0], [0, 2]]),
+        ('manhattan', [0, 2, 2, 1], [[2, -1], [-1, 0], [-1, 0], [0, 1]]),
+    ],
+)
+def test_distances_and_gradients_of_a_drawn_tree(backend, metric, distances, gradients):
+    vectors, tree = drawn_tree(backend)
+    distance = backend.ops.tree_edge_distance(vectors.requires_grad_(), tree, metric)
+    assert distance[0].tolist() == distances
+    (grad,) = torch.autograd.grad(distance.sum(), vectors)
+    assert grad[0].tolist() == gradients
+
+
+@pytest.mark.parametrize('metric', ops.METRICS)
+def test_distances_are_the_weights_of_the_tree_s_edges(backend, metric):
+    maps = cases.features('normal', 2, 9, 7, 37)
+    weight = ops.grid_edge_weight(maps, metric)
+    tree_edges = ops.minimum_spanning_tree(weight, 9, 7).long()
+    tree = ops.breadth_first_order(tree_edges.int(), 9, 7, root=31)
+    first, second = grid_edges(9, 7).long()[tree_edges].unbind(-1)
+    below = torch.where(tree.parent.gather(1, first) == second, first, second)
+    moved = cases.to_device((maps, tree), backend.device)
+    distance = backend.ops.tree_edge_distance(*moved, metric).cpu()
+    expected = weight.gather(1, tree_edges)
+    if metric == 'cosine':
+        expected = 1 + expected.log()
+    torch.testing.assert_close(distance.gather(1, below), expected, rtol=1e-6, atol=1e-6)  # a rounding of 1
+    assert distance[:, 31].tolist() == [0, 0]
+
+
+def test_distances_of_a_map_are_those_of_its_vertices(backend):
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        maps = cases.features('normal', 2, 3, 5, 7).to(dtype)
+        (found, (grad,)), (expected, (wanted,)) = (
+            replace(cases.tree_edge_distance(cases.spanning_tree(2, 3, 5), 7), tensors=[given])
+            .to(backend.device)
+            .with_gradients(backend.ops)
+            for given in (maps, maps.flatten(1, 2))
+        )
+        assert found[0].dtype == torch.promote_types(dtype, torch.float32)
+        assert grad.dtype == dtype and grad.shape == maps.shape
+        cases.assert_same((*found, grad.flatten(1, 2)), (*expected, wanted))
+
+
+@pytest.mark.parametrize('metric', ops.METRICS)
+def test_vectors_near_zero_have_finite_distances_and_gradients(backend, metric):
+    call = cases.tree_edge_distance(cases.spanning_tree(1, 5, 6), 20, metric=metric)
+    rows = call.tensors[0]
+    rows /= rows.norm(dim=-1, keepdim=True)
+    rows[0, ::3] = 0
+    for norm in (1, 1e-5, 3e-8, 1e-9, 0):
+        small = call.fill([rows * norm])
+        found = small.to(backend.device).with_gradients(backend.ops)
+        expected = small.double().with_gradients(reference)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours[0].isfinite().all()
+            cases.assert_close(ours[0], theirs[0], gradient=True)
+    if metric == 'cosine':
+        assert found[0][0].sum() == 29  # at a right angle to everything
+
+
+def test_rounding_leaves_cosine_distances_in_their_range(backend):
+    vector = cases.random(0)(1, 1, 160)
+    signs, scale = torch.tensor([1, 1, -1] * 100).view(1, -1, 1), cases.random(1)(1, 300, 1).exp()
+    tree = cases.tree_of(cases.parent_edges('path', 300), 1)
+    rows, tree = cases.to_device(((vector * signs * scale).float(), tree), backend.device)
+    distance = backend.ops.tree_edge_distance(rows, tree)
+    assert distance.min() == 0 and distance.max() == 2
+    assert distance.unique().numel() > 2
+
+
+def test_a_tree_of_one_vertex_has_the_distance_0(backend):
+    for metric in ops.METRICS:
+        call = cases.tree_edge_distance(cases.spanning_tree(2, 1, 1), 5, metric=metric)
+        call.tensors[0][1, 0, 2] = math.nan
+        found, (grad,) = call.to(backend.device).with_gradients(backend.ops)
+        assert found[0].tolist() == [[0], [0]] and not grad[0].any()
+
+
+def test_nan_stays_with_its_vertex_and_the_neighbours(backend):
+    for metric in ops.METRICS:
+        vectors, tree = drawn_tree(backend)
+        vectors[0, 1, 0] = math.nan
+        distance = backend.ops.tree_edge_distance(vectors.requires_grad_(), tree, metric)
+        (grad,) = torch.autograd.grad(distance.sum(), vectors)
+        assert distance[0].isnan().tolist() == [False, True, False, True]
+        assert not grad[0, 2].isnan().any()
+
+
+def test_distances_in_a_compiled_function(backend):
+    vectors, tree = drawn_tree(backend)
+
+    def step(vectors, order, parent):
+        return (backend.ops.tree_edge_distance(vectors * 2, ops.Tree(order, parent)) + 1).square()
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend='aot_eager')):
+        given = vectors.clone().requires_grad_()
+        result = function(given, *tree)
+        results.append((result.detach(), *torch.autograd.grad(result.sum(), given)))
+    cases.assert_same(*results)

@@ -193,7 +193,8 @@ class Mixer(nn.Module):
     def forward(self, maps):
         tree = ops.build_tree(maps, 'euclidean', root=1)
         x = maps.flatten(1, 2)
-        up = ops.tree_scan(x, x.sigmoid(), tree, direction='up')
+        distance = ops.tree_edge_distance(maps, tree, 'manhattan').unsqueeze(-1)
+        up = ops.tree_scan(x, torch.exp(-distance).expand_as(x), tree, direction='up')
         h = ops.selective_tree_scan(up, x.abs(), self.A, x[..., :1], tree, delta_softplus=False)
         D, *norms = self.norms
         return ops.gated_read_out(h, x[..., 1:2], x, D, up, norms[:2], norms[2:], eps=0.1), *tree

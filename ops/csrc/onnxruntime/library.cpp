@@ -67,6 +67,7 @@ struct Definition {
 const std::vector<Definition>& definitions() {
     static const std::vector<Definition> all = {
         {"build_tree", {FLOAT32}, {"metric", "root"}, {INT32, INT32}},
+        {"tree_edge_distance", {FLOAT32, INT32, INT32}, {"metric"}, {FLOAT32}},
         // The last input, the decomposition, serves other devices.
         {"tree_scan", {FLOAT32, FLOAT32, INT32, INT32, INT32}, {"direction"}, {FLOAT32}},
         {"selective_tree_scan",
