@@ -225,7 +225,7 @@ def test_operators_are_captured_in_a_cuda_graph(backend, height, width):
 
     for found, expected in replayed(trees, [maps() for _ in range(4)]):
         cases.assert_same(found, expected)
-    for form in ('tree_scan both', 'selective_tree_scan', 'token_scan published', 'gated_read_out'):
+    for form in OPERATORS:
         call = cases.make(form, 2, height, width, 16, states=16).to('cuda')
 
         def step(*tensors, call=call):

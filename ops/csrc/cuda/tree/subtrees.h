@@ -52,6 +52,9 @@ struct Subtrees {
         return heaviest[p] == 0 ? -1 : static_cast<int32_t>(static_cast<Top>(~heaviest[p]));
     }
 
+    // Finds validity, parents and children, with the links as scratch memory.
+    __device__ void find_children() const;
+
     // Finds all of this. Returns the tour that enters and leaves every subtree, in `links` or `spare`: the distances
     // from its end, from entering position p at 2 p and from leaving it at 2 p + 1.
     __device__ const Link<Index>* measure() const;
@@ -66,7 +69,7 @@ struct Subtrees {
 };
 
 template <class Group, class Index>
-__device__ const Link<Index>* Subtrees<Group, Index>::measure() const {
+__device__ void Subtrees<Group, Index>::find_children() const {
     const Subtrees self = *this;
     auto* position = reinterpret_cast<int32_t*>(spare);  // by vertex
 
@@ -108,6 +111,12 @@ __device__ const Link<Index>* Subtrees<Group, Index>::measure() const {
             self.end_child[parent] = static_cast<Index>(p + 1);
     });
     Group::sync();
+}
+
+template <class Group, class Index>
+__device__ const Link<Index>* Subtrees<Group, Index>::measure() const {
+    const Subtrees self = *this;
+    find_children();
     for_each<Group>(count, [=](int64_t i) {
         const int32_t p = static_cast<int32_t>(i), root = self.root_of(p), parent = self.parent_of(p);
         const bool leaf = self.end_child[p] == 0, last = p == root || p + 1 == self.end_child[parent];
