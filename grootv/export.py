@@ -1,8 +1,8 @@
 """Networks as deployment formats take them: a plain module, traced by PyTorch or written as ONNX.
 
 In ONNX the operators of ``grootv.ops`` are of the domain ``grootv``, version 1; their names, inputs and
-attributes are those of ``torch.ops.grootv``. ONNX Runtime runs them by the library that
-:func:`grootv.ops.onnxruntime_library` names.
+attributes are those of ``torch.ops.grootv``, with ``LAST_INPUTS`` last. ONNX Runtime runs them by the library
+that :func:`grootv.ops.onnxruntime_library` names.
 
 Packages that only one format or the builder needs are imported where they are used.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TRACED_SIDE = 96  # pixels; the last map of a network has three rows and columns then
 ONNX_OPERATORS = ('build_tree', 'tree_edge_distance', 'tree_scan', 'selective_tree_scan', 'gated_read_out')
+LAST_INPUTS = ('distance', 'scale')  # wherever in torch: models from before they came have the other inputs
 
 
 class Logits(nn.Module):
@@ -159,7 +160,8 @@ def _translation(operator: torch._ops.OpOverload) -> Callable:
 
     arguments = operator._schema.arguments
     attributes = {each.name: str(each.type) for each in arguments if str(each.type) in kind_of}
-    inputs = {each.name: str(each.type) for each in arguments if each.name not in attributes}
+    in_order = sorted(arguments, key=lambda each: each.name in LAST_INPUTS)
+    inputs = {each.name: str(each.type) for each in in_order if each.name not in attributes}
     outputs = [each.name or 'output' for each in operator._schema.returns]
     schema = OpSchema(
         operator._schema.name.removeprefix('grootv::'),

@@ -154,10 +154,13 @@ def register_differentiable(
         given = dict(zip(_argument_names(function), args, strict=False))
         tensors = {argument: given.get(argument) for argument in shapes}
         sizes = check_shapes(function, {}, **{name: (tensors[name], *shapes[name]) for name in shapes})
-        # delta_bias, the one optional argument with a gradient, has the dtype of A.
+        # Optional arguments with a gradient have the dtype of A. Without one its gradient is empty, but for
+        # delta_bias, which is then a vector of zeros.
         like = {source: given['A'] if given[source] is None else given[source] for source in results}
+        absent = {source for source in results if given[source] is None} - {'delta_bias'}
         return tuple(
-            empty(like[source], [sizes[axis] for axis in shape.split()]) for source, shape in results.items()
+            empty(like[source], [0 if source in absent else sizes[axis] for axis in shape.split()])
+            for source, shape in results.items()
         )
 
     def fake(*args):

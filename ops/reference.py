@@ -188,11 +188,18 @@ def _scan(input: Tensor, decay: Tensor, order: list, parent: list, direction: st
     return torch.stack([total[vertex] for vertex in range(len(input))])
 
 
-def selective_tree_scan(x, delta, A, B, tree: Tree, delta_bias=None, delta_softplus=True) -> Tensor:
+def selective_tree_scan(
+    x, delta, A, B, tree: Tree, delta_bias=None, delta_softplus=True, distance=None, scale=None
+) -> Tensor:
     """The tree scan of decays and a signal in full; see :func:`grootv.ops.selective_tree_scan`."""
     step = _step(delta.expand_as(x), delta_bias, delta_softplus)
     A, B, signal = A.to(step.dtype).view(-1), B.to(step.dtype).view(*B.shape[:2], 1), x.to(step.dtype)
-    return tree_scan(step * (B * signal), torch.exp(step * A), tree).to(x.dtype)
+    exponent = step * A
+    if distance is not None:
+        distance = distance.to(step.dtype).view(*distance.shape[:2], 1).expand(*x.shape[:2], 1)
+        is_root = torch.arange(x.shape[1], device=x.device) == tree.order[:, :1]
+        exponent = exponent - scale.to(step.dtype) * distance.masked_fill(is_root.unsqueeze(2), 0)
+    return tree_scan(step * (B * signal), torch.exp(exponent), tree).to(x.dtype)
 
 
 def _step(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool) -> Tensor:

@@ -58,40 +58,59 @@ def selective_tree_scan(
     tree: Tree,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = True,
+    distance: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Run the tree scan of a selective state-space model of state size 1, in both directions.
 
     With the step ``d = softplus(delta + delta_bias)`` (PyTorch's, which is ``delta + delta_bias`` itself
     above 20) this is ``tree_scan(d * B * x, exp(d * A), tree)``, with signal and decay computed on the way:
-    neither is stored as a whole, forward or backward. All arithmetic is in float32, and in float64 for
-    float64. Under autocast the inputs are taken in float32 as well.
+    neither is stored as a whole, forward or backward. With ``distance`` and ``scale`` the edge itself counts:
+    the decay is ``exp(d * A - scale * distance)``. All arithmetic is in float32, and in float64 for float64.
+    Under autocast the inputs are taken in float32 as well.
 
     Args:
         x: Signal before its weights, shape (B, L, C), vertices in row-major order.
         delta: Step of every vertex and channel before bias and softplus, shape (B, L, C), dtype of ``x``; a
-            size of 1 stands for any other, here and in ``A``, ``B`` and ``delta_bias``.
+            size of 1 stands for any other, here and in ``A``, ``B``, ``delta_bias``, ``distance``, ``scale``.
         A: Rate of every channel, negative for decays below 1, shape (C,) or (C, 1); converted to float32,
             to float64 if ``x`` is.
         B: Weight of every vertex, shape (B, L) or (B, L, 1), dtype of ``x``.
         tree: Order and parents, as for :func:`tree_scan`.
         delta_bias: Added to ``delta`` in every vertex, shape (C,), converted as ``A`` is.
         delta_softplus: Whether the step is a softplus, or ``delta + delta_bias`` itself.
+        distance: Length of the edge from every vertex to its parent, finite and 0 or more, shape (B, L) or
+            (B, L, 1), converted as ``A`` is. The root's entry is never read.
+        scale: Rate of every channel per unit of ``distance``, shape (C,), converted as ``A`` is. Given with
+            ``distance`` or not at all.
 
     Returns:
         Shape (B, L, C), dtype of ``x``. Differentiable in every floating argument; O(L) per channel.
 
     Raises:
         RuntimeError: As :func:`tree_scan`.
+        ValueError: If one of ``distance`` and ``scale`` is given without the other.
     """
+    if (distance is None) != (scale is None):
+        alone = 'scale' if distance is None else 'distance'
+        raise ValueError(
+            f'selective_tree_scan: distance and scale must be given together, got {alone} alone; '
+            'give both or neither'
+        )
     wide = torch.promote_types(x.dtype, torch.float32)
     if A.dim() == 2 and A.shape[1] == 1:
         A = A.squeeze(1)
     if B.dim() == 3 and B.shape[2] == 1:
         B = B.squeeze(2)
-    bias = None if delta_bias is None else _expand(delta_bias.to(wide), x.shape[-1:])
-    delta, A, B = _expand(delta, x.shape), _expand(A.to(wide), x.shape[-1:]), _expand(B, x.shape[:-1])
+    if distance is not None and distance.dim() == 3 and distance.shape[2] == 1:
+        distance = distance.squeeze(2)
+    A, bias, scale = (v if v is None else _expand(v.to(wide), x.shape[-1:]) for v in (A, delta_bias, scale))
+    distance = None if distance is None else _expand(distance.to(wide), x.shape[:-1])
+    delta, B = _expand(delta, x.shape), _expand(B, x.shape[:-1])
     decomposition = _heavy_light('selective_tree_scan', tree)
-    return ops.selective_tree_scan(x, delta, A, B, bias, *tree, delta_softplus, decomposition)
+    return ops.selective_tree_scan(
+        x, delta, A, B, bias, distance, scale, *tree, delta_softplus, decomposition
+    )
 
 
 def _heavy_light(function: str, tree: Tree) -> Tensor | None:
@@ -162,12 +181,12 @@ register_differentiable(
 )
 register_differentiable(
     'selective_tree_scan',
-    dict(x=FIRST, delta=LIKE_FIRST, A=PER_CHANNEL, B=PER_VERTEX, delta_bias=PER_CHANNEL, **TREE)
-    | dict(decomposition=DECOMPOSITION),
+    dict(x=FIRST, delta=LIKE_FIRST, A=PER_CHANNEL, B=PER_VERTEX, delta_bias=PER_CHANNEL)
+    | dict(distance=PER_VERTEX, scale=PER_CHANNEL, **TREE, decomposition=DECOMPOSITION),
     results={'x': 'B L C'},
-    gradients=5,
-    # As Mamba counts its scan, per value of a state.
-    multiply_adds=lambda B, L, C, **_: 9 * B * L * C,
+    gradients=7,
+    # As Mamba counts its scan, per value of a state; one more for the distance.
+    multiply_adds=lambda B, L, C, distance, **_: (9 if distance is None else 10) * B * L * C,
 )
 register_differentiable(
     'gated_read_out',

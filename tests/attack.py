@@ -57,7 +57,7 @@ def valid_calls(rng: random.Random) -> dict[str, list]:
         'breadth_first_order_from_edges': [edges.expand(b, -1, -1), chosen, size, 0, True],
         'heavy_light': [*first, 'tree_scan'],
         'tree_scan': [x, x.sigmoid(), *first, 'both'],
-        'selective_tree_scan': [x, x, -norm, one, norm, *first, True],
+        'selective_tree_scan': [x, x, -norm, one, norm, one.abs(), norm, *first, True],
         'token_edge_weight': [x, one[..., None], torch.zeros(b, 2, dtype=torch.int64), 2],
         'token_scan': [x, x, -torch.rand(c, n), *torch.randn(2, b, size, n), norm, *last, True],
         'gated_read_out': [x, one, x, norm, x, norm, norm, norm, norm, 1e-5],

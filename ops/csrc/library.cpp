@@ -40,12 +40,14 @@ STABLE_TORCH_LIBRARY(grootv, m) {
         " str direction, Tensor? decomposition=None) -> (Tensor grad_input, Tensor grad_decay)");
 
     m.def(
-        "selective_tree_scan(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias, Tensor order,"
-        " Tensor parent, bool delta_softplus, Tensor? decomposition=None) -> Tensor");
+        "selective_tree_scan(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias, Tensor? distance,"
+        " Tensor? scale, Tensor order, Tensor parent, bool delta_softplus, Tensor? decomposition=None) -> Tensor");
     m.def(
         "selective_tree_scan_backward(Tensor grad, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor? delta_bias,"
-        " Tensor order, Tensor parent, bool delta_softplus, Tensor? decomposition=None)"
-        " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias)");
+        " Tensor? distance, Tensor? scale, Tensor order, Tensor parent, bool delta_softplus,"
+        " Tensor? decomposition=None)"
+        " -> (Tensor grad_x, Tensor grad_delta, Tensor grad_A, Tensor grad_B, Tensor grad_delta_bias,"
+        " Tensor grad_distance, Tensor grad_scale)");
 
     m.def("token_edge_weight(Tensor x, Tensor B, Tensor context, SymInt reach) -> Tensor");
     m.def(

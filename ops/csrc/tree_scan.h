@@ -98,16 +98,24 @@ struct ScanArguments : ScanSizes {
     bool both;
 };
 
-// The arguments of selective_tree_scan; its backward calls check_grad as well. A and delta_bias have the dtype of
-// the accumulator, all others that of x.
+// The arguments of selective_tree_scan; its backward calls check_grad as well. A, delta_bias, distance and scale have
+// the dtype of the accumulator, all others that of x.
 struct SelectiveScanArguments : ScanSizes {
     SelectiveScanArguments(const char* function, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-                           const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent)
+                           const std::optional<Tensor>& delta_bias, const std::optional<Tensor>& distance,
+                           const std::optional<Tensor>& scale, const Tensor& order, const Tensor& parent)
         : ScanSizes(function, "x", x) {
         check_per_element("delta", delta, x);
         check_per_channel("A", A, x);
         check_per_vertex("B", B, x);
         if (delta_bias) check_per_channel("delta_bias", *delta_bias, x);
+        check(distance.has_value() == scale.has_value(), function, ": distance and scale must be given together, got ",
+              distance ? "distance" : "scale", " alone; give both or neither");
+        if (distance) {
+            check_tensor(function, "distance", "one value per vertex", *distance, acc_dtype_of(x.scalar_type()),
+                         {batch, vertices}, x);
+            check_per_channel("scale", *scale, x);
+        }
         check_tree(order, parent, x);
     }
 };

@@ -119,9 +119,15 @@ class Call:
         elif self.name in ('tree_scan', 'tree_edge_distance'):
             result = function(*tensors, self.tree, **self.options)
         else:
-            *tensors, bias = tensors
-            result = function(*tensors, self.tree, bias, **self.options)
+            first, others = tensors[: -len(self.optional)], tensors[-len(self.optional) :]
+            optional = dict(zip(self.optional, others, strict=True))
+            result = function(*first, tree=self.tree, **optional, **self.options)
         return result if isinstance(result, tuple) else (result,)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Names of the last tensors, which may be None."""
+        return ('delta_bias', 'distance', 'scale') if self.name == 'selective_tree_scan' else ('delta_bias',)
 
     def given(self) -> list[Tensor]:
         return [tensor for tensor in self.tensors if tensor is not None]
@@ -171,8 +177,12 @@ def tree_scan(tree: ops.Tree, channels: int, dtype=torch.float32, **options) -> 
     return Call('tree_scan', [normal(*shape).to(dtype), normal(*shape).sigmoid().to(dtype)], tree, options)
 
 
-def selective_tree_scan(tree: ops.Tree, channels: int, *options, **named) -> Call:
-    return selective_scan('selective_tree_scan', 'B', (), tree, channels, *options, **named)
+def selective_tree_scan(tree: ops.Tree, channels: int, *options, distance=False, **named) -> Call:
+    call = selective_scan('selective_tree_scan', 'B', (), tree, channels, *options, **named)
+    A, uniform = call.tensors[2], random(channels, *tree.order.shape)
+    shapes = (tree.order.shape, (channels,)) if distance else ()
+    edge = [uniform(*shape).sigmoid().to(A.dtype) for shape in shapes] or [None, None]
+    return replace(call, tensors=[*call.tensors, *edge])
 
 
 def token_scan(tree: ops.Tree, channels: int, states: int, *options, **named) -> Call:
@@ -216,6 +226,7 @@ def gated_read_out(
 # Every differentiable operator in every form; plain is without bias and softplus.
 FORMS = ['tree_scan both', 'tree_scan up', 'gated_read_out']
 FORMS += [f'selective_tree_scan{form}' for form in ('', ' without bias', ' without softplus')]
+FORMS += [f'selective_tree_scan with distance{form}' for form in ('', ', plain')]
 FORMS += [
     f'token_scan {tree}' for tree in ('chain', 'published', 'causal', 'random', 'without bias', 'plain')
 ]
@@ -225,8 +236,10 @@ FORMS += [f'tree_edge_distance {metric}' for metric in ops.METRICS]
 def make(form: str, batch: int, height: int, width: int, channels: int, dtype=torch.float32, states=3):
     """A call of one of ``FORMS`` on the spanning tree of a grid, or over as many tokens."""
     name, _, kind = form.partition(' ')
-    options = dict(bias=kind not in ('without bias', 'plain'))
-    options['softplus'] = kind not in ('without softplus', 'plain')
+    plain = kind.endswith('plain')
+    options = dict(
+        bias=not plain and kind != 'without bias', softplus=not plain and kind != 'without softplus'
+    )
     if name == 'tree_scan':
         return tree_scan(spanning_tree(batch, height, width), channels, dtype, direction=kind)
     if name == 'tree_edge_distance':
@@ -235,6 +248,7 @@ def make(form: str, batch: int, height: int, width: int, channels: int, dtype=to
         wide = torch.promote_types(dtype, torch.float32)
         return gated_read_out(batch, height * width, channels, wide, dtype, eps=1e-2)
     if name == 'selective_tree_scan':
+        options['distance'] = 'with distance' in kind
         return selective_tree_scan(spanning_tree(batch, height, width), channels, dtype, **options)
     tree = token_tree('random' if kind in ('without bias', 'plain') else kind, batch, height * width)
     return token_scan(tree, channels, states, dtype, **options)

@@ -8,7 +8,7 @@ from grootv.ops.grid_graph import grid_edges
 from tests.ops import cases
 
 TREE = cases.spanning_tree(2, 3, 3)
-x, delta, A, B, bias = cases.selective_tree_scan(TREE, 4).tensors
+x, delta, A, B, bias, distance, scale = cases.selective_tree_scan(TREE, 4, distance=True).tensors
 rows, _, rates, states, _, shift = cases.token_scan(cases.token_tree('chain', 2, 5), 4, 3).tensors
 TOKENS = dict(x=rows, delta=rows, A=rates, B=states, C=states, delta_bias=shift, tree=ops.token_chain(2, 5))
 h, C, _, D, z, *norms = cases.gated_read_out(2, 9, 4).tensors
@@ -32,7 +32,9 @@ def ints(*rows):
 
 GOOD = {
     'tree_scan': dict(input=ONES, decay=ONES, tree=TREE),
-    'selective_tree_scan': dict(x=x, delta=delta, A=A, B=B, delta_bias=bias, tree=TREE),
+    'selective_tree_scan': dict(
+        x=x, delta=delta, A=A, B=B, delta_bias=bias, distance=distance, scale=scale, tree=TREE
+    ),
     'gated_read_out': dict(h=h, C=C, x=x, D=D, z=z, h_norm=norms[:2], y_norm=norms[2:]),
     'token_scan': TOKENS,
     'token_edge_weight': dict(x=rows, B=states, context=CONTEXT, reach=3),
@@ -64,6 +66,11 @@ BAD = {  # what to change for which sentence
         (dict(B=B[:, :4]), 'B needs one value per vertex, shape (2, 9), got (2, 4)'),
         (dict(x=x.half(), delta=delta.half()), 'B must be float16, got float32'),
         (dict(delta_bias=torch.ones(5)), 'delta_bias needs one value per channel, shape (4), got (5)'),
+        (dict(distance=SHORT), 'distance needs one value per vertex, shape (2, 9), got (2, 9, 3)'),
+        (dict(distance=distance[:, :8]), 'distance needs one value per vertex, shape (2, 9), got (2, 8)'),
+        (dict(scale=torch.ones(5)), 'scale needs one value per channel, shape (4), got (5)'),
+        (dict(distance=None), 'distance and scale must be given together, got scale alone; give both or'),
+        (dict(scale=None), 'distance and scale must be given together, got distance alone; give both or'),
         (dict(tree=OLD_ORDER), 'order must be int32, got int64'),
     ],
     'gated_read_out': [

@@ -1,6 +1,7 @@
 """Scans, edge distances and the read-out: reference, gradients, dtypes, strides, autocast, invalid trees."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from grootv import ops
 from grootv.ops import reference
 from tests.ops import cases
 
-OPERATORS = ['tree_scan both', 'selective_tree_scan', 'token_scan published', 'gated_read_out']
-OPERATORS += ['tree_edge_distance cosine']
+OPERATORS = ['tree_scan both', 'selective_tree_scan', 'selective_tree_scan with distance']
+OPERATORS += ['token_scan published', 'gated_read_out', 'tree_edge_distance cosine']
 
 
 def check(backend, call: cases.Call, oracle=ops) -> None:
@@ -74,7 +75,8 @@ def test_deep_and_wide_trees(backend, kind):
             check(backend, call)
             if dtype == torch.float32:  # decays near 1: sums over all vertices
                 check(backend, call.fill([call.tensors[0], 1 - call.tensors[1] / 50]))
-        check(backend, cases.selective_tree_scan(tree, 5, dtype))
+        for distance in (False, True):
+            check(backend, cases.selective_tree_scan(tree, 5, dtype, distance=distance))
         check(backend, cases.tree_edge_distance(tree, 5, dtype))
         check(backend, cases.token_scan(tokens, 5, 16, dtype))
 
@@ -86,7 +88,8 @@ def test_large_grids(backend, dtype):
             tree = cases.spanning_tree(batch, height, width)
             for direction in ('both', 'up'):
                 check(backend, cases.tree_scan(tree, channels, dtype, direction=direction))
-            check(backend, cases.selective_tree_scan(tree, channels, dtype))
+            for distance in (False, True):
+                check(backend, cases.selective_tree_scan(tree, channels, dtype, distance=distance))
             check(backend, cases.tree_edge_distance(tree, channels + 1, dtype))
             check(backend, cases.gated_read_out(batch, height * width, max(channels, 8), gate=dtype))
 
@@ -94,7 +97,7 @@ def test_large_grids(backend, dtype):
 def test_many_channels(backend):
     """More slices of channels than blocks may wait for each other in the emulation."""
     for batch, channels in ((1, 200), (2, 33)):
-        for scan in (cases.tree_scan, cases.selective_tree_scan):
+        for scan in (cases.tree_scan, partial(cases.selective_tree_scan, distance=True)):
             check(backend, scan(cases.spanning_tree(batch, 20, 17), channels))
 
 
@@ -188,7 +191,14 @@ def invalid_trees(tree: ops.Tree) -> list[ops.Tree]:
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     'form',
-    ['tree_scan both', 'tree_scan up', 'selective_tree_scan', 'token_scan causal', cases.FORMS[-1]],
+    [
+        'tree_scan both',
+        'tree_scan up',
+        'selective_tree_scan',
+        'selective_tree_scan with distance',
+        'token_scan causal',
+        cases.FORMS[-1],
+    ],
 )
 def test_invalid_tree_is_refused_or_gives_nan(backend, form, dtype):
     """A device cannot raise an error without waiting, but neither may it hang or read beyond its memory."""
@@ -218,7 +228,7 @@ def test_invalid_tree_is_refused_or_gives_nan(backend, form, dtype):
 @pytest.mark.parametrize('form', OPERATORS)
 def test_other_devices_are_refused(backend, form):
     call = cases.make(form, 1, 3, 3, 4).to(backend.device)
-    for i in range(1, len(call.tensors)):
+    for i in range(1, len(call.given())):
         moved = call.map(torch.clone)
         moved.tensors[i] = moved.tensors[i].to('meta')
         with pytest.raises(RuntimeError, match=f'{call.name}: all tensors must be on one device, but '):
@@ -302,13 +312,11 @@ def test_a_size_of_1_of_a_decay_stands_for_any_other(backend, shape, direction):
 
 @pytest.mark.parametrize('shape', SINGLE)
 def test_sizes_of_1_of_a_selective_scan_stand_for_any_other(backend, shape):
-    call = cases.selective_tree_scan(cases.spanning_tree(2, 3, 4), 5, torch.float64)
-    x, delta, A, B, bias = call.tensors
-    small = [x, delta[: shape[0], : shape[1], : shape[2]], A[: shape[2]], B[: shape[0], : shape[1]], bias[:1]]
-    call = call.fill(small).to(backend.device)
-    whole = call.fill(
-        t.expand_as(like).contiguous() for t, like in zip(call.given(), (x, delta, A, B, bias), strict=True)
-    )
+    call = cases.selective_tree_scan(cases.spanning_tree(2, 3, 4), 5, torch.float64, distance=True)
+    sizes = dict(zip((2, 12, 5), shape, strict=True))
+    small = [call.tensors[0], *(x[tuple(slice(sizes[n]) for n in x.shape)] for x in call.tensors[1:])]
+    likes, call = call.given(), call.fill(small).to(backend.device)
+    whole = call.fill(x.expand_as(like).contiguous() for x, like in zip(call.given(), likes, strict=True))
     found, expected = (each.with_gradients(backend.ops) for each in (call, whole))
     cases.assert_same(found[0], expected[0])
     cases.assert_close(found[0][0], call.to('cpu')(reference)[0])

@@ -18,10 +18,10 @@ TensorProto, helper = onnx.TensorProto, onnx.helper
 
 TREE = ('order', 'parent')
 NAMES = {
-    'tree_scan': ('input', 'decay'),
-    'selective_tree_scan': ('x', 'delta', 'A', 'B', 'delta_bias'),
+    'tree_scan': ('input', 'decay', *TREE),
+    'selective_tree_scan': ('x', 'delta', 'A', 'B', 'delta_bias', *TREE),
     'gated_read_out': READ_OUT,
-    'tree_edge_distance': ('features',),
+    'tree_edge_distance': ('features', *TREE),
 }
 
 
@@ -47,6 +47,20 @@ def run(session, *tensors):
     names = [value.name for value in session.get_inputs()]
     arrays = (np.asarray(tensor) for tensor in tensors)
     return session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def inputs_of(call) -> dict:
+    """A model's inputs by name. Without a distance they are those from before the scan had one."""
+    *first, distance, scale = call.tensors if 'selective' in call.name else [*call.tensors, None, None]
+    given = dict(zip(NAMES[call.name], (*first, *(call.tree or ())), strict=True))
+    decomposition = {'decomposition': None}
+    return given if distance is None else given | decomposition | dict(distance=distance, scale=scale)
+
+
+def run_call(inputs: dict, call, threads=1):
+    names = [name if tensor is not None else '' for name, tensor in inputs.items()]
+    given = (tensor for tensor in inputs.values() if tensor is not None)
+    return run(session(call.name, names, ['result'], threads, **call.options), *given)[0]
 
 
 def tree_session(metric='cosine', root=0, **options):
@@ -75,14 +89,12 @@ def test_trees_are_those_of_torch(shape, metric, root, threads):
 @pytest.mark.parametrize('shape', [(2, 14, 14, 40), (3, 5, 7, 300), (1, 1, 33, 1), (0, 3, 3, 8)])
 @pytest.mark.parametrize('threads', [1, 2])
 def test_scans_and_read_outs_are_those_of_torch(shape, threads):
-    forms = ['tree_scan both', 'tree_scan up', 'selective_tree_scan', 'selective_tree_scan plain']
-    for form in (*forms, 'gated_read_out', 'tree_edge_distance cosine', 'tree_edge_distance manhattan'):
+    kinds = ('', ' plain', ' with distance', ' with distance, plain')
+    forms = 'tree_scan both', 'tree_scan up', *(f'selective_tree_scan{kind}' for kind in kinds)
+    forms += 'tree_edge_distance cosine', 'tree_edge_distance manhattan'
+    for form in (*forms, 'gated_read_out'):
         call = make(form, *shape)
-        given = zip(NAMES[call.name], call.tensors, strict=True)
-        names = [name if value is not None else '' for name, value in given]
-        scan = session(call.name, names + [*TREE] * (call.tree is not None), ['out'], threads, **call.options)
-        (found,) = run(scan, *call.given(), *(call.tree or ()))
-        np.testing.assert_array_equal(found, call(ops)[0])
+        np.testing.assert_array_equal(run_call(inputs_of(call), call, threads), call(ops)[0])
 
 
 def test_bad_arguments_of_a_distance_are_reported():
@@ -104,15 +116,16 @@ def test_bad_arguments_of_a_distance_are_reported():
     [
         (dict(x=torch.rand(2, 12)), 'selective_tree_scan: x must have shape (B, L, C), got (2, 12)'),
         (dict(delta_bias=torch.rand(5, 1)), 'delta_bias needs one value per channel, shape (5), got (5, 1)'),
+        (dict(distance=torch.rand(2, 11)), 'distance needs one value per vertex, shape (2, 12), got (2, 11)'),
+        (dict(scale=None), 'distance and scale must be given together, got distance alone'),
         (dict(order=torch.full((2, 12), 99).int()), 'order and parent must be a tree in breadth-first order'),
         (dict(x=torch.rand(2, 12, 5).double()), 'Unexpected input data type'),
     ],
 )
 def test_bad_arguments_of_a_scan_are_reported(change, sentence):
-    call, names = make('selective_tree_scan', 2, 3, 4, 5), [*NAMES['selective_tree_scan'], *TREE]
-    arguments = dict(zip(names, (*call.tensors, *call.tree), strict=True)) | change
+    call = make('selective_tree_scan with distance', 2, 3, 4, 5)
     with pytest.raises(Exception, match=re.escape(sentence)):
-        run(session(call.name, names, ['h'], **call.options), *arguments.values())
+        run_call(inputs_of(call) | change, call)
 
 
 def test_bad_arguments_of_a_tree_are_reported():

@@ -16,6 +16,11 @@ from tests.ops.cases import FORMS, features, make
 CHECKS = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
 
 
+def backward_of(call: str) -> str:
+    name, *kind = call.split(' ', 1)
+    return ' '.join([f'{name}_backward', *kind])
+
+
 def operator_calls(device: str = 'cpu') -> dict[str, tuple]:
     """Arguments of every operator, by its name and a word where there are several."""
     maps = features('normal', 2, 3, 4, 5)
@@ -34,11 +39,11 @@ def operator_calls(device: str = 'cpu') -> dict[str, tuple]:
         'heavy_light': (*ops.build_tree(maps), 'tree_scan'),
         'token_edge_weight': (tokens, states, context, 3),
     }
-    for form in ('tree_scan both', *FORMS[2:7], 'token_scan plain', *FORMS[-3:]):
+    for form in ('tree_scan both', *FORMS[2:9], 'token_scan plain', *FORMS[-3:]):
         call = make(form, 2, 3, 4, 5)
         fixed = *call.tensors, *(call.tree or ()), *call.options.values()
         calls[form] = *call.trained().tensors, *(call.tree or ()), *call.options.values()
-        calls[f'{call.name}_backward'] = *map(torch.randn_like, call(ops)), *fixed
+        calls[backward_of(form)] = *map(torch.randn_like, call(ops)), *fixed
     move = lambda x: x.detach().to(device).requires_grad_(x.requires_grad)  # noqa: E731
     return tree_map_only(torch.Tensor, move, calls)
 
@@ -61,13 +66,15 @@ def test_flop_counter_counts_the_operators(backend):
     calls = operator_calls(backend.device)
     rows, edges = 2 * 12 * 5, 2 * 17 * 5
     multiply_adds = {'tree_scan both': 3 * rows, 'selective_tree_scan': 9 * rows, 'gated_read_out': 13 * rows}
+    multiply_adds |= {'selective_tree_scan with distance': 10 * rows}
     multiply_adds |= {'token_scan chain': 9 * rows * 3, 'tree_scan up': rows, 'build_tree': edges + rows}
     multiply_adds |= {'grid_edge_weight': edges + rows, 'grid_edge_weight manhattan': edges}
     multiply_adds |= {'tree_edge_distance manhattan': rows, 'tree_edge_distance cosine': 2 * rows}
     calls['tree_scan up'] = *calls['tree_scan both'][:-1], 'up'
     calls['grid_edge_weight manhattan'] = calls['grid_edge_weight'][0], 'manhattan'
-    for name in ('tree_scan', 'selective_tree_scan', 'gated_read_out', 'token_scan'):
-        multiply_adds[f'{name}_backward'] = 2 * next(n for call, n in multiply_adds.items() if name in call)
+    multiply_adds |= {
+        backward_of(call): 2 * n for call, n in multiply_adds.items() if backward_of(call) in calls
+    }
     for call, expected in multiply_adds.items():
         with FlopCounterMode(display=False) as counter:
             getattr(backend.library, call.split()[0])(*calls[call])

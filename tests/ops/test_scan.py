@@ -8,7 +8,16 @@ import torch.nn.functional as F
 
 from grootv import ops
 from grootv.ops import reference
-from tests.ops.cases import GRIDS, gated_read_out, make, parent_edges, to_device, tree_of
+from tests.ops.cases import (
+    GRIDS,
+    SCAN_DTYPES,
+    assert_same,
+    gated_read_out,
+    make,
+    parent_edges,
+    to_device,
+    tree_of,
+)
 
 
 def tree_of_parents(backend, *parents: int) -> ops.Tree:
@@ -73,13 +82,68 @@ def test_selective_scan_of_a_drawn_tree(backend):
     torch.testing.assert_close(h.flatten(), tensor(3 + 20 / 4, 20 + 3 / 4))
 
 
+def test_selective_scan_of_a_drawn_tree_with_distances(backend):
+    #   0 -- 1 -- 2    steps 1, 1, 2; A = -log 2: decays by step 1/2 and 1/4
+    #                  distances 1 and 3; scale = log 2: times 1/2 and 1/8, 1/4 and 1/32 in all
+    def tensor(*values):
+        return torch.tensor(values, device=backend.device)
+
+    x, delta, A = (
+        tensor(64.0, 64.0, 64.0).view(1, 3, 1),
+        tensor(1.0, 1.0, 2.0).view(1, 3, 1),
+        -tensor(2.0).log(),
+    )
+    B, distance, scale = (
+        tensor(1.0, 1.0, 1.0).view(1, 3),
+        tensor(math.nan, 1.0, 3.0).view(1, 3),
+        tensor(2.0).log(),
+    )
+    tree = tree_of_parents(backend, 0, 1)  # the root's distance is never read
+    distance.requires_grad_(), scale.requires_grad_()
+    h = backend.ops.selective_tree_scan(x, delta, A, B, tree, None, False, distance, scale)
+    torch.testing.assert_close(h.flatten(), tensor(64 + 16 + 1.0, 64 + 16 + 4.0, 128 + 2 + 0.5))
+    # What crosses the edges, both ways: (64 + 64) / 4 + (64 + 128) / 128; (64 + 128) / 32 + (64 + 128) / 128
+    grads = torch.autograd.grad(h.sum(), (distance, scale))
+    torch.testing.assert_close(grads[0], -scale.detach() * tensor(0, 33.5, 7.5).view(1, 3))
+    torch.testing.assert_close(grads[1], -tensor(1 * 33.5 + 3 * 7.5))
+
+
+@pytest.mark.parametrize('dtype', SCAN_DTYPES)
+def test_without_a_distance_the_scan_is_the_published_one(backend, dtype):
+    """Distances of 0 add exact zeros: the same bits in all that both have."""
+    for shape in [(2, 3, 4, 20), (1, 13, 9, 5)]:
+        plain, call = (make(f'selective_tree_scan{form}', *shape, dtype) for form in ('', ' with distance'))
+        *others, distance, scale = call.tensors
+        for edge in ((distance * 0, scale), (distance, scale * 0), (distance * 0, scale * 0)):
+            given = *others, *edge
+            found = call.fill(given).to(backend.device).with_gradients(backend.ops)
+            expected = plain.to(backend.device).with_gradients(backend.ops)
+            assert_same(found[0], expected[0])
+            assert_same(found[1][:5], expected[1])
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -1e30])
+def test_the_distance_of_the_root_is_never_read(backend, value):
+    for shape in [(2, 3, 4, 5), (1, 1, 1, 5), (1, 20, 17, 5)]:
+        call = make('selective_tree_scan with distance', *shape)
+        other = call.map(torch.clone)
+        root = call.tree.order[:, 0].long()
+        other.tensors[5][range(shape[0]), root] = value
+        found, expected = (each.to(backend.device).with_gradients(backend.ops) for each in (other, call))
+        assert_same([*found[0], *found[1]], [*expected[0], *expected[1]])
+        assert (found[1][5].cpu()[range(shape[0]), root] == 0).all()
+        if value == value and shape[1] < 20:
+            assert all(grad.isfinite().all() for grad in other.with_gradients(reference)[1])
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_parameters_as_mamba_stores_them(backend, dtype):
-    """A as (C, 1) and B as (B, L, 1); A and the bias in half types or in float32."""
-    call = make('selective_tree_scan', 2, 3, 4, 5, dtype).to(backend.device)
-    x, delta, A, B, bias = (tensor.to(dtype) for tensor in call.tensors)
-    stored = call.fill([x, delta, A.unsqueeze(1), B.unsqueeze(2), bias])
-    wide = call.fill([x, delta, A.to(call.tensors[2]), B, bias.to(call.tensors[2])])
+    """A as (C, 1), B and the distance as (B, L, 1); all but x, delta and B in half types or in float32."""
+    call = make('selective_tree_scan with distance', 2, 3, 4, 5, dtype).to(backend.device)
+    x, delta, A, B, bias, distance, scale = (tensor.to(dtype) for tensor in call.tensors)
+    stored = call.fill([x, delta, A.unsqueeze(1), B.unsqueeze(2), bias, distance.unsqueeze(2), scale])
+    A, bias, distance, scale = (tensor.to(call.tensors[2]) for tensor in (A, bias, distance, scale))
+    wide = call.fill([x, delta, A, B, bias, distance, scale])
     (found, grads), (expected, wanted) = (each.with_gradients(backend.ops) for each in (stored, wide))
     assert torch.equal(found[0], expected[0])
     for grad, want, leaf in zip(grads, wanted, stored.tensors, strict=True):

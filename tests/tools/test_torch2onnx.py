@@ -195,8 +195,11 @@ class Mixer(nn.Module):
         x = maps.flatten(1, 2)
         distance = ops.tree_edge_distance(maps, tree, 'manhattan').unsqueeze(-1)
         up = ops.tree_scan(x, torch.exp(-distance).expand_as(x), tree, direction='up')
-        h = ops.selective_tree_scan(up, x.abs(), self.A, x[..., :1], tree, delta_softplus=False)
         D, *norms = self.norms
+        h = ops.selective_tree_scan(up, x.abs(), self.A, x[..., :1], tree, delta_softplus=False)
+        h = ops.selective_tree_scan(
+            h, h, self.A, x[..., :1], tree, D, distance=x[..., 3].abs(), scale=-self.A
+        )
         return ops.gated_read_out(h, x[..., 1:2], x, D, up, norms[:2], norms[2:], eps=0.1), *tree
 
 

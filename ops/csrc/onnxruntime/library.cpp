@@ -62,6 +62,9 @@ struct Definition {
     std::vector<ElementType> inputs;
     std::vector<const char*> attributes;
     std::vector<ElementType> outputs;
+    std::vector<size_t> places = {};  // the input that each tensor of the kernel is, unless they have one order
+
+    size_t place(size_t tensor) const { return places.empty() ? tensor : places[tensor]; }
 };
 
 const std::vector<Definition>& definitions() {
@@ -71,9 +74,11 @@ const std::vector<Definition>& definitions() {
         // The last input, the decomposition, serves other devices.
         {"tree_scan", {FLOAT32, FLOAT32, INT32, INT32, INT32}, {"direction"}, {FLOAT32}},
         {"selective_tree_scan",
-         {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32, INT32},
+         {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32, INT32, FLOAT32, FLOAT32},
          {"delta_softplus"},
-         {FLOAT32}},
+         {FLOAT32},
+         // distance and scale come last: models from before they came to the operator have the other inputs.
+         {0, 1, 2, 3, 4, 8, 9, 5, 6, 7}},
         {"gated_read_out",
          {FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32},
          {"eps"},
@@ -91,7 +96,7 @@ struct Operator : OrtCustomOp {
 
     const Definition& definition;
     const Kernel& kernel;
-    std::vector<Kind> inputs, attributes;
+    std::vector<Kind> inputs, attributes;  // in the order of the definition
 };
 
 const Operator& self(const OrtCustomOp* op) {
@@ -155,11 +160,11 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
         const Definition& definition = node.op.definition;
         Call call(node.api, context, definition.outputs.size());
         std::vector<Argument> arguments;
-        size_t input = 0, attribute = 0;
+        size_t tensor = 0, attribute = 0;
         for (Kind kind : node.op.kernel.arguments) {
             if (is_input(kind)) {
-                arguments.push_back(call.input(input, definition.inputs[input]));
-                ++input;
+                const size_t place = definition.place(tensor++);
+                arguments.push_back(call.input(place, definition.inputs[place]));
             } else {
                 arguments.push_back(node.attributes[attribute++]);
             }
@@ -174,6 +179,8 @@ Operator::Operator(const Definition& definition)
     for (Kind kind : kernel.arguments) (is_input(kind) ? inputs : attributes).push_back(kind);
     check(inputs.size() == definition.inputs.size() && attributes.size() == definition.attributes.size(),
           definition.name, ": the definition does not fit the kernel");
+    const std::vector<Kind> tensors = inputs;
+    for (size_t i = 0; i < tensors.size(); ++i) inputs[definition.place(i)] = tensors[i];
     version = 16;
     GetName = [](const OrtCustomOp* op) { return self(op).definition.name; };
     GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };

@@ -145,9 +145,11 @@ struct PaddedArguments {
 };
 
 Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-                           const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent,
+                           const std::optional<Tensor>& delta_bias, const std::optional<Tensor>& distance,
+                           const std::optional<Tensor>& scale, const Tensor& order, const Tensor& parent,
                            bool delta_softplus, const std::optional<Tensor>& decomposition) {
-    SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, order, parent);
+    SelectiveScanArguments sizes("selective_tree_scan", x, delta, A, B, delta_bias, distance, scale, order, parent);
+    check(!distance, "selective_tree_scan: a CUDA device has no distance yet");
     Scan scan(sizes, x, order, parent, decomposition);
     PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
     Tensor output = scan.new_rows(x);
@@ -158,11 +160,13 @@ Tensor selective_tree_scan(const Tensor& x, const Tensor& delta, const Tensor& A
     return scan.unpadded(output);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
     const Tensor& grad, const Tensor& x, const Tensor& delta, const Tensor& A, const Tensor& B,
-    const std::optional<Tensor>& delta_bias, const Tensor& order, const Tensor& parent, bool delta_softplus,
-    const std::optional<Tensor>& decomposition) {
-    SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, order, parent);
+    const std::optional<Tensor>& delta_bias, const std::optional<Tensor>& distance, const std::optional<Tensor>& scale,
+    const Tensor& order, const Tensor& parent, bool delta_softplus, const std::optional<Tensor>& decomposition) {
+    SelectiveScanArguments sizes("selective_tree_scan_backward", x, delta, A, B, delta_bias, distance, scale, order,
+                                 parent);
+    check(!distance, "selective_tree_scan_backward: a CUDA device has no distance yet");
     sizes.check_grad(grad, x);
     Scan scan(sizes, x, order, parent, decomposition);
     PaddedArguments arguments(scan, x, delta, A, B, delta_bias, delta_softplus);
@@ -192,8 +196,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> selective_tree_scan_backward(
         });
     }
     torch::stable::copy_(grad_B, sum_parts(B_parts));
-    return {scan.unpadded(grad_x), scan.unpadded(grad_delta), scan.unpadded(sum_parts(A_parts)), grad_B,
-            scan.unpadded(sum_parts(bias_parts))};
+    return {scan.unpadded(grad_x),
+            scan.unpadded(grad_delta),
+            scan.unpadded(sum_parts(A_parts)),
+            grad_B,
+            scan.unpadded(sum_parts(bias_parts)),
+            make_empty(A, {0, 0}),
+            make_empty(A, {0})};
 }
 
 }  // namespace
