@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grootv import ops
 from grootv.ops import grid_graph
-from tests.ops.cases import FORMS, features, make
+from tests.ops.cases import FORMS, assert_same, features, make
 
 CHECKS = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
 
@@ -79,6 +79,19 @@ def test_flop_counter_counts_the_operators(backend):
         with FlopCounterMode(display=False) as counter:
             getattr(backend.library, call.split()[0])(*calls[call])
         assert counter.get_total_flops() == 2 * expected, call
+
+
+def test_distances_in_a_compiled_function(backend):
+    call, results = make('tree_edge_distance cosine', 2, 3, 4, 5).to(backend.device), []
+
+    def step(rows, *tree):
+        return (backend.ops.tree_edge_distance(rows * 2, ops.Tree(*tree)) + 1).square()
+
+    for function in (step, torch.compile(step, fullgraph=True, backend='aot_eager')):
+        (rows,) = call.trained().tensors
+        result = function(rows, *call.tree)
+        results.append((result.detach(), *torch.autograd.grad(result.sum(), rows)))
+    assert_same(*results)
 
 
 def test_shapes_are_refused_before_any_kernel():

@@ -330,17 +330,3 @@ def test_nan_stays_with_its_vertex_and_the_neighbours(backend):
         (grad,) = torch.autograd.grad(distance.sum(), vectors)
         assert distance[0].isnan().tolist() == [False, True, False, True]
         assert not grad[0, 2].isnan().any()
-
-
-def test_distances_in_a_compiled_function(backend):
-    vectors, tree = drawn_tree(backend)
-
-    def step(vectors, order, parent):
-        return (backend.ops.tree_edge_distance(vectors * 2, ops.Tree(order, parent)) + 1).square()
-
-    results = []
-    for function in (step, torch.compile(step, fullgraph=True, backend='aot_eager')):
-        given = vectors.clone().requires_grad_()
-        result = function(given, *tree)
-        results.append((result.detach(), *torch.autograd.grad(result.sum(), given)))
-    cases.assert_same(*results)
