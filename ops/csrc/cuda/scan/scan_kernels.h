@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS<Group>, 1)
 }
 
 // ---- its gradient. Gradients take those of signal and decay: load(inputs, row, at) returns a Loaded for store(tile,
-// inputs, row, loaded, decay, gradients of signal and decay, live); end(tile) comes last, with
-// SHARED_VECTORS vectors of shared memory for each thread.
+// inputs, row, loaded, decay, gradients of signal and decay, is_root, live); end(tile) comes last, with SHARED_VECTORS
+// vectors of shared memory for each thread.
 
 // For direction `up`, where a vertex receives its own subtree only: its gradient comes from above only.
 template <class Group, class Inputs>
@@ -151,7 +151,8 @@ struct StoreGradients {
                                const Vector<acc_t>& decay, const Vectors<acc_t, SIGNALS>& above,
                                const Vectors<acc_t, SIGNALS>& x, bool live) {
         const Vector<acc_t> grad_decay = entry.is_root() ? Vector<acc_t>{} : grad_of_decay(sums, decay, above);
-        gradients.store(tile, inputs, entry.vertex(), loaded, decay, x.signal[SIGNALS - 1], grad_decay, live);
+        gradients.store(tile, inputs, entry.vertex(), loaded, decay, x.signal[SIGNALS - 1], grad_decay, entry.is_root(),
+                        live);
     }
 };
 
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS<Group>, 1)
     }
     for_each_invalid(decomposition, lists, tile, [&](int32_t row, bool live) {
         const Vector<acc_t> nan = filled(acc_t(NAN));
-        gradients.store(tile, inputs, row, store.load(row), nan, nan, nan, live);
+        gradients.store(tile, inputs, row, store.load(row), nan, nan, nan, false, live);
     });
     gradients.end(tile);
 }

@@ -33,7 +33,7 @@ struct TreeScanGradients {
     __device__ Loaded load(const Inputs&, int32_t, int64_t) const { return {}; }
     template <class Group>
     __device__ void store(const ChannelTile<Group, acc_t>& tile, const Inputs&, int32_t row, Loaded,
-                          const Vector<acc_t>&, const Vector<acc_t>& grad_signal, const Vector<acc_t>& grad_decay,
+                          const Vector<acc_t>&, const Vector<acc_t>& grad_signal, const Vector<acc_t>& grad_decay, bool,
                           bool live) const {
         if (!live) return;
         store_once(&as_vector(signal + tile.at(row)), cast<scalar_t>(grad_signal));
