@@ -196,6 +196,7 @@ def selective_tree_scan(
     A, B, signal = A.to(step.dtype).view(-1), B.to(step.dtype).view(*B.shape[:2], 1), x.to(step.dtype)
     exponent = step * A
     if distance is not None:
+        assert scale is not None, 'distance needs a scale'
         distance = distance.to(step.dtype).view(*distance.shape[:2], 1).expand(*x.shape[:2], 1)
         is_root = torch.arange(x.shape[1], device=x.device) == tree.order[:, :1]
         exponent = exponent - scale.to(step.dtype) * distance.masked_fill(is_root.unsqueeze(2), 0)

@@ -104,9 +104,10 @@ def selective_tree_scan(
         B = B.squeeze(2)
     if distance is not None and distance.dim() == 3 and distance.shape[2] == 1:
         distance = distance.squeeze(2)
-    A, bias, scale = (v if v is None else _expand(v.to(wide), x.shape[-1:]) for v in (A, delta_bias, scale))
+    bias = None if delta_bias is None else _expand(delta_bias.to(wide), x.shape[-1:])
     distance = None if distance is None else _expand(distance.to(wide), x.shape[:-1])
-    delta, B = _expand(delta, x.shape), _expand(B, x.shape[:-1])
+    scale = None if scale is None else _expand(scale.to(wide), x.shape[-1:])
+    delta, A, B = _expand(delta, x.shape), _expand(A.to(wide), x.shape[-1:]), _expand(B, x.shape[:-1])
     decomposition = _heavy_light('selective_tree_scan', tree)
     return ops.selective_tree_scan(
         x, delta, A, B, bias, distance, scale, *tree, delta_softplus, decomposition
