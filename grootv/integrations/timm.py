@@ -1,4 +1,5 @@
-"""GrootV as models of timm. Importing this file registers grootv_tiny, grootv_small and grootv_base.
+"""GrootV as models of timm. Importing this file registers grootv_tiny, grootv_small and grootv_base, and the
+same with ``edge_decay`` as grootv_tiny_edge, grootv_small_edge and grootv_base_edge.
 
 Parameters have the names that they have in mmpretrain's ImageClassifier, backbone.* and head.*, so
 checkpoints of tools/train.py and of tools/model_converters load as they are, and weights trained
@@ -46,7 +47,7 @@ class TimmGrootV(nn.Module):
         drop_rate: Dropout probability before the linear layer.
         drop_path_rate: Drop-path probability of the last block.
         device, dtype: Of the parameters.
-        **options: ``metric``, ``tree_per``, ``mlp_ratio``, ``layer_scale_init_value``,
+        **options: ``metric``, ``tree_per``, ``edge_decay``, ``mlp_ratio``, ``layer_scale_init_value``,
             ``post_norm`` and the like of :class:`GrootV`.
     """
 
@@ -211,20 +212,21 @@ CFG = dict(
     classifier='head.fc',
     paper_ids='arXiv:2406.02395',
 )
-default_cfgs = generate_default_cfgs({f'grootv_{arch}': CFG for arch in ARCHS})
+default_cfgs = generate_default_cfgs({f'grootv_{arch}{end}': CFG for arch in ARCHS for end in ('', '_edge')})
 
 
-def create(arch: str, pretrained: bool, **options) -> nn.Module:
+def create(name: str, pretrained: bool, **options) -> nn.Module:
+    arch, *edge = name.removeprefix('grootv_').split('_')
     # timm reads the file of checkpoint_path next, and by itself refuses the log that MMEngine keeps in it.
     torch.serialization.add_safe_globals(safe_globals())
     if (stride := options.pop('output_stride', 32)) != 32:
-        raise ValueError(f'grootv_{arch}: output_stride must be 32, got {stride}')
+        raise ValueError(f'{name}: output_stride must be 32, got {stride}')
     model = build_model_with_cfg(
         TimmGrootV,
-        f'grootv_{arch}',
+        name,
         pretrained,
         feature_cfg=dict(out_indices=tuple(range(NUM_STAGES)), feature_cls='getter'),
-        **{**ARCHS[arch], **options},
+        **{**ARCHS[arch], 'edge_decay': bool(edge), **options},
     )
     if isinstance(model, (FeatureHookNet, FeatureGraphNet)):
         model.output_fmt = Format.NHWC  # they take the maps where the stages' norms leave them
@@ -233,14 +235,29 @@ def create(arch: str, pretrained: bool, **options) -> nn.Module:
 
 @register_model
 def grootv_tiny(pretrained: bool = False, **options) -> nn.Module:
-    return create('tiny', pretrained, **options)
+    return create('grootv_tiny', pretrained, **options)
 
 
 @register_model
 def grootv_small(pretrained: bool = False, **options) -> nn.Module:
-    return create('small', pretrained, **options)
+    return create('grootv_small', pretrained, **options)
 
 
 @register_model
 def grootv_base(pretrained: bool = False, **options) -> nn.Module:
-    return create('base', pretrained, **options)
+    return create('grootv_base', pretrained, **options)
+
+
+@register_model
+def grootv_tiny_edge(pretrained: bool = False, **options) -> nn.Module:
+    return create('grootv_tiny_edge', pretrained, **options)
+
+
+@register_model
+def grootv_small_edge(pretrained: bool = False, **options) -> nn.Module:
+    return create('grootv_small_edge', pretrained, **options)
+
+
+@register_model
+def grootv_base_edge(pretrained: bool = False, **options) -> nn.Module:
+    return create('grootv_base_edge', pretrained, **options)

@@ -51,7 +51,7 @@ def recorded(backbone: GrootV) -> Iterator[dict[tuple[int, int], BlockTree]]:
         x, _ = ssm.project(args[0])
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         vertices = x.flatten(1, 2)
-        found[place] = BlockTree(x, output[1], ssm.metric, lambda _: ssm.decay(vertices).detach())
+        found[place] = BlockTree(x, output[1], ssm.metric, lambda tree: ssm.decay(vertices, tree).detach())
 
     hooks = [
         ssm.register_forward_hook(lambda *call, place=place: keep(place, *call))

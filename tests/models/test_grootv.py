@@ -65,6 +65,27 @@ def test_the_metric_reaches_the_tree():
 
 
 @pytest.mark.parametrize('tree_per', ['block', 'stage'])
+def test_published_weights_give_published_maps_with_edges_that_do_not_count(tree_per):
+    published = pico(tree_per=tree_per).double()
+    model = pico(tree_per=tree_per, edge_decay=True).double()
+    missing, unexpected = model.load_state_dict(published.state_dict(), strict=False)
+    assert len(missing) == 5 and all(name.endswith('ssm.edge_scale') for name in missing) and not unexpected
+    x = image(48, 64).double()
+    assert not torch.allclose(model(x)[3], published(x)[3])
+    for name in missing:
+        torch.nn.init.constant_(model.get_parameter(name), -torch.inf)  # softplus gives 0
+    for found, expected in zip(model(x), published(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_scales_of_the_edges_are_trained():
+    model = pico(edge_decay=True)
+    sum(x.square().mean() for x in model(image(48, 48))).backward()
+    scales = [p for name, p in model.named_parameters() if name.endswith('edge_scale')]
+    assert len(scales) == 5 and all(scale.grad.abs().sum() > 0 for scale in scales)
+
+
+@pytest.mark.parametrize('tree_per', ['block', 'stage'])
 def test_with_cp_keeps_fewer_activations_and_the_same_gradients(tree_per):
     results, kept = [], []
     for with_cp in (False, True):

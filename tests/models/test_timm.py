@@ -45,7 +45,9 @@ def classifier(classes=1000, **backbone):
 def test_one_import_registers_the_models_without_the_openmmlab_libraries():
     script = """
 import sys, grootv.integrations.timm, timm
-assert timm.list_models('grootv*') == ['grootv_base', 'grootv_small', 'grootv_tiny']
+names = ['grootv_base', 'grootv_small', 'grootv_tiny']
+assert timm.list_models('grootv*', exclude_filters='*_edge') == names
+assert timm.list_models('grootv*_edge') == [f'{name}_edge' for name in names]
 timm.create_model('grootv_tiny', embed_dims=8, depths=[1, 1, 1, 1])
 assert not {'mmcv', 'mmpretrain', 'mmdet', 'mmseg'} & set(sys.modules)
 """
@@ -62,6 +64,14 @@ def test_published_parameter_counts(name, parameters):
     assert isinstance(model, TimmGrootV)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.default_cfg['architecture'] == name
+
+
+def test_names_with_edge_have_a_scale_in_every_block():
+    small = dict(embed_dims=8, depths=[1, 2, 1, 1])
+    edge, plain = (timm.create_model(name, **small) for name in ('grootv_tiny_edge', 'grootv_tiny'))
+    new = edge.state_dict().keys() - plain.state_dict().keys()
+    assert len(new) == 5 and all(name.endswith('ssm.edge_scale') for name in new)
+    assert edge.default_cfg['architecture'] == 'grootv_tiny_edge'
 
 
 def test_no_weights_are_published_yet():

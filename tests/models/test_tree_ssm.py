@@ -18,8 +18,32 @@ def layer(channels=6, dtype=torch.float64, **options):
 def test_decays_are_those_of_the_scan():
     ssm = layer()
     x = torch.randn(1, 2, 12, dtype=torch.float64)
+    tree = build_tree(x.unsqueeze(1))
     delta = F.softplus(ssm.dt_proj(ssm.x_proj(x)[..., :1]))
-    torch.testing.assert_close(ssm.decay(x), torch.exp(-delta * ssm.A_log.exp().squeeze(1)))
+    torch.testing.assert_close(ssm.decay(x, tree), torch.exp(-delta * ssm.A_log.exp().squeeze(1)))
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean', 'manhattan'])
+def test_edges_count_in_the_decays(metric):
+    ssm, published = layer(metric=metric, edge_decay=True), layer(metric=metric)
+    published.load_state_dict(ssm.state_dict(), strict=False)
+    x = torch.randn(1, 2, 12, dtype=torch.float64)
+    first, second = x[0]
+    distance = {
+        'cosine': 1 - first @ second / (first.norm() * second.norm()),
+        'euclidean': (first - second).square().sum(),
+        'manhattan': (first - second).abs().sum(),
+    }[metric]
+    tree = build_tree(x.unsqueeze(1))  # the second vertex below the first
+    edge = torch.exp(-F.softplus(ssm.edge_scale) * torch.stack([0 * distance, distance]).unsqueeze(-1))
+    torch.testing.assert_close(ssm.decay(x, tree), published.decay(x, tree) * edge)
+
+
+def test_the_scale_of_the_edges_starts_at_one_a_channel():
+    for metric, start in (('cosine', 1), ('euclidean', 1 / 12), ('manhattan', 1 / 12)):
+        scale = F.softplus(TreeSSM(6, metric, edge_decay=True).edge_scale)
+        torch.testing.assert_close(scale, torch.full((12,), start, dtype=scale.dtype))
+    assert 'edge_scale' not in TreeSSM(6).state_dict()
 
 
 def test_scans_along_the_tree_it_is_given():

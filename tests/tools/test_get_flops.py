@@ -43,6 +43,10 @@ def test_published_figures(arguments, parameters, counts, capsys):
             '--cfg-options model.backbone.metric=manhattan',
             ['published 1.252 M', '+ scan 1.303 M', '+ scan and tree 1.312 M'],
         ),
+        (
+            '--cfg-options model.backbone.edge_decay=True',
+            ['published 1.252 M', '+ scan 1.319 M', '+ scan and tree 1.334 M'],
+        ),
     ],
 )
 def test_a_config_at_any_shape(tmp_path, capsys, options, counts):

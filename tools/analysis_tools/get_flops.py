@@ -17,7 +17,8 @@ modules: detection at 800 x 1280 and segmentation at 512 x 2048. Convolutions (1
 A detector's region heads receive fixed numbers of regions: each box head 1000, each mask head 100. A
 segmenter's auxiliary head is not run, but its parameters count. The lines below the published count add what
 it leaves out of the state-space model. '+ scan' adds 9 L D for every scan over L vertices and D channels, the
-usual figure of a selective scan with state size 1, and to the modules the scan's inputs and read-out.
+usual figure of a selective scan with state size 1, and to the modules the scan's inputs and read-out; with
+edge_decay L D more, and L D for the distances, 2 L D for cosine.
 '+ scan and tree' adds the metric of every edge and, for cosine, the norm of every vertex, D each. The
 spanning tree and its order only compare and count nothing.
 """
@@ -51,6 +52,7 @@ from grootv.registry import class_name
 BOXES, MASKS = 1000, 100  # regions of a detector
 LEFT_OUT: dict[Callable, str] = {
     torch.ops.grootv.selective_tree_scan: 'scan',
+    torch.ops.grootv.tree_edge_distance: 'scan',
     torch.ops.grootv.build_tree: 'tree',
 }
 READ_OUT = torch.ops.grootv.gated_read_out

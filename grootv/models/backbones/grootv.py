@@ -37,6 +37,8 @@ class GrootV(BaseModule):
             first one.
         metric: Distance that the spanning trees minimise, one of ``grootv.ops.METRICS``.
         tree_per: 'block' builds a tree in every block, 'stage' one in each stage's first block.
+        edge_decay: Let the decay of an edge depend on the distance of its ends, as :class:`TreeSSM`
+            describes; False is the published network.
         mlp_ratio: Width of the MLPs' hidden layer over their input's.
         layer_scale_init_value: Initial value of a learned factor per channel on every branch; None
             leaves it out.
@@ -61,6 +63,7 @@ class GrootV(BaseModule):
         drop_path_rate: float = 0.0,
         metric: str = 'cosine',
         tree_per: str = 'block',
+        edge_decay: bool = False,
         mlp_ratio: float = 4.0,
         layer_scale_init_value: float | None = None,
         post_norm: bool = False,
@@ -91,6 +94,7 @@ class GrootV(BaseModule):
                 share_tree=tree_per == 'stage',
                 with_cp=with_cp,
                 metric=metric,
+                edge_decay=edge_decay,
                 mlp_ratio=mlp_ratio,
                 layer_scale=layer_scale_init_value,
                 post_norm=post_norm,
@@ -231,7 +235,7 @@ class Block(nn.Module):
     Args:
         channels: Width of the map.
         drop_path: Probability that a training sample skips a branch.
-        metric, mlp_ratio, post_norm: As for :class:`GrootV`.
+        metric, edge_decay, mlp_ratio, post_norm: As for :class:`GrootV`.
         layer_scale: Initial value of the branches' factors per channel; None leaves them out.
     """
 
@@ -243,6 +247,7 @@ class Block(nn.Module):
         channels: int,
         drop_path: float = 0.0,
         metric: str = 'cosine',
+        edge_decay: bool = False,
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         post_norm: bool = False,
@@ -250,7 +255,7 @@ class Block(nn.Module):
         super().__init__()
         self.post_norm = post_norm
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.ssm = TreeSSM(channels, metric)
+        self.ssm = TreeSSM(channels, metric, edge_decay)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.mlp = MLP(channels, mlp_ratio)
         self.drop_path = DropPath(drop_path)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grootv.modules import call, is_plain
-from grootv.ops import Tree, build_tree, convolution, gated_read_out, selective_tree_scan
+from grootv.ops import (
+    Tree,
+    build_tree,
+    convolution,
+    gated_read_out,
+    selective_tree_scan,
+    tree_edge_distance,
+)
 
 
 class TreeSSM(nn.Module):
@@ -25,14 +32,19 @@ class TreeSSM(nn.Module):
         decay a = exp(delta A)      signal u = delta B x      state h = tree_scan(u, a)
         y = LayerNorm(C LayerNorm(h) + D x) silu(z)
 
-    with a gate z, and y is projected back.
+    with a gate z, and y is projected back. With ``edge_decay`` the decay is ``a = exp(delta A - s d)``: d is
+    the distance of a vertex to its parent, and s a learned scale of every channel, ``softplus(edge_scale)``.
 
     Args:
         channels: Width of the map.
         metric: Distance between neighbouring vertices, one of ``grootv.ops.METRICS``.
+        edge_decay: Let the decay of an edge depend on the distance of its ends, which receives a gradient.
+            The scale starts at 1; at 1 over the number of scanned channels for metrics that are sums.
     """
 
-    def __init__(self, channels: int, metric: str = 'cosine'):
+    edge_scale: nn.Parameter | None
+
+    def __init__(self, channels: int, metric: str = 'cosine', edge_decay: bool = False):
         super().__init__()
         width, rank = 2 * channels, math.ceil(channels / 16)
         self.metric = metric
@@ -42,6 +54,8 @@ class TreeSSM(nn.Module):
         self.dt_proj = step_projection(rank, width)
         self.A_log = nn.Parameter(torch.zeros(width, 1))
         self.D = nn.Parameter(torch.ones(width))
+        scale = inverse_softplus(torch.full((width,), 1.0 if metric == 'cosine' else 1 / width))
+        self.register_parameter('edge_scale', nn.Parameter(scale) if edge_decay else None)
         self.state_norm = nn.LayerNorm(width)
         self.out_norm = nn.LayerNorm(width)
         self.out_proj = linear(width, channels, bias=False)
@@ -90,7 +104,8 @@ class TreeSSM(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.flatten(1, 2).to(torch.promote_types(x.dtype, torch.float32))
             delta, A, B, C = self.scan_inputs(x)
-            return selective_tree_scan(x, delta, A, B, tree, self.delta_bias()), C, x
+            edge = self.edge_terms(x, tree)
+            return selective_tree_scan(x, delta, A, B, tree, self.delta_bias(), True, *edge), C, x
 
     def project_out(self, h: Tensor, C: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """Read the states out through the gate and project them back, (B, L, channels)."""
@@ -120,12 +135,22 @@ class TreeSSM(nn.Module):
         dt_proj = self.dt_proj
         return dt_proj.bias if is_plain(dt_proj, nn.Linear) else None
 
-    def decay(self, x: Tensor) -> Tensor:
-        """Factor of the edge from every vertex to its parent, (B, L, D)."""
+    def edge_terms(self, x: Tensor, tree: Tree) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Distances (B, L) of the vertices x (B, L, D) to their parents, and their scale (D,), or None."""
+        if self.edge_scale is None:
+            return None, None
+        return tree_edge_distance(x, tree, self.metric), F.softplus(self.edge_scale.to(x.dtype))
+
+    def decay(self, x: Tensor, tree: Tree) -> Tensor:
+        """Factor of the edge from every vertex of x (B, L, D) to its parent, (B, L, D)."""
         delta, A, _, _ = self.scan_inputs(x)
         bias = self.delta_bias()
         step = F.softplus(delta if bias is None else delta + bias.to(x.dtype))
-        return torch.exp(step * A.squeeze(1))
+        distance, scale = self.edge_terms(x, tree)
+        exponent = step * A.squeeze(1)
+        if distance is not None and scale is not None:
+            exponent = exponent - scale * distance.unsqueeze(-1)
+        return exponent.exp()
 
 
 def project_wide(layer: nn.Module, x: Tensor) -> Tensor:
