@@ -1,0 +1,150 @@
+import dataclasses
+
+import curves
+import edge_decay
+import measure
+import numpy as np
+import pytest
+import stamps
+import torch
+from PIL import Image
+
+from experiments import scans
+from grootv.errors import UserError
+from grootv.models import GrootV
+from grootv.ops import build_tree, tree_edge_distance, tree_scan
+
+ARCH = dict(embed_dims=8, depths=[1, 1, 1, 1])
+
+
+def test_cross_scan_is_four_recurrences():
+    signal, decay = torch.randn(1, 6, 2).double(), torch.rand(1, 6, 2).double()
+    expected = torch.zeros(2, 3, 2).double()
+    u, a = signal.view(2, 3, 2), decay.view(2, 3, 2)
+    rows = [(y, x) for y in range(2) for x in range(3)]
+    columns = [(y, x) for x in range(3) for y in range(2)]
+    for way in (rows, rows[::-1], columns, columns[::-1]):
+        h = torch.zeros(2).double()
+        for place in way:
+            h = a[place] * h + u[place]
+            expected[place] += h
+    torch.testing.assert_close(scans.cross_scan(signal, decay, 2, 3).view(2, 3, 2), expected)
+
+
+@pytest.mark.parametrize('name', edge_decay.VARIANTS)
+def test_every_variant_trains_every_parameter(name):
+    task = dataclasses.replace(edge_decay.TASKS['tracing'], width=8, blocks=1)
+    network = edge_decay.Network(task, **edge_decay.VARIANTS[name])
+    network(torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)).square().sum().backward()
+    unused = {'A_log'} if name.startswith('edge alone') else set()  # of the decays
+    for parameter_name, parameter in network.named_parameters():
+        if parameter_name.split('.')[-1] in unused:
+            continue
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+def test_one_tree_of_all_channels_is_the_scan_of_the_network():
+    torch.manual_seed(0)
+    found = scans.ScanAblation(arch=ARCH, projected=True, edge_decay=True)
+    expected = GrootV(ARCH, edge_decay=True)
+    expected.load_state_dict(found.state_dict(), strict=False)
+    image = torch.randn(2, 3, 64, 48)
+    torch.testing.assert_close(found.eval()(image), expected.eval()(image))
+
+
+def test_the_scan_of_a_grid_without_cycles_is_that_of_its_tree():
+    x, signal = torch.rand(2, 1, 6, 4).double(), torch.randn(2, 6, 3).double()
+    tree = build_tree(x)
+    distance = tree_edge_distance(x, tree).unsqueeze(-1)
+    expected = tree_scan(signal, torch.exp(-3 * distance).expand_as(signal), tree)
+    torch.testing.assert_close(scans.grid_scan(signal, x, torch.tensor(3.0)), expected)
+
+
+def test_a_tree_with_diagonals_follows_a_falling_line():
+    x = torch.tensor([1.0, 0]).repeat(1, 4, 4, 1)
+    x[0, range(4), range(4)] = torch.tensor([0.0, 1])
+    parent = scans.tree_with_diagonals(x, 'cosine').parent[0].view(4, 4)
+    assert parent.diagonal().tolist() == [0, 0, 5, 10]
+
+
+def test_curves_keep_their_distance_and_only_one_is_marked():
+    for number in range(5):
+        rng = np.random.default_rng([2, number])
+        found = curves.trace(96, 4, rng)
+        for i, one in enumerate(found):
+            for other in found[:i]:
+                assert np.linalg.norm(one[:, None] - other[None], axis=-1).min() > curves.GAP - 2
+        picture, labels, distance = curves.tracing_scene(96, (2, number))
+        assert picture.shape == (96, 96, 3) and set(np.unique(labels)) == {0, 1, 2}
+        assert distance[labels == 0].max() == 0 and distance[labels == 1].max() > curves.FEWEST_POINTS * 96
+    again = curves.tracing_scene(96, (2, 4))[0]
+    assert np.array_equal(picture, again)
+
+
+def test_recall_is_counted_by_distance():
+    labels = torch.ones(1, 2, 400, dtype=torch.uint8)
+    labels[0, 1] = 2
+    distance = torch.zeros(1, 2, 400, dtype=torch.int32)
+    distance[..., 200:] = edge_decay.BIN
+    predicted = labels.clone()
+    predicted[0, 0, 300:] = 2
+    assert edge_decay.recall_by_distance(predicted, labels, distance) == [1, 0.5]
+    task = edge_decay.TASKS['tracing']
+    assert edge_decay.score(task, predicted, labels) == 0.75
+
+
+@pytest.fixture
+def two_stamps(tmp_path, monkeypatch):
+    """A folder with photographs of noise, and one drawing."""
+    folder = tmp_path / stamps.INSIDE / 'animals'
+    folder.mkdir(parents=True)
+    for number in range(6):
+        picture = np.random.default_rng(number).integers(0, 256, (100, 90, 4), dtype=np.uint8)
+        picture[..., 3] = 255
+        picture[:20, :, 3] = 0
+        Image.fromarray(picture).save(folder / f'{number}.png')
+    drawing = np.zeros((100, 90, 4), np.uint8)
+    drawing[30:, :, 3] = 255
+    Image.fromarray(drawing).save(folder / '7.png')
+    monkeypatch.setattr(stamps, 'FOLDERS', (tmp_path,))
+    stamps.stamps.cache_clear()
+    yield
+    stamps.stamps.cache_clear()
+
+
+def test_stamps_are_cropped_and_drawings_left_out(two_stamps):
+    found = stamps.stamps()
+    assert len(found['train']) == 4 and len(found['test']) == 2
+    assert found['test'][0].shape == (80, 90, 4)
+
+
+def test_missing_stamps_say_where_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamps, 'FOLDERS', (tmp_path / 'stamps',))
+    stamps.stamps.cache_clear()
+    with pytest.raises(UserError, match='apt-get download tuxpaint-stamps-default'):
+        stamps.stamps()
+
+
+@pytest.mark.parametrize('name', edge_decay.TASKS)
+def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, two_stamps):
+    task = edge_decay.TASKS[name]
+    small = task.size if task.size < 64 else 64
+    sizes = {small: 4, 2 * small: 2} if task.dense else {small: 4}
+    small_task = dataclasses.replace(task, size=small, sizes=sizes, blocks=1, width=4)
+    monkeypatch.setitem(edge_decay.TASKS, name, small_task)
+    work, out = tmp_path / 'work', tmp_path / f'out/{name}.jsonl'
+    arguments = [name, '--quick', '--seeds', '1', '--work-dir', str(work), '--out', str(out)]
+    edge_decay.main(arguments)
+    rows = measure.read(out)[1]
+    assert [row['arm'] for row in rows] == list(edge_decay.ARMS)
+    counts = {row['arm']: row['parameters'] for row in rows}
+    assert (
+        counts['tree, edge'] - counts['tree'] == 8
+        and counts['cross scan'] == counts['no scan'] == counts['tree']
+    )
+    page = out.with_suffix('.md').read_text()
+    assert 'A quick run' in page and '| random tree, edge' in page and 'agreement' in page
+    assert out.with_suffix('.png').exists()
+    before = [path.stat().st_mtime_ns for path in sorted(work.rglob('*.json'))]
+    edge_decay.main(arguments)  # nothing is repeated
+    assert [path.stat().st_mtime_ns for path in sorted(work.rglob('*.json'))] == before
