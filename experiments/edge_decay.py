@@ -39,6 +39,7 @@ BATCH = 8
 RATE = 5e-3
 WARM_UP = 100
 CHANGES = ('size', 'blocks', 'width', 'steps')  # of a task, by options
+OTHER_TREES = {'roots', 'trees', 'projected'}  # options of arms that do not scan along the map's own tree
 BIN = 20  # px, of the distance along a curve
 EDGE = dict(edge_decay=True)
 ARMS = {
@@ -115,6 +116,7 @@ TASKS = {
         classes=2,
         channels=4,
         width=24,
+        steps=5000,
     ),
 }
 
@@ -200,24 +202,26 @@ def recall_by_distance(predicted: Tensor, labels: Tensor, distance: Tensor) -> l
     bins = distance[labels == 1].long() // BIN
     total = bins.bincount()
     right = bins[predicted[labels == 1] == 1].bincount(minlength=len(total))
-    return [(r / t).item() for r, t in zip(right, total, strict=True) if t >= 200]
+    enough = int((total >= 200).long().cumprod(0).sum())
+    return (right / total)[:enough].tolist()
 
 
 @torch.no_grad()
 def edges(network: Network, pictures: Tensor, labels: Tensor) -> dict[str, list[float]]:
     """Mean distance of edges inside and between objects, and share of those inside, of every block's tree.
 
-    An edge is inside an object if both ends, at the middle of their pixels, have its label; edges of the
-    background are left out.
+    A vertex belongs to class 1 if one of its pixels does, or else to class 2. Edges of the background are
+    left out.
     """
     found = dict(inside=[], between=[], share_inside=[])
-    middle = labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].flatten(1).long()
+    cells = F.pixel_unshuffle(labels.unsqueeze(1), STRIDE)
+    owner = torch.where((cells == 1).any(1), 1, 2 * (cells == 2).any(1)).flatten(1)
     with recorded(network.eval().backbone) as trees:
         network(pictures)
     for block in trees.values():
         distance = tree_edge_distance(block.vertices, block.tree, block.metric)
-        above = middle.gather(1, block.tree.parent.long())
-        inside, between = (middle == above) & (middle > 0) & ~is_root(block.tree), middle != above
+        above = owner.gather(1, block.tree.parent.long())
+        inside, between = (owner == above) & (owner > 0) & ~is_root(block.tree), owner != above
         found['inside'].append(distance[inside].mean().item())
         found['between'].append(distance[between].mean().item())
         found['share_inside'].append((inside.sum() / (inside | between).sum()).item())
@@ -226,7 +230,9 @@ def edges(network: Network, pictures: Tensor, labels: Tensor) -> dict[str, list[
 
 def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task) -> dict:
     """Train one arm with one seed and test it; the result is kept in a file."""
-    path = folder / f'{arm.replace(", ", "_").replace(" ", "-")}-{seed}.json'
+    source = Path(inspect.getfile(ScanAblation)).read_bytes()
+    settings = hashlib.sha256(source + repr(options).encode()).hexdigest()[:8]
+    path = folder / f'{arm.replace(", ", "_").replace(" ", "-")}-{seed}-{settings}.json'
     if path.exists():
         return json.loads(path.read_text())
     torch.set_num_threads(1)
@@ -234,22 +240,29 @@ def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task)
     network, start = Network(task, **options), time.monotonic()
     pictures, labels, *_ = data(name, task.size, task.scenes, 'train', folder)
     train(task, network, pictures, labels, seed, f'{arm}, seed {seed}')
-    row = dict(arm=arm, seed=seed, parameters=sum(p.numel() for p in network.parameters()))
-    row |= dict(train_s=time.monotonic() - start, scores={}, turned={}, agree={}, recall={})
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    row = dict(arm=arm, seed=seed, trained_at=measure.commit(), parameters=parameters)
+    row |= dict(train_s=time.monotonic() - start, scores={}, precision={}, turned={}, agree={}, recall={})
     for size, count in task.sizes.items():
         pictures, labels, *more = data(name, size, count, 'test', folder)
         found = predict(network, pictures)
         row['scores'][str(size)] = score(task, found, labels)
+        if task.dense:
+            row['precision'][str(size)] = (labels[found == 1] == 1).double().mean().item()
         if more:
             row['recall'][str(size)] = recall_by_distance(found, labels, more[0])
         if size == task.size:
-            if task.dense:
+            if (
+                task.dense
+                and not options.keys() & OTHER_TREES
+                and options.get('path') not in ('cross', 'grid')
+            ):
                 row['edges'] = edges(network, pictures[:64], labels[:64])
             for turn, function in TURNS.items():
                 other = predict(network, pictures, function)
                 other = BACK[turn](other) if task.dense else other
                 row['turned'][turn] = score(task, other, labels)
-                marked = labels > 0 if task.dense else labels >= 0
+                marked = labels == 1 if task.dense else labels >= 0
                 row['agree'][turn] = (other == found)[marked].double().mean().item()
     with write_atomically(path) as draft:
         draft.write_text(json.dumps(row))
@@ -267,10 +280,14 @@ def by_arm(rows: tables.Rows) -> dict[str, tables.Rows]:
 def page(rows: tables.Rows) -> list[str]:
     task, some = TASKS[rows[0]['task']], by_arm(rows)
     measured = 'IoU of class 1' if task.dense else 'accuracy'
-    lines = ['', f'{measured}, mean and standard deviation over {len(rows) // len(some)} seeds.']
+    seeds = ' to '.join(map(str, sorted({len(own) for own in some.values()})))
+    lines = ['', f'{measured}, mean and standard deviation over {seeds} seeds.']
+    lines += ['', 'Commits of the trainings: ' + ', '.join(sorted({row['trained_at'] for row in rows})) + '.']
     shown, turned = [], []
     for arm, own in some.items():
         sizes = {f'{size} px': spread([r['scores'][size] for r in own]) for size in own[0]['scores']}
+        precision = [row['precision'] for row in own]
+        sizes |= {f'precision, {size} px': spread([p[size] for p in precision]) for size in precision[0]}
         cost = dict(parameters=own[0]['parameters'], s=round(mean(r['train_s'] for r in own)))
         shown.append({'': arm, **sizes, **cost})
         turned.append({'': arm} | {turn: spread([r['turned'][turn] for r in own]) for turn in TURNS})

@@ -65,6 +65,19 @@ class ScanAblation(GrootV):
         for name, value, known in (('path', path, PATHS), ('roots', roots, ROOTS)):
             if value not in known:
                 raise ValueError(f'ScanAblation: {name} must be one of {", ".join(known)}, got {value!r}')
+        edge = bool(options.get('edge_decay'))
+        grid = edge_alone and roots == 'all' and trees == 1 and options.get('metric', 'cosine') == 'cosine'
+        rules = {
+            'edge_alone and start need edge_decay': edge or not (edge_alone or start is not None),
+            "path 'cross' and roots 'none' read no edge_decay": not (
+                edge and (path == 'cross' or roots == 'none')
+            ),
+            "path 'cross' needs roots 'all'": path != 'cross' or roots == 'all',
+            "path 'grid' needs edge_alone, roots 'all', one tree and the cosine": path != 'grid' or grid,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ValueError(f'ScanAblation: {rule}')
         for ssm in scans(self).values():
             ssm.guide = nn.Linear(*2 * [ssm.D.numel()], bias=False) if projected else nn.Identity()
             if projected:

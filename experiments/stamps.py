@@ -6,8 +6,10 @@ The stamps are files of Debian's package tuxpaint-stamps-default; no installatio
     dpkg-deb -x tuxpaint-stamps-default_*.deb data/stamps
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -36,15 +38,20 @@ NOISE = 4
 
 @lru_cache(1)
 def stamps() -> dict[str, list[np.ndarray]]:
-    """Photographs with their alpha, (h, w, 4) uint8; every fifth file is for 'test', the rest for 'train'."""
+    """Photographs with their alpha, (h, w, 4) uint8: every fifth series for 'test', the rest for 'train'."""
     folder = next((root / INSIDE for root in FOLDERS if (root / INSIDE).is_dir()), None)
     if folder is None:
         raise UserError(
             f'{FOLDERS[0]} does not exist: run apt-get download tuxpaint-stamps-default and '
             f'dpkg-deb -x tuxpaint-stamps-default_*.deb {FOLDERS[0]}'
         )
-    found = [stamp for path in sorted(folder.rglob('*.png')) if (stamp := photograph(path)) is not None]
-    return dict(train=[s for i, s in enumerate(found) if i % 5], test=found[::5])
+    series: dict[str, list[np.ndarray]] = {}  # several pictures of one thing, and their mirror images
+    for path in sorted(folder.rglob('*.png')):
+        if (stamp := photograph(path)) is not None:
+            name = re.sub(r'mirror|\d+[a-z]?|_new|_old', '', path.stem.lower()).strip('_-')
+            series.setdefault(name, []).append(stamp)
+    test, train = list(series.values())[::5], [some for i, some in enumerate(series.values()) if i % 5]
+    return dict(train=list(chain(*train)), test=list(chain(*test)))
 
 
 def photograph(path: Path) -> np.ndarray | None:

@@ -23,6 +23,7 @@ optim_wrapper = dict(
             **{f'stages.{stage}.norm': tenth_spared for stage in range(4)},
             **{f'blocks.{block}.norm': tenth_spared for block in range(9)},
             **{f'blocks.{block}.ssm.D': tenth_spared for block in range(9)},
+            'ssm.edge_scale': tenth_spared,
             'ssm.state_norm': tenth_spared,
             'ssm.out_norm': tenth_spared,
             'mlp.fc1.bias': tenth_spared,

@@ -102,7 +102,7 @@ def two_stamps(tmp_path, monkeypatch):
         picture = np.random.default_rng(number).integers(0, 256, (100, 90, 4), dtype=np.uint8)
         picture[..., 3] = 255
         picture[:20, :, 3] = 0
-        Image.fromarray(picture).save(folder / f'{number}.png')
+        Image.fromarray(picture).save(folder / f'{"abcdef"[number]}.png')
     drawing = np.zeros((100, 90, 4), np.uint8)
     drawing[30:, :, 3] = 255
     Image.fromarray(drawing).save(folder / '7.png')
@@ -148,3 +148,26 @@ def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, two_stamps)
     before = [path.stat().st_mtime_ns for path in sorted(work.rglob('*.json'))]
     edge_decay.main(arguments)  # nothing is repeated
     assert [path.stat().st_mtime_ns for path in sorted(work.rglob('*.json'))] == before
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (dict(edge_alone=True), 'edge_alone and start need edge_decay'),
+        (dict(path='cross', edge_decay=True), "path 'cross' and roots 'none' read no edge_decay"),
+        (dict(path='cross', roots='last'), "path 'cross' needs roots 'all'"),
+        (dict(path='grid', edge_decay=True), "path 'grid' needs edge_alone"),
+        (dict(path='circle'), 'path must be one of'),
+    ],
+)
+def test_arms_that_would_ignore_an_option_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        scans.ScanAblation(arch=ARCH, **options)
+
+
+def test_a_series_of_stamps_is_on_one_side(two_stamps):
+    folder = stamps.FOLDERS[0] / stamps.INSIDE / 'animals'
+    for name in ('a_mirror', 'a12', 'a12b'):
+        (folder / f'{name}.png').write_bytes((folder / 'a.png').read_bytes())
+    found = stamps.stamps()
+    assert len(found['test']) == 4 + 1 and len(found['train']) == 4
