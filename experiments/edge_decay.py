@@ -163,22 +163,25 @@ def data(name: str, size: int, count: int, side: str, folder: Path) -> list[Tens
     return torch.load(path, mmap=True)
 
 
-def train(task: Task, network: Network, pictures: Tensor, labels: Tensor, seed: int, name: str) -> None:
+def train(
+    network: nn.Module, inputs: Sequence[Tensor], labels: Tensor, steps: int, seed: int, name: str
+) -> None:
+    """Train a network, whose arguments are ``inputs``, to give each item's or pixel's class."""
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.01)
-    cosine = lambda step: min((step + 1) / WARM_UP, 0.5 * (1 + np.cos(np.pi * step / task.steps)))  # noqa: E731
+    cosine = lambda step: min((step + 1) / WARM_UP, 0.5 * (1 + np.cos(np.pi * step / steps)))  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     order = torch.Generator().manual_seed(seed)
     network.train()
-    for step in range(task.steps):
-        chosen = torch.randint(len(pictures), (BATCH,), generator=order)
-        loss = F.cross_entropy(network(pictures[chosen]), labels[chosen].long())
+    for step in range(steps):
+        chosen = torch.randint(len(labels), (BATCH,), generator=order)
+        loss = F.cross_entropy(network(*(x[chosen] for x in inputs)), labels[chosen].long())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if (step + 1) % 250 == 0:
-            print(f'{name}: step {step + 1} of {task.steps}, loss {loss.item():.3f}', flush=True)
+            print(f'{name}: step {step + 1} of {steps}, loss {loss.item():.3f}', flush=True)
 
 
 @torch.no_grad()
@@ -239,7 +242,7 @@ def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task)
     torch.manual_seed(seed)
     network, start = Network(task, **options), time.monotonic()
     pictures, labels, *_ = data(name, task.size, task.scenes, 'train', folder)
-    train(task, network, pictures, labels, seed, f'{arm}, seed {seed}')
+    train(network, [pictures], labels, task.steps, seed, f'{arm}, seed {seed}')
     parameters = sum(parameter.numel() for parameter in network.parameters())
     row = dict(arm=arm, seed=seed, trained_at=measure.commit(), parameters=parameters)
     row |= dict(train_s=time.monotonic() - start, scores={}, precision={}, turned={}, agree={}, recall={})
