@@ -231,7 +231,7 @@ def edges(network: Network, pictures: Tensor, labels: Tensor) -> dict[str, list[
     return found
 
 
-def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task) -> dict:
+def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task, commit: str) -> dict:
     """Train one arm with one seed and test it; the result is kept in a file."""
     source = Path(inspect.getfile(ScanAblation)).read_bytes()
     settings = hashlib.sha256(source + repr(options).encode()).hexdigest()[:8]
@@ -244,7 +244,7 @@ def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task)
     pictures, labels, *_ = data(name, task.size, task.scenes, 'train', folder)
     train(network, [pictures], labels, task.steps, seed, f'{arm}, seed {seed}')
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    row = dict(arm=arm, seed=seed, trained_at=measure.commit(), parameters=parameters)
+    row = dict(arm=arm, seed=seed, trained_at=commit, parameters=parameters)
     row |= dict(train_s=time.monotonic() - start, scores={}, precision={}, turned={}, agree={}, recall={})
     for size, count in task.sizes.items():
         pictures, labels, *more = data(name, size, count, 'test', folder)
@@ -285,11 +285,12 @@ def page(rows: tables.Rows) -> list[str]:
     measured = 'IoU of class 1' if task.dense else 'accuracy'
     seeds = ' to '.join(map(str, sorted({len(own) for own in some.values()})))
     lines = ['', f'{measured}, mean and standard deviation over {seeds} seeds.']
-    lines += ['', 'Commits of the trainings: ' + ', '.join(sorted({row['trained_at'] for row in rows})) + '.']
+    commits = sorted({row.get('trained_at', 'not recorded') for row in rows})
+    lines += ['', f'Commits of the trainings: {", ".join(commits)}.']
     shown, turned = [], []
     for arm, own in some.items():
         sizes = {f'{size} px': spread([r['scores'][size] for r in own]) for size in own[0]['scores']}
-        precision = [row['precision'] for row in own]
+        precision = [row.get('precision', {}) for row in own]
         sizes |= {f'precision, {size} px': spread([p[size] for p in precision]) for size in precision[0]}
         cost = dict(parameters=own[0]['parameters'], s=round(mean(r['train_s'] for r in own)))
         shown.append({'': arm, **sizes, **cost})
@@ -373,8 +374,12 @@ def main(argv: list[str] | None = None) -> None:
     for size, count in task.sizes.items():
         data(args.task, size, count, 'test', work_dir)
     todo = [(arm, seed) for seed in range(args.seeds) for arm in args.arms]
+    commit = measure.commit()  # of the code that this process has loaded
     with ProcessPoolExecutor(args.jobs) as pool:
-        runs = [pool.submit(run, args.task, *one, work_dir, (ARMS | VARIANTS)[one[0]], task) for one in todo]
+        runs = [
+            pool.submit(run, args.task, arm, seed, work_dir, (ARMS | VARIANTS)[arm], task, commit)
+            for arm, seed in todo
+        ]
         for one in runs:
             record.add(task=args.task, size=task.size, **one.result())
     print('edge_decay:', *tables.write(path))
