@@ -1,11 +1,14 @@
-"""Train the digits demo with other distances, paths, roots and trees per stage, over several seeds.
+"""Train the demos' networks with other metrics, paths, roots and trees, over several seeds.
 
     python tools/dataset_converters/digits.py data/digits
-    python experiments/ablation.py --out experiments/results/ablation
+    python experiments/ablation.py digits --out experiments/results/ablation/ablation.jsonl
+    python experiments/stamp_scenes.py data/stamp_scenes
+    python experiments/ablation.py detection --out experiments/results/ablation/detection.jsonl
 
-Each run is a training of experiments/ablation_digits.py by tools/train.py. A finished one is not repeated and
-an interrupted one continues, so the same command continues after an interruption, and with more --seeds adds
-to what is there. OUT gets ablation.jsonl, README.md with the table, and ablation.png.
+Each run is a training of experiments/ablation_TASK.py by tools/train.py: a classifier of digits, Mask R-CNN
+or UPerNet on scenes of photographs. A finished one is not repeated and an interrupted one continues, so the
+same command continues after an interruption, and with more --seeds adds to what is there. OUT is the record;
+the page with its table and the picture get its name.
 """
 
 import argparse
@@ -13,6 +16,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -24,39 +30,104 @@ from grootv import cli
 from grootv.errors import UserError
 
 ROOT = measure.ROOT
-CONFIG = 'experiments/ablation_digits.py'
-EARLY = 5  # epochs after which the table gives the accuracy as well
-QUICK = (
-    'train_cfg.max_epochs=3',
-    'param_scheduler.1.begin=1',
-    'param_scheduler.0.end=1',
-    f'train_dataloader.dataset.indices={list(range(0, 1437, 5))}'.replace(' ', ''),
-)
-# What differs from GrootV, and the paper's top-1 on ImageNet-1K for it.
-VARIANTS = {
-    'cosine tree, all roots': ({}, 83.4),
-    'euclidean': (dict(metric='euclidean'), 83.2),
-    'manhattan': (dict(metric='manhattan'), 82.9),
-    'one tree a stage': (dict(tree_per='stage'), 83.4),
-    'first root only': (dict(roots='first'), 82.9),
-    'last root only': (dict(roots='last'), 83.0),
-    'random tree': (dict(path='random'), None),
-    'raster path': (dict(path='raster'), None),
-    'raster scan, last root only': (dict(path='raster', roots='last'), 82.6),
-    'no scan': (dict(roots='none'), None),
+EARLY = 5  # epochs after which the table gives the score as well
+# What differs from GrootV.
+DIGITS = {
+    'cosine tree, all roots': {},
+    'euclidean': dict(metric='euclidean'),
+    'manhattan': dict(metric='manhattan'),
+    'one tree a stage': dict(tree_per='stage'),
+    'first root only': dict(roots='first'),
+    'last root only': dict(roots='last'),
+    'random tree': dict(path='random'),
+    'raster path': dict(path='raster'),
+    'raster scan, last root only': dict(path='raster', roots='last'),
+    'no scan': dict(roots='none'),
+}
+PAPER = {  # top-1 on ImageNet-1K
+    'cosine tree, all roots': 83.4,
+    'euclidean': 83.2,
+    'manhattan': 82.9,
+    'one tree a stage': 83.4,
+    'first root only': 82.9,
+    'last root only': 83.0,
+    'raster scan, last root only': 82.6,
+}
+PHOTOGRAPHS = {
+    'tree, edge': dict(edge_decay=True),
+    'tree': {},
+    'four trees': dict(trees=4),
+    'random tree': dict(path='random'),
+    'raster': dict(path='raster'),
+    'cross scan': dict(path='cross'),
+    'no scan': dict(roots='none'),
 }
 
 
-def train(variant: str, seed: int, work_dir: Path, quick: bool) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how it is scored.
+
+    Attributes:
+        data: Folder of the data, and the command that makes it.
+        measured: What a score is.
+        metrics: Names in the log by those in the table, all in % there.
+        variants: Options of the backbone by name.
+        quick: Options of tools/train.py for --quick.
+    """
+
+    data: tuple[str, str]
+    measured: str
+    metrics: Mapping[str, str]
+    variants: Mapping[str, dict]
+    quick: tuple[str, ...]
+
+
+SCENES = 'data/stamp_scenes', 'python experiments/stamp_scenes.py data/stamp_scenes'
+FEW = tuple(f'{side}_dataloader.dataset.indices=16' for side in ('train', 'val'))
+TASKS = {
+    'digits': Task(
+        ('data/digits', 'python tools/dataset_converters/digits.py data/digits'),
+        'Top-1 accuracy in % on the 359 held-out digits; one digit is 0.28 %',
+        {'top-1': 'accuracy/top1'},
+        DIGITS,
+        (
+            'train_cfg.max_epochs=3',
+            'param_scheduler.1.begin=1',
+            'param_scheduler.0.end=1',
+            f'train_dataloader.dataset.indices={list(range(0, 1437, 5))}'.replace(' ', ''),
+        ),
+    ),
+    'detection': Task(
+        SCENES,
+        "COCO's average precision in % on scenes of held-out photographs",
+        {'box AP': 'coco/bbox_mAP', 'mask AP': 'coco/segm_mAP', 'mask AP at IoU 0.5': 'coco/segm_mAP_50'},
+        PHOTOGRAPHS,
+        ('train_cfg.max_epochs=1', *FEW),
+    ),
+    'segmentation': Task(
+        SCENES,
+        'Mean IoU and pixel accuracy in % on scenes of held-out photographs',
+        {'mIoU': 'mIoU', 'pixel accuracy': 'aAcc'},
+        PHOTOGRAPHS,
+        ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', *FEW),
+    ),
+}
+
+
+def train(name: str, variant: str, seed: int, work_dir: Path, quick: bool) -> None:
     """Train one variant with one seed, unless that is done."""
     if (work_dir / 'done').exists():
         return
-    backbone = [f'model.backbone.{key}={value}' for key, value in VARIANTS[variant][0].items()]
-    options = [f'randomness.seed={seed}', *backbone, *(QUICK if quick else ())]
-    command = [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), '--resume']
+    task = TASKS[name]
+    backbone = [f'model.backbone.{key}={value}' for key, value in task.variants[variant].items()]
+    options = [f'randomness.seed={seed}', *backbone, *(task.quick if quick else ())]
+    config = f'experiments/ablation_{name}.py'
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), '--resume']
     command += ['--cfg-options', *options]
     work_dir.mkdir(parents=True, exist_ok=True)
     log, environment = work_dir / 'output.txt', os.environ | dict(PYTHONWARNINGS='ignore')
+    print(f'{variant}, seed {seed}: trains, see {log}', flush=True)
     with log.open('w') as output:
         result = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     if result.returncode:
@@ -65,19 +136,20 @@ def train(variant: str, seed: int, work_dir: Path, quick: bool) -> None:
     (work_dir / 'done').touch()
 
 
-def accuracies(work_dir: Path) -> list[float]:
-    """Top-1 accuracy in % after each epoch, from the logs of all starts; the last word on an epoch counts."""
+def scores(work_dir: Path, key: str) -> list[float]:
+    """A metric in % after each evaluation, from the logs of all starts; the last word on a step counts."""
     found = {}
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         records = [json.loads(line) for line in path.read_text().splitlines() if line]
-        found |= {record['step']: record['accuracy/top1'] for record in records if 'accuracy/top1' in record}
-    return [round(found[epoch], 3) for epoch in sorted(found)]
+        found |= {record['step']: record[key] for record in records if key in record}
+    scale = 100 if key.startswith('coco/') else 1
+    return [round(scale * found[step], 3) for step in sorted(found)]
 
 
-def by_variant(rows: tables.Rows) -> dict[str, np.ndarray]:
-    """Accuracies (seeds, epochs) of each variant."""
+def by_variant(rows: tables.Rows, metric: str) -> dict[str, np.ndarray]:
+    """Scores (seeds, evaluations) of each variant."""
     names = dict.fromkeys(row['variant'] for row in rows)
-    return {name: np.array([r['accuracy'] for r in rows if r['variant'] == name]) for name in names}
+    return {name: np.array([r['scores'][metric] for r in rows if r['variant'] == name]) for name in names}
 
 
 def spread(values: np.ndarray) -> str:
@@ -85,58 +157,88 @@ def spread(values: np.ndarray) -> str:
 
 
 def page(rows: tables.Rows) -> list[str]:
-    epochs, paper = len(rows[0]['accuracy']), {row['variant']: row['paper'] for row in rows}
-    early, shown = min(EARLY, epochs), []
-    for name, curves in by_variant(rows).items():
-        first, last = curves[:, early - 1].tolist(), curves[:, -1].tolist()
-        row = {'': name, f'after epoch {early}': spread(first), f'after epoch {epochs}': spread(last)}
-        row['lowest, highest'] = f'{min(last):.1f}, {max(last):.1f}'
-        shown.append(row | {'paper, ImageNet-1K': paper[name]})
-    seeds = len({row['seed'] for row in rows})
-    said = f'Top-1 accuracy in % on the 359 held-out digits, mean and standard deviation over {seeds} seed'
-    return ['', said + 's' * (seeds > 1) + '; one digit is 0.28 %.', *tables.table(shown)]
+    task, seeds = TASKS[rows[0]['task']], len({row['seed'] for row in rows})
+    said = f'{task.measured}. Mean and standard deviation over {seeds} seed' + 's' * (seeds > 1)
+    shown: dict[str, dict] = {row['variant']: {'': row['variant']} for row in rows}
+    for metric in task.metrics:
+        for name, curves in by_variant(rows, metric).items():
+            if (epochs := curves.shape[1]) > EARLY and len(task.metrics) == 1:
+                shown[name][f'after epoch {EARLY}'] = spread(curves[:, EARLY - 1].tolist())
+            last = curves[:, -1].tolist()
+            title = f'after epoch {epochs}' if len(task.metrics) == 1 else metric
+            shown[name][title] = spread(last)
+            if metric == next(iter(task.metrics)):
+                shown[name]['lowest, highest'] = f'{min(last):.1f}, {max(last):.1f}'
+    if task.variants is DIGITS:
+        for name, line in shown.items():
+            line['paper, ImageNet-1K'] = PAPER.get(name)
+    return ['', f'{said}.', *tables.table(list(shown.values()))]
 
 
 def draw(rows: tables.Rows) -> tables.plt.Figure:
-    """Accuracy of every run after the last epoch, and of every variant over the epochs."""
+    """The first metric of every run after the last evaluation, and of every variant over the training."""
+    metric = next(iter(TASKS[rows[0]['task']].metrics))
     figure, (left, right) = tables.plt.subplots(1, 2, figsize=(11, 4.8), layout='constrained')
-    for line, (name, curves) in enumerate(by_variant(rows).items()):
-        lines = line + np.linspace(-0.2, 0.2, len(curves))  # equal accuracies side by side
+    found = by_variant(rows, metric)
+    for line, (name, curves) in enumerate(found.items()):
+        lines = line + np.linspace(-0.2, 0.2, len(curves))  # equal scores side by side
         left.plot(curves[:, -1], lines, 'o', alpha=0.5)
         left.plot(curves[:, -1].mean(), line, 'k|', markersize=22)
         right.plot(np.arange(1, curves.shape[1] + 1), 100 - curves.mean(0), label=name)
-    left.set_yticks(range(len(by_variant(rows))), by_variant(rows))
+    left.set_yticks(range(len(found)), found)
     left.invert_yaxis()
-    left.set(xlabel='top-1 accuracy after the last epoch, %', title='every run, and the mean')
-    right.set(xlabel='epoch', ylabel='mean top-1 error, %', title='error over the training', yscale='log')
+    left.set(xlabel=f'{metric} after the last evaluation, %', title='every run, and the mean')
+    right.set(xlabel='evaluation', ylabel=f'100 - mean {metric}, %', title='over the training', yscale='log')
     right.legend(fontsize=8)
     return figure
 
 
-LAYOUT = 'Ablation on the digits demo', page, draw
+LAYOUT = 'Ablation', page, draw
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add('--seeds', type=measure.positive, default=5, help='number of seeds, from 0; default 5')
-    add('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME')
-    add('--quick', action='store_true', help='three epochs on a fifth of the digits')
+    add('task', choices=TASKS)
+    add('--seeds', type=measure.positive, default=3, help='number of seeds, from 0; default 3')
+    add('--variants', nargs='+', choices=DIGITS | PHOTOGRAPHS, metavar='NAME', help="default: the task's")
+    add('--jobs', type=measure.positive, default=1, help='trainings at a time')
+    add('--quick', action='store_true', help='a few steps on a part of the data')
     add('--work-dir', type=Path, help='folder of the runs; default work_dirs/ablation[-quick]')
-    add('--out', type=Path, help='folder for table and picture; default: that of the runs')
+    add('--out', type=Path, help='record, a file that ends in .jsonl; default: with the runs')
     args = parser.parse_args(argv)
-    if not (ROOT / 'data/digits').is_dir():
-        command = 'python tools/dataset_converters/digits.py data/digits'
-        raise UserError(f'data/digits does not exist: run {command}')
-    work_dir = (args.work_dir or ROOT / f'work_dirs/ablation{"-quick" * args.quick}').absolute()
-    path = measure.record_path(parser, (args.out or work_dir) / 'ablation.jsonl')
+    task = TASKS[args.task]
+    variants = args.variants or list(task.variants)
+    for name in variants:
+        if name not in task.variants:
+            raise UserError(f'{name!r} is no variant of {args.task}: choose from {", ".join(task.variants)}')
+    if not (ROOT / task.data[0]).is_dir():
+        raise UserError(f'{task.data[0]} does not exist: run {task.data[1]}')
+    folder = (args.work_dir or ROOT / f'work_dirs/ablation{"-quick" * args.quick}').absolute()
+    path = measure.record_path(parser, args.out or folder / f'{args.task}.jsonl')
     record = measure.Record('ablation', path, args.quick)
-    todo = [(variant, seed) for seed in range(args.seeds) for variant in args.variants]
-    for number, (variant, seed) in enumerate(todo, 1):
-        folder = work_dir / variant.replace(', ', '_').replace(' ', '-') / f'seed-{seed}'
-        print(f'[{number}/{len(todo)}] {variant}, seed {seed}', flush=True)
-        train(variant, seed, folder, args.quick)
-        record.add(variant=variant, seed=seed, paper=VARIANTS[variant][1], accuracy=accuracies(folder))
+    todo = [(variant, seed) for seed in range(args.seeds) for variant in variants]
+    places = [
+        folder / args.task / variant.replace(', ', '_').replace(' ', '-') / f'seed-{seed}'
+        for variant, seed in todo
+    ]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [
+            pool.submit(train, args.task, *one, place, args.quick)
+            for one, place in zip(todo, places, strict=True)
+        ]
+        for (variant, seed), place, run in zip(todo, places, runs, strict=True):
+            try:
+                run.result()
+            except UserError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            record.add(
+                task=args.task,
+                variant=variant,
+                seed=seed,
+                scores={name: scores(place, key) for name, key in task.metrics.items()},
+            )
     print('ablation:', *tables.write(path))
 
 

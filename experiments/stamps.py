@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import measure
@@ -36,18 +37,31 @@ CLICK = 2  # px, radius of the mark
 NOISE = 4
 
 
+class Stamp(NamedTuple):
+    """A cut-out photograph.
+
+    Attributes:
+        picture: Colours and alpha, (h, w, 4) uint8.
+        kind: The folder that it lies in, for example 'animals'.
+    """
+
+    picture: np.ndarray
+    kind: str
+
+
 @lru_cache(1)
-def stamps() -> dict[str, list[np.ndarray]]:
-    """Photographs with their alpha, (h, w, 4) uint8: every fifth series for 'test', the rest for 'train'."""
+def stamps() -> dict[str, list[Stamp]]:
+    """The photographs among the stamps: every fifth series for 'test', the rest for 'train'."""
     folder = next((root / INSIDE for root in FOLDERS if (root / INSIDE).is_dir()), None)
     if folder is None:
         raise UserError(
             f'{FOLDERS[0]} does not exist: run apt-get download tuxpaint-stamps-default and '
             f'dpkg-deb -x tuxpaint-stamps-default_*.deb {FOLDERS[0]}'
         )
-    series: dict[str, list[np.ndarray]] = {}  # several pictures of one thing, and their mirror images
+    series: dict[str, list[Stamp]] = {}  # several pictures of one thing, and their mirror images
     for path in sorted(folder.rglob('*.png')):
-        if (stamp := photograph(path)) is not None:
+        if (picture := photograph(path)) is not None:
+            stamp = Stamp(picture, path.relative_to(folder).parts[0])
             name = re.sub(r'mirror|\d+[a-z]?|_new|_old', '', path.stem.lower()).strip('_-')
             series.setdefault(name, []).append(stamp)
     test, train = list(series.values())[::5], [some for i, some in enumerate(series.values()) if i % 5]
@@ -80,16 +94,21 @@ def backgrounds() -> dict[str, list[np.ndarray]]:
     return {side: [read(name) for name in names] for side, names in BACKGROUNDS.items()}
 
 
-def scene(size: int, side: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (size, size, 3) float32 and the object of every pixel (size, size) uint8, 0 for none."""
+def scene(size: int, side: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """A picture (size, size, 3) float32, the object of every pixel (size, size) uint8, and their kinds.
+
+    Objects are numbered from 1, 0 is the background.
+    """
     ground = backgrounds()[side][rng.integers(len(BACKGROUNDS[side]))]
     window = int(rng.uniform(0.5, 1) * min(ground.shape[:2]))
     top, left = (int(rng.integers(length - window + 1)) for length in ground.shape[:2])
     crop = ground[top : top + window, left : left + window]
     picture = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    objects = np.zeros((size, size), np.uint8)
+    objects, kinds = np.zeros((size, size), np.uint8), []
     for number in range(1, int(rng.integers(STAMPS_PER_SCENE[0], STAMPS_PER_SCENE[1] + 1)) + 1):
-        stamp = stamps()[side][rng.integers(len(stamps()[side]))][:, :: rng.choice((1, -1))]
+        stamp, kind = stamps()[side][rng.integers(len(stamps()[side]))]
+        stamp = stamp[:, :: rng.choice((1, -1))]
+        kinds.append(kind)
         scale = rng.uniform(*SIDES) * size / max(stamp.shape[:2])
         width, height = (max(1, round(scale * length)) for length in stamp.shape[1::-1])
         stamp = cv2.resize(stamp, (width, height), interpolation=cv2.INTER_AREA)
@@ -99,7 +118,7 @@ def scene(size: int, side: str, rng: np.random.Generator) -> tuple[np.ndarray, n
         colour, alpha = stamp[clip][..., :3], stamp[clip][..., 3:] / np.float32(255)
         picture[place] += alpha * (colour - picture[place])
         objects[place][alpha[..., 0] > 0.5] = number
-    return picture, objects
+    return picture, objects, kinds
 
 
 def click_scene(size: int, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +134,7 @@ def click_scene(size: int, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]
     """
     rng = np.random.default_rng(seed)
     while True:
-        picture, objects = scene(size, ('test', 'train')[seed[0]], rng)
+        picture, objects, _ = scene(size, ('test', 'train')[seed[0]], rng)
         number = int(rng.integers(1, max(2, objects.max() + 1)))
         mask = (objects == number).astype(np.uint8)
         inner = np.argwhere(cv2.erode(mask, np.ones((5, 5), np.uint8), borderValue=0))

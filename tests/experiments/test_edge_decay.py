@@ -5,12 +5,9 @@ import edge_decay
 import measure
 import numpy as np
 import pytest
-import stamps
 import torch
-from PIL import Image
 
 from experiments import scans
-from grootv.errors import UserError
 from grootv.models import GrootV
 from grootv.ops import build_tree, tree_edge_distance, tree_scan
 
@@ -93,40 +90,8 @@ def test_recall_is_counted_by_distance():
     assert edge_decay.score(task, predicted, labels) == 0.75
 
 
-@pytest.fixture
-def two_stamps(tmp_path, monkeypatch):
-    """A folder with photographs of noise, and one drawing."""
-    folder = tmp_path / stamps.INSIDE / 'animals'
-    folder.mkdir(parents=True)
-    for number in range(6):
-        picture = np.random.default_rng(number).integers(0, 256, (100, 90, 4), dtype=np.uint8)
-        picture[..., 3] = 255
-        picture[:20, :, 3] = 0
-        Image.fromarray(picture).save(folder / f'{"abcdef"[number]}.png')
-    drawing = np.zeros((100, 90, 4), np.uint8)
-    drawing[30:, :, 3] = 255
-    Image.fromarray(drawing).save(folder / '7.png')
-    monkeypatch.setattr(stamps, 'FOLDERS', (tmp_path,))
-    stamps.stamps.cache_clear()
-    yield
-    stamps.stamps.cache_clear()
-
-
-def test_stamps_are_cropped_and_drawings_left_out(two_stamps):
-    found = stamps.stamps()
-    assert len(found['train']) == 4 and len(found['test']) == 2
-    assert found['test'][0].shape == (80, 90, 4)
-
-
-def test_missing_stamps_say_where_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(stamps, 'FOLDERS', (tmp_path / 'stamps',))
-    stamps.stamps.cache_clear()
-    with pytest.raises(UserError, match='apt-get download tuxpaint-stamps-default'):
-        stamps.stamps()
-
-
 @pytest.mark.parametrize('name', edge_decay.TASKS)
-def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, two_stamps):
+def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, few_stamps):
     task = edge_decay.TASKS[name]
     small = task.size if task.size < 64 else 64
     sizes = {small: 4, 2 * small: 2} if task.dense else {small: 4}
@@ -163,11 +128,3 @@ def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, two_stamps)
 def test_arms_that_would_ignore_an_option_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         scans.ScanAblation(arch=ARCH, **options)
-
-
-def test_a_series_of_stamps_is_on_one_side(two_stamps):
-    folder = stamps.FOLDERS[0] / stamps.INSIDE / 'animals'
-    for name in ('a_mirror', 'a12', 'a12b'):
-        (folder / f'{name}.png').write_bytes((folder / 'a.png').read_bytes())
-    found = stamps.stamps()
-    assert len(found['test']) == 4 + 1 and len(found['train']) == 4
