@@ -52,12 +52,13 @@ class Arm:
             every word and every patch. 'random': the same graph under random weights. 'two': one tree of the
             patches, and the chain of the words.
         pooled: Add a projection of the mean word to every patch before the scan.
-        edge_decay: As for GrootV.
+        edge_decay, metric: As for GrootV.
     """
 
     tree: str
     pooled: bool = False
     edge_decay: bool = True
+    metric: str = 'cosine'
 
 
 ARMS = {
@@ -67,6 +68,8 @@ ARMS = {
     'two trees and pooled words, edge': Arm('two', pooled=True),
     'one tree and pooled words, edge': Arm('one', pooled=True),
     'two trees, edge': Arm('two'),
+    'one tree, edge, euclidean': Arm('one', metric='euclidean'),
+    'one tree, edge, manhattan': Arm('one', metric='manhattan'),
 }
 
 
@@ -115,7 +118,7 @@ class Block(nn.Module):
         super().__init__()
         self.arm = arm
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6), nn.LayerNorm(WIDTH, eps=1e-6)
-        self.ssm, self.mlp = TreeSSM(WIDTH, edge_decay=arm.edge_decay), MLP(WIDTH)
+        self.ssm, self.mlp = TreeSSM(WIDTH, metric=arm.metric, edge_decay=arm.edge_decay), MLP(WIDTH)
         self.to_patches = nn.Linear(WIDTH, 2 * WIDTH)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -129,7 +132,7 @@ class Block(nn.Module):
         vertices = F.silu(torch.cat([maps, words], 1))
         if self.arm.tree == 'two':
             halves = vertices[:, :patches], vertices[:, patches:]
-            trees = build_tree(halves[0].unflatten(1, grid)), raster_tree(len(x), LENGTH)
+            trees = build_tree(halves[0].unflatten(1, grid), ssm.metric), raster_tree(len(x), LENGTH)
             found = [self.scan(half, tree) for half, tree in zip(halves, trees, strict=True)]
             h, C, scanned = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         else:

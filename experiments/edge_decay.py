@@ -36,9 +36,11 @@ from grootv.visualization.topology import is_root
 
 STRIDE = 4  # of the one stage
 BATCH = 8
-RATE = 5e-3
 WARM_UP = 100
-CHANGES = ('size', 'blocks', 'width', 'steps')  # of a task, by options
+CHANGES = dict(  # options that change a task
+    **dict.fromkeys(('size', 'blocks', 'width', 'steps'), measure.positive),
+    rate=float,
+)
 OTHER_TREES = {'roots', 'trees', 'projected'}  # options of arms that do not scan along the map's own tree
 BIN = 20  # px, of the distance along a curve
 EDGE = dict(edge_decay=True)
@@ -101,6 +103,7 @@ class Task:
     blocks: int = 3
     steps: int = 1500
     scenes: int = 6000
+    rate: float = 5e-3
 
 
 TASKS = {
@@ -145,7 +148,7 @@ class Network(nn.Module):
 
 def digest(task: Task) -> str:
     """Of all that a run's result depends on but the network, so that no other settings' files are read."""
-    settings = repr((replace(task, scene=task.scene.__qualname__), BATCH, RATE, WARM_UP))
+    settings = repr((replace(task, scene=task.scene.__qualname__), BATCH, WARM_UP))
     source = Path(inspect.getfile(task.scene)).read_bytes()
     return hashlib.sha256(source + settings.encode()).hexdigest()[:8]
 
@@ -164,10 +167,16 @@ def data(name: str, size: int, count: int, side: str, folder: Path) -> list[Tens
 
 
 def train(
-    network: nn.Module, inputs: Sequence[Tensor], labels: Tensor, steps: int, seed: int, name: str
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    labels: Tensor,
+    steps: int,
+    seed: int,
+    name: str,
+    rate: float = Task.rate,
 ) -> None:
     """Train a network, whose arguments are ``inputs``, to give each item's or pixel's class."""
-    optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
     cosine = lambda step: min((step + 1) / WARM_UP, 0.5 * (1 + np.cos(np.pi * step / steps)))  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     order = torch.Generator().manual_seed(seed)
@@ -242,7 +251,7 @@ def run(name: str, arm: str, seed: int, folder: Path, options: dict, task: Task,
     torch.manual_seed(seed)
     network, start = Network(task, **options), time.monotonic()
     pictures, labels, *_ = data(name, task.size, task.scenes, 'train', folder)
-    train(network, [pictures], labels, task.steps, seed, f'{arm}, seed {seed}')
+    train(network, [pictures], labels, task.steps, seed, f'{arm}, seed {seed}', task.rate)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     row = dict(arm=arm, seed=seed, trained_at=commit, parameters=parameters)
     row |= dict(train_s=time.monotonic() - start, scores={}, precision={}, turned={}, agree={}, recall={})
@@ -354,8 +363,8 @@ def main(argv: list[str] | None = None) -> None:
     add('--seeds', type=measure.positive, default=3, help='number of seeds, from 0; default 3')
     add('--arms', nargs='+', choices=ARMS | VARIANTS, default=list(ARMS), metavar='ARM')
     add('--jobs', type=measure.positive, default=1, help='runs at a time, of one thread each')
-    for name in CHANGES:
-        add(f'--{name}', type=measure.positive, help="default: the task's")
+    for name, kind in CHANGES.items():
+        add(f'--{name}', type=kind, help="default: the task's")
     add('--quick', action='store_true', help='a few steps on a few scenes')
     add('--work-dir', type=Path, help='folder of scenes and runs; default work_dirs/edge_decay')
     add('--out', type=Path, help='record; default: with the runs')
