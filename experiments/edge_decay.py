@@ -330,11 +330,12 @@ def draw(rows: tables.Rows) -> tables.plt.Figure:
     task, some = TASKS[rows[0]['task']], by_arm(rows)
     size = rows[0]['size']
     sizes = [key for key in (str(size), str(2 * size)) if key in rows[0]['recall']]
-    shape = dict(figsize=(5.5 * (1 + len(sizes)), 4.6), layout='constrained', squeeze=False)
+    shape = dict(figsize=(5.5 * (1 + len(sizes)) + 1.5, 4.6), layout='constrained', squeeze=False)
     figure, ((left, *others),) = tables.plt.subplots(1, 1 + len(sizes), **shape)
-    for line, own in enumerate(some.values()):
+    colours = dict(zip(some, tables.plt.get_cmap('tab20').colors, strict=False))
+    for line, (arm, own) in enumerate(some.items()):
         values = [row['scores'][str(size)] for row in own]
-        left.plot(values, [line] * len(values), 'o', alpha=0.6)
+        left.plot(values, [line] * len(values), 'o', alpha=0.6, color=colours[arm])
         left.plot(mean(values), line, 'k|', markersize=20)
     left.set_yticks(range(len(some)), some)
     left.invert_yaxis()
@@ -343,13 +344,13 @@ def draw(rows: tables.Rows) -> tables.plt.Figure:
         for arm, own in some.items():
             shortest = min(len(row['recall'][key]) for row in own)
             recall = np.mean([row['recall'][key][:shortest] for row in own], axis=0)
-            axes.plot(BIN * (np.arange(shortest) + 0.5), recall, label=arm)
+            axes.plot(BIN * (np.arange(shortest) + 0.5), recall, label=arm, color=colours[arm])
         axes.set(
             xlabel='px from the mark, along the curve', ylabel='recall', ylim=(0, 1.02), title=f'{key} px'
         )
         axes.grid(alpha=0.3)
     if others:
-        others[-1].legend(fontsize=8)
+        figure.legend(*others[-1].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     return figure
 
 

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def machine(device: str) -> dict:
     packages = [found for name in PACKAGES for found in importlib.metadata.distributions(name=name)]
     cpu = re.search(r'^model name\s*: (.*)', cpuinfo(), re.MULTILINE)
     return dict(
-        command=' '.join(['python', f'experiments/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
+        command=shlex.join(['python', f'experiments/{Path(sys.argv[0]).name}', *sys.argv[1:]]),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         commit=commit(),
         device=torch.cuda.get_device_name() if device == 'cuda' else 'cpu',

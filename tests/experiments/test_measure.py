@@ -30,6 +30,11 @@ def test_rows_are_judged_rounded_and_written_as_they_come(tmp_path):
     assert measure.Record('ops', None, quick=True).judge('x', 3.0, 2.0)['verdict'] == 'none'
 
 
+def test_the_recorded_command_can_be_given_to_a_shell(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['/somewhere/a.py', '--arms', 'tree, edge', 'tree'])
+    assert measure.machine('cpu')['command'] == "python experiments/a.py --arms 'tree, edge' tree"
+
+
 @pytest.mark.parametrize(
     ('script', 'arguments', 'sentence'),
     [
