@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -390,8 +391,13 @@ def main(argv: list[str] | None = None) -> None:
             pool.submit(run, args.task, arm, seed, work_dir, (ARMS | VARIANTS)[arm], task, commit)
             for arm, seed in todo
         ]
-        for one in runs:
-            record.add(task=args.task, size=task.size, **one.result())
+        try:
+            for one in runs:
+                record.add(task=args.task, size=task.size, **one.result())
+        except BaseException:  # a signal, or a run that failed: the others end too
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
     print('edge_decay:', *tables.write(path))
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import curves
 import edge_decay
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from experiments import scans
+from grootv.errors import UserError
 from grootv.models import GrootV
 from grootv.ops import build_tree, tree_edge_distance, tree_scan
 
@@ -128,3 +130,18 @@ def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, few_stamps)
 def test_arms_that_would_ignore_an_option_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         scans.ScanAblation(arch=ARCH, **options)
+
+
+def fail_or_sleep(name, arm, *rest):
+    if arm == 'no scan':
+        raise UserError('no memory')
+    time.sleep(600)
+
+
+def test_a_failed_run_ends_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(edge_decay, 'run', fail_or_sleep)
+    arguments = ['tracing', '--quick', '--arms', 'no scan', 'tree', '--jobs', '2']
+    start = time.monotonic()
+    with pytest.raises(UserError, match='no memory'):
+        edge_decay.main([*arguments, '--work-dir', str(tmp_path), '--out', str(tmp_path / 'a.jsonl')])
+    assert time.monotonic() - start < 300
