@@ -17,8 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -30,7 +29,7 @@ from grootv import cli
 from grootv.errors import UserError
 
 ROOT = measure.ROOT
-EARLY = 5  # epochs after which the table gives the score as well
+EARLY = 5  # evaluations after which the table gives the scores of a longer training as well
 # What differs from GrootV.
 DIGITS = {
     'cosine tree, all roots': {},
@@ -44,7 +43,7 @@ DIGITS = {
     'raster scan, last root only': dict(path='raster', roots='last'),
     'no scan': dict(roots='none'),
 }
-PAPER = {  # top-1 on ImageNet-1K
+PAPER = {
     'cosine tree, all roots': 83.4,
     'euclidean': 83.2,
     'manhattan': 82.9,
@@ -74,6 +73,7 @@ class Task:
         metrics: Names in the log by those in the table, all in % there.
         variants: Options of the backbone by name.
         quick: Options of tools/train.py for --quick.
+        paper: The paper's top-1 on ImageNet-1K, of some variants.
     """
 
     data: tuple[str, str]
@@ -81,6 +81,7 @@ class Task:
     metrics: Mapping[str, str]
     variants: Mapping[str, dict]
     quick: tuple[str, ...]
+    paper: Mapping[str, float] = field(default_factory=dict)
 
 
 SCENES = 'data/stamp_scenes', 'python experiments/stamp_scenes.py data/stamp_scenes'
@@ -97,6 +98,7 @@ TASKS = {
             'param_scheduler.0.end=1',
             f'train_dataloader.dataset.indices={list(range(0, 1437, 5))}'.replace(' ', ''),
         ),
+        PAPER,
     ),
     'detection': Task(
         SCENES,
@@ -127,7 +129,6 @@ def train(name: str, variant: str, seed: int, work_dir: Path, quick: bool) -> No
     command += ['--cfg-options', *options]
     work_dir.mkdir(parents=True, exist_ok=True)
     log, environment = work_dir / 'output.txt', os.environ | dict(PYTHONWARNINGS='ignore')
-    print(f'{variant}, seed {seed}: trains, see {log}', flush=True)
     with log.open('w') as output:
         result = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
     if result.returncode:
@@ -162,16 +163,16 @@ def page(rows: tables.Rows) -> list[str]:
     shown: dict[str, dict] = {row['variant']: {'': row['variant']} for row in rows}
     for metric in task.metrics:
         for name, curves in by_variant(rows, metric).items():
-            if (epochs := curves.shape[1]) > EARLY and len(task.metrics) == 1:
-                shown[name][f'after epoch {EARLY}'] = spread(curves[:, EARLY - 1].tolist())
-            last = curves[:, -1].tolist()
-            title = f'after epoch {epochs}' if len(task.metrics) == 1 else metric
-            shown[name][title] = spread(last)
-            if metric == next(iter(task.metrics)):
-                shown[name]['lowest, highest'] = f'{min(last):.1f}, {max(last):.1f}'
-    if task.variants is DIGITS:
+            last, count = curves[:, -1].tolist(), curves.shape[1]
+            if count >= 2 * EARLY:
+                shown[name][f'{metric} after {EARLY} of {count} epochs'] = spread(
+                    curves[:, EARLY - 1].tolist()
+                )
+            shown[name][metric] = spread(last)
+            shown[name][f'{metric}, lowest, highest'] = f'{min(last):.1f}, {max(last):.1f}'
+    if task.paper:
         for name, line in shown.items():
-            line['paper, ImageNet-1K'] = PAPER.get(name)
+            line['paper, ImageNet-1K'] = task.paper.get(name)
     return ['', f'{said}.', *tables.table(list(shown.values()))]
 
 
@@ -202,7 +203,6 @@ def main(argv: list[str] | None = None) -> None:
     add('task', choices=TASKS)
     add('--seeds', type=measure.positive, default=3, help='number of seeds, from 0; default 3')
     add('--variants', nargs='+', choices=DIGITS | PHOTOGRAPHS, metavar='NAME', help="default: the task's")
-    add('--jobs', type=measure.positive, default=1, help='trainings at a time')
     add('--quick', action='store_true', help='a few steps on a part of the data')
     add('--work-dir', type=Path, help='folder of the runs; default work_dirs/ablation[-quick]')
     add('--out', type=Path, help='record, a file that ends in .jsonl; default: with the runs')
@@ -218,27 +218,12 @@ def main(argv: list[str] | None = None) -> None:
     path = measure.record_path(parser, args.out or folder / f'{args.task}.jsonl')
     record = measure.Record('ablation', path, args.quick)
     todo = [(variant, seed) for seed in range(args.seeds) for variant in variants]
-    places = [
-        folder / args.task / variant.replace(', ', '_').replace(' ', '-') / f'seed-{seed}'
-        for variant, seed in todo
-    ]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [
-            pool.submit(train, args.task, *one, place, args.quick)
-            for one, place in zip(todo, places, strict=True)
-        ]
-        for (variant, seed), place, run in zip(todo, places, runs, strict=True):
-            try:
-                run.result()
-            except UserError:
-                pool.shutdown(cancel_futures=True)
-                raise
-            record.add(
-                task=args.task,
-                variant=variant,
-                seed=seed,
-                scores={name: scores(place, key) for name, key in task.metrics.items()},
-            )
+    for number, (variant, seed) in enumerate(todo, 1):
+        place = folder / args.task / variant.replace(', ', '_').replace(' ', '-') / f'seed-{seed}'
+        print(f'[{number}/{len(todo)}] {variant}, seed {seed}', flush=True)
+        train(args.task, variant, seed, place, args.quick)
+        found = {name: scores(place, key) for name, key in task.metrics.items()}
+        record.add(task=args.task, variant=variant, seed=seed, scores=found)
     print('ablation:', *tables.write(path))
 
 

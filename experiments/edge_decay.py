@@ -40,7 +40,7 @@ BATCH = 8
 WARM_UP = 100
 CHANGES = dict(  # options that change a task
     **dict.fromkeys(('size', 'blocks', 'width', 'steps'), measure.positive),
-    rate=float,
+    rate=measure.positive_float,
 )
 OTHER_TREES = {'roots', 'trees', 'projected'}  # options of arms that do not scan along the map's own tree
 BIN = 20  # px, of the distance along a curve
