@@ -17,3 +17,9 @@ val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/validation.json')
 test_evaluator = val_evaluator
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=100),
+    dict(type='MultiStepLR', by_epoch=True, milestones=[2], gamma=0.1),
+]
+train_cfg = dict(max_epochs=3)

@@ -35,3 +35,10 @@ scenes = dict(
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline, **scenes))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **scenes))
 test_dataloader = val_dataloader
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=100),
+    dict(type='PolyLR', power=1.0, by_epoch=False, begin=100, end=1200),
+]
+train_cfg = dict(max_iters=1200, val_interval=400)
+default_hooks = dict(checkpoint=dict(interval=400))

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from experiments.scans import ScanAblation
 from grootv import cli
+from grootv.errors import UserError
 from grootv.files import write_atomically
 from grootv.ops import tree_edge_distance
 from grootv.visualization.blocks import recorded
@@ -39,7 +40,7 @@ STRIDE = 4  # of the one stage
 BATCH = 8
 WARM_UP = 100
 CHANGES = dict(  # options that change a task
-    **dict.fromkeys(('size', 'blocks', 'width', 'steps'), measure.positive),
+    **dict.fromkeys(('size', 'enlarge', 'blocks', 'width', 'steps'), measure.positive),
     rate=measure.positive_float,
 )
 OTHER_TREES = {'roots', 'trees', 'projected'}  # options of arms that do not scan along the map's own tree
@@ -89,7 +90,8 @@ class Task:
         size: Side of the training images; ``sizes`` of the test images, with their number.
         classes: Number of classes; class 1 is scored.
         dense: Whether pixels have labels, or the image has one.
-        enlarge: How much the picture is enlarged before the network.
+        enlarge: How much the picture is enlarged before the network: a vertex has STRIDE / enlarge pixels a
+            side.
     """
 
     title: str
@@ -106,11 +108,19 @@ class Task:
     scenes: int = 6000
     rate: float = 5e-3
 
+    @property
+    def vertex(self) -> int:
+        """Pixels on a side of a vertex."""
+        return STRIDE // self.enlarge
+
 
 TASKS = {
     'tracing': Task('Curve tracing', curves.tracing_scene, 64, {64: 1000, 128: 300, 256: 100}, classes=3),
     'pathfinder-32': Task(
         'Pathfinder, 32 px', curves.pathfinder_scene, 32, {32: 2000}, classes=2, dense=False, enlarge=STRIDE
+    ),
+    'pathfinder-64': Task(
+        'Pathfinder, 64 px', curves.pathfinder_scene, 64, {64: 2000}, classes=2, dense=False, enlarge=STRIDE
     ),
     'clicks': Task(
         'Click to segment photographs',
@@ -135,7 +145,7 @@ class Network(nn.Module):
         self.backbone = ScanAblation(arch=arch, in_channels=task.channels, out_indices=(0,), **arm)
         self.backbone.stages = self.backbone.stages[:1]
         self.backbone.stages[0].downsample = None
-        pixels = STRIDE**2 if task.dense else 1
+        pixels = task.vertex**2 if task.dense else 1
         self.head = nn.Conv2d(task.width, task.classes * pixels, 1)
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -144,7 +154,7 @@ class Network(nn.Module):
         if self.task.enlarge > 1:
             x = F.interpolate(x, scale_factor=self.task.enlarge)
         logits = self.head(self.backbone(x)[0])
-        return F.pixel_shuffle(logits, STRIDE) if self.task.dense else logits.mean((2, 3))
+        return F.pixel_shuffle(logits, self.task.vertex) if self.task.dense else logits.mean((2, 3))
 
 
 def digest(task: Task) -> str:
@@ -227,7 +237,7 @@ def edges(network: Network, pictures: Tensor, labels: Tensor) -> dict[str, list[
     left out.
     """
     found = dict(inside=[], between=[], share_inside=[])
-    cells = F.pixel_unshuffle(labels.unsqueeze(1), STRIDE)
+    cells = F.pixel_unshuffle(labels.unsqueeze(1), network.task.vertex)
     owner = torch.where((cells == 1).any(1), 1, 2 * (cells == 2).any(1)).flatten(1)
     with recorded(network.eval().backbone) as trees:
         network(pictures)
@@ -373,6 +383,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     changed = {name: vars(args)[name] for name in CHANGES if vars(args)[name]}
     task = replace(TASKS[args.task], **changed)
+    if STRIDE % task.enlarge:
+        raise UserError(f'--enlarge must divide {STRIDE}, the stride of the network, got {task.enlarge}')
     if args.size:
         task = replace(task, sizes={args.size: task.sizes[TASKS[args.task].size]})
     if args.quick:

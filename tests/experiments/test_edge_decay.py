@@ -12,6 +12,7 @@ from experiments import scans
 from grootv.errors import UserError
 from grootv.models import GrootV
 from grootv.ops import build_tree, tree_edge_distance, tree_scan
+from grootv.visualization.blocks import recorded
 
 ARCH = dict(embed_dims=8, depths=[1, 1, 1, 1])
 
@@ -95,7 +96,7 @@ def test_recall_is_counted_by_distance():
 @pytest.mark.parametrize('name', edge_decay.TASKS)
 def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, few_stamps):
     task = edge_decay.TASKS[name]
-    small = task.size if task.size < 64 else 64
+    small = min(task.size, 64 if task.dense else 32)
     sizes = {small: 4, 2 * small: 2} if task.dense else {small: 4}
     small_task = dataclasses.replace(task, size=small, sizes=sizes, blocks=1, width=4)
     monkeypatch.setitem(edge_decay.TASKS, name, small_task)
@@ -115,6 +116,23 @@ def test_every_task_from_scenes_to_page(name, tmp_path, monkeypatch, few_stamps)
     before = [path.stat().st_mtime_ns for path in sorted(work.rglob('*.json'))]
     edge_decay.main(arguments)  # nothing is repeated
     assert [path.stat().st_mtime_ns for path in sorted(work.rglob('*.json'))] == before
+
+
+@pytest.mark.parametrize(('enlarge', 'vertices'), [(1, 8 * 12), (2, 16 * 24), (4, 32 * 48)])
+def test_vertices_of_an_enlarged_picture_are_smaller(enlarge, vertices):
+    task = dataclasses.replace(edge_decay.TASKS['tracing'], width=8, blocks=1, enlarge=enlarge)
+    network, picture = edge_decay.Network(task), torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    labels = torch.zeros(1, 32, 48, dtype=torch.uint8)
+    labels[:, 8:20, 8:20] = 1
+    with recorded(network.eval().backbone) as trees:
+        assert network(picture).shape == (1, 3, 32, 48)
+    assert [block.tree.parent.shape[1] for block in trees.values()] == [vertices]
+    assert 0 < edge_decay.edges(network, picture, labels)['share_inside'][0] < 1
+
+
+def test_enlarging_divides_the_stride(tmp_path):
+    with pytest.raises(UserError, match='--enlarge must divide 4, the stride of the network, got 3'):
+        edge_decay.main(['tracing', '--enlarge', '3', '--work-dir', str(tmp_path)])
 
 
 @pytest.mark.parametrize(
