@@ -116,12 +116,20 @@ class Task:
 
 TASKS = {
     'tracing': Task('Curve tracing', curves.tracing_scene, 64, {64: 1000, 128: 300, 256: 100}, classes=3),
-    'pathfinder-32': Task(
-        'Pathfinder, 32 px', curves.pathfinder_scene, 32, {32: 2000}, classes=2, dense=False, enlarge=STRIDE
-    ),
-    'pathfinder-64': Task(
-        'Pathfinder, 64 px', curves.pathfinder_scene, 64, {64: 2000}, classes=2, dense=False, enlarge=STRIDE
-    ),
+    **{
+        f'pathfinder-{size}': Task(
+            f'Pathfinder, {size} px',
+            curves.pathfinder_scene,
+            size,
+            {size: 2000},
+            classes=2,
+            dense=False,
+            enlarge=STRIDE,
+            steps=10_000,
+            scenes=40_000,
+        )
+        for size in (32, 64)
+    },
     'clicks': Task(
         'Click to segment photographs',
         stamps.click_scene,
