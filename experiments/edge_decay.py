@@ -312,7 +312,8 @@ def page(rows: tables.Rows) -> list[str]:
     task, some = TASKS[rows[0]['task']], by_arm(rows)
     measured = 'IoU of class 1' if task.dense else 'accuracy'
     seeds = ' to '.join(map(str, sorted({len(own) for own in some.values()})))
-    lines = ['', f'{measured}, mean and standard deviation over {seeds} seeds.']
+    over = 'one seed' if seeds == '1' else f'mean and standard deviation over {seeds} seeds'
+    lines = ['', f'{measured}, {over}.']
     commits = sorted({row.get('trained_at', 'not recorded') for row in rows})
     lines += ['', f'Commits of the trainings: {", ".join(commits)}.']
     shown, turned = [], []
