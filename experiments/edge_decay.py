@@ -65,6 +65,7 @@ VARIANTS = {
     'four trees, edge': dict(trees=4, **EDGE),
     'four trees': dict(trees=4),
     'edge from 0.1': dict(start=0.1, **EDGE),
+    'edge from 0.3': dict(start=0.3, **EDGE),
     'edge from 4': dict(start=4.0, **EDGE),
     'edge alone': dict(edge_alone=True, **EDGE),
     'edge alone, diagonals': dict(path='diagonals', edge_alone=True, **EDGE),
