@@ -57,6 +57,8 @@ ARMS = {
     'no scan': dict(roots='none'),
 }
 VARIANTS = {
+    'euclidean': dict(metric='euclidean'),
+    'manhattan': dict(metric='manhattan'),
     'euclidean, edge': dict(metric='euclidean', **EDGE),
     'manhattan, edge': dict(metric='manhattan', **EDGE),
     'projected, edge': dict(projected=True, **EDGE),

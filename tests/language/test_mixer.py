@@ -85,7 +85,7 @@ def test_trees_outputs_and_gradients_are_those_of_the_definition(grown, causal, 
 
 @pytest.mark.parametrize('bias', [False, True])
 def test_scale_0_is_mamba(grown, bias):
-    # Not bit for bit: the order of the sums in a product of matrices depends on their layout and on the processor.
+    # Not bit for bit: the order of sums in a product of matrices depends on their layout and the processor.
     tolerance = dict(atol=2e-5, rtol=1e-4)
     plain = mamba(use_bias=bias, use_conv_bias=bias)
     tree = use_tree_scan(copy.deepcopy(plain), scale=0)
