@@ -11,10 +11,8 @@ import argparse
 import hashlib
 import inspect
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -410,18 +408,9 @@ def main(argv: list[str] | None = None) -> None:
         data(args.task, size, count, 'test', work_dir)
     todo = [(arm, seed) for seed in range(args.seeds) for arm in args.arms]
     commit = measure.commit()  # of the code that this process has loaded
-    with ProcessPoolExecutor(args.jobs) as pool:
-        runs = [
-            pool.submit(run, args.task, arm, seed, work_dir, (ARMS | VARIANTS)[arm], task, commit)
-            for arm, seed in todo
-        ]
-        try:
-            for one in runs:
-                record.add(task=args.task, size=task.size, **one.result())
-        except BaseException:  # a signal, or a run that failed: the others end too
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            raise
+    runs = [(args.task, arm, seed, work_dir, (ARMS | VARIANTS)[arm], task, commit) for arm, seed in todo]
+    for row in measure.in_processes(args.jobs, run, runs):
+        record.add(task=args.task, size=task.size, **row)
     print('edge_decay:', *tables.write(path))
 
 

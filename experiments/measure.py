@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -178,6 +178,22 @@ def commit(root: Path = ROOT) -> str:
     difference = [*git, 'diff', '--quiet', 'HEAD', '--', '.', ':!experiments/results']
     changed = name and subprocess.run(difference, capture_output=True).returncode == 1
     return (name or 'unknown') + '-dirty' * bool(changed)
+
+
+def in_processes(jobs: int, run: Callable, todo: Iterable[Sequence]) -> Iterator:
+    """Results of ``run`` for the arguments of each item, in their order, ``jobs`` at a time in processes.
+
+    A signal, or a run that fails, ends the others too, and what they raised is raised.
+    """
+    with ProcessPoolExecutor(jobs) as pool:
+        runs = [pool.submit(run, *arguments) for arguments in todo]
+        try:
+            for one in runs:
+                yield one.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
 
 
 def peak_memory(make: Callable, device: str, warm_up: dict, **arguments) -> int | str:

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -111,9 +110,10 @@ class Network(nn.Module):
 def windows(texts: list[str], tokenizer: Any, stride: int) -> Tensor:
     """Windows (N, WINDOW) of the texts in a row, end-of-text after each."""
     ids = tokenizer(texts, add_special_tokens=False).input_ids
-    return torch.tensor([i for text in ids for i in (*text, tokenizer.eos_token_id)]).unfold(
-        0, WINDOW, stride
-    )
+    stream = torch.tensor([i for text in ids for i in (*text, tokenizer.eos_token_id)])
+    if len(stream) < WINDOW:
+        raise UserError(f'token_metrics: the texts of a side have {WINDOW} tokens or more, got {len(stream)}')
+    return stream.unfold(0, WINDOW, stride)
 
 
 def run(arm: str, seed: int, model: Path, data: Path, quick: bool) -> dict:
@@ -189,11 +189,9 @@ def main(argv: list[str] | None = None) -> None:
         if not folder.is_dir():
             raise UserError(f'token_metrics: {folder} does not exist: the first lines of this file make it')
     record = measure.Record('token_metrics', measure.record_path(parser, args.out), args.quick)
-    runs = itertools.product(args.arms, range(args.seeds))
-    with ProcessPoolExecutor(args.jobs) as pool:
-        found = [pool.submit(run, arm, seed, args.model, args.data, args.quick) for arm, seed in runs]
-        for one in found:
-            record.add(**one.result())
+    runs = itertools.product(args.arms, range(args.seeds), [args.model], [args.data], [args.quick])
+    for row in measure.in_processes(args.jobs, run, runs):
+        record.add(**row)
     print('token_metrics:', *tables.write(args.out))
 
 

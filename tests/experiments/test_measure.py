@@ -1,5 +1,6 @@
 """The helper of all experiments: command line, clock, memory, records, tables."""
 
+import multiprocessing
 import time
 
 import measure
@@ -65,3 +66,18 @@ def test_pages_are_made_from_their_records():
     assert len(tables.records()) >= 7
     for path in tables.records():
         assert tables.page_of(path).read_text() == tables.text(path), path
+
+
+def fail_or_wait(seconds: float) -> float:
+    if seconds < 0:
+        raise ValueError(f'seconds are 0 or more, got {seconds}')
+    time.sleep(seconds)
+    return seconds
+
+
+def test_runs_come_in_their_order_and_a_failure_ends_the_others():
+    assert list(measure.in_processes(2, fail_or_wait, [(0.2,), (0.0,)])) == [0.2, 0.0]
+    start = time.monotonic()
+    with pytest.raises(ValueError, match='got -1'):
+        list(measure.in_processes(2, fail_or_wait, [(-1,), (60,), (60,)]))
+    assert time.monotonic() - start < 30 and not multiprocessing.active_children()

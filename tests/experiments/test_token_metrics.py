@@ -4,6 +4,7 @@ import token_metrics
 import torch
 
 from grootv import ops
+from grootv.errors import UserError
 from tests.language.tiny import mamba, tokens, write_model
 
 
@@ -48,6 +49,12 @@ def test_predictions_depend_on_what_comes_before_alone():
         other[0, changed] = other[0, changed] % 40 + 1
         differs = (network(first) != network(other)).any(1)[0]
         assert differs.tolist() == [changed < 8 + number for number in range(8)]
+
+
+def test_too_few_texts_are_refused(tmp_path):
+    tokenizer = token_metrics.load_tokenizer(write_model(tmp_path / 'model'))
+    with pytest.raises(UserError, match='256 tokens or more, got 2'):
+        token_metrics.windows(['a'], tokenizer, 16)
 
 
 def test_from_texts_to_page(tmp_path):
